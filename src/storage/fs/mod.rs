@@ -1,0 +1,7 @@
+//! x
+#[derive(Debug)]
+/// x
+pub struct FsStorage;
+#[derive(Debug)]
+/// x
+pub struct FsStorageBuilder;

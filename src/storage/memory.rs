@@ -1,0 +1,245 @@
+//! Resources in this process's memory, up to a cap.
+
+use std::collections::BTreeMap;
+use std::future::{Ready, ready};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, State, Storage, check_range, stream};
+use crate::error::{ErrorKind, Result};
+use crate::key::Key;
+
+/// The size of one block of a resource's bytes. A resource shorter than this takes what it needs.
+const BLOCK: usize = 64 * 1024;
+
+/// Resources in memory: for tests, for caches, for what needs to live no longer than the process.
+///
+/// All resources together hold at most the cap of bytes; an append over it fails with
+/// [`Full`](ErrorKind::Full). Nothing is ever evicted: [`delete`](Storage::delete) what is no longer needed.
+///
+/// Clones share one store.
+#[derive(Clone, Debug)]
+pub struct MemoryStorage {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    cap: u64,
+    used: u64,
+    resources: BTreeMap<Key, Resource>,
+    /// Told to each appender as it opens; a resource knows its current one.
+    next_lease: u64,
+}
+
+#[derive(Debug)]
+struct Resource {
+    life: Life,
+    len: u64,
+    state: State,
+    modified: SystemTime,
+    /// All of `BLOCK` bytes.
+    full: Vec<Bytes>,
+    last: BytesMut,
+    lease: Option<u64>,
+    /// Whether it was there before the current appender opened it, or has been written since.
+    real: bool,
+}
+
+impl Resource {
+    fn stat(&self) -> Stat {
+        let state = if self.lease.is_some() { State::Live } else { self.state };
+        Stat::new(self.life, self.len, state).modified(Some(self.modified))
+    }
+
+    fn push(&mut self, mut data: &[u8]) {
+        self.len += data.len() as u64;
+        while !data.is_empty() {
+            let (now, later) = data.split_at(data.len().min(BLOCK - self.last.len()));
+            self.last.extend_from_slice(now);
+            if self.last.len() == BLOCK {
+                self.full.push(std::mem::take(&mut self.last).freeze());
+            }
+            data = later;
+        }
+    }
+
+    /// The pieces of a range, shared where they are in full blocks.
+    fn slices(&self, range: Range<u64>) -> Vec<Bytes> {
+        let mut pieces = Vec::new();
+        let mut at = range.start as usize;
+        let end = range.end as usize;
+        while at < end {
+            let (block, offset) = (at / BLOCK, at % BLOCK);
+            let take = (end - at).min(BLOCK - offset);
+            pieces.push(match self.full.get(block) {
+                Some(full) => full.slice(offset..offset + take),
+                None => Bytes::copy_from_slice(&self.last[offset..offset + take]),
+            });
+            at += take;
+        }
+        pieces
+    }
+}
+
+impl MemoryStorage {
+    /// An empty store that holds at most `cap` bytes.
+    pub fn new(cap: u64) -> Self {
+        let inner = Inner { cap, used: 0, resources: BTreeMap::new(), next_lease: 0 };
+        Self { inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// How many bytes all resources hold now.
+    pub fn used(&self) -> u64 {
+        self.lock().used
+    }
+
+    /// No code of ours panics under this lock, and what it guards is whole between any two statements that might.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Storage for MemoryStorage {
+    type Appender = MemoryAppend;
+
+    async fn open(&self, key: &Key, how: Open) -> Result<MemoryAppend> {
+        let fresh = Life::random()?;
+        let mut inner = self.lock();
+        let lease = inner.next_lease;
+        inner.next_lease += 1;
+        let resource = match inner.resources.get_mut(key) {
+            Some(resource) => {
+                match (resource.lease, how) {
+                    (Some(_), Open::Create | Open::Continue) => return Err(ErrorKind::Busy.into()),
+                    (None, Open::Create) => return Err(ErrorKind::Exists.into()),
+                    _ if resource.state == State::Sealed => return Err(ErrorKind::Sealed.into()),
+                    _ => resource.lease = Some(lease),
+                }
+                resource
+            }
+            None => inner.resources.entry(key.clone()).or_insert(Resource {
+                life: fresh,
+                len: 0,
+                state: State::Interrupted,
+                modified: SystemTime::now(),
+                full: Vec::new(),
+                last: BytesMut::new(),
+                lease: Some(lease),
+                real: false,
+            }),
+        };
+        let stat = resource.stat();
+        Ok(MemoryAppend { storage: self.clone(), key: key.clone(), lease, stat })
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
+        Ok(self.lock().resources.get(key).map(Resource::stat))
+    }
+
+    async fn read(&self, key: &Key, life: Life, range: Range<u64>) -> Result<ByteStream> {
+        let inner = self.lock();
+        let resource = inner.resources.get(key).filter(|r| r.life == life).ok_or(ErrorKind::NotFound)?;
+        check_range(&range, resource.len)?;
+        Ok(Box::pin(stream::iter(resource.slices(range).into_iter().map(Ok))))
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        let mut inner = self.lock();
+        let gone = inner.resources.remove(key).ok_or(ErrorKind::NotFound)?;
+        inner.used -= gone.len;
+        Ok(())
+    }
+
+    fn list(&self, prefix: &str) -> EntryStream {
+        let inner = self.lock();
+        let found = inner.resources.iter().filter(|(key, _)| key.as_str().starts_with(prefix));
+        Box::pin(stream::iter(found.map(|(key, r)| Ok((key.clone(), r.stat()))).collect::<Vec<_>>()))
+    }
+}
+
+/// The appender of a resource in memory.
+#[derive(Debug)]
+pub struct MemoryAppend {
+    storage: MemoryStorage,
+    key: Key,
+    lease: u64,
+    stat: Stat,
+}
+
+/// The resource, if this lease still holds it.
+fn held<'a>(inner: &'a mut Inner, key: &Key, lease: u64) -> Result<&'a mut Resource> {
+    inner.resources.get_mut(key).filter(|r| r.lease == Some(lease)).ok_or_else(|| ErrorKind::Fenced.into())
+}
+
+impl MemoryAppend {
+    fn release(&mut self, end: Option<End>) -> Result<Stat> {
+        let storage = self.storage.clone();
+        let mut inner = storage.lock();
+        let resource = held(&mut inner, &self.key, self.lease)?;
+        resource.lease = None;
+        let untouched = resource.len == self.stat.len && !matches!(end, Some(End::Finished | End::Sealed));
+        if let Some(end) = end.filter(|_| !untouched) {
+            resource.state = end.state();
+            resource.real = true;
+        }
+        let stat = resource.stat();
+        if !resource.real {
+            inner.resources.remove(&self.key);
+        }
+        Ok(stat)
+    }
+}
+
+impl Append for MemoryAppend {
+    type Sync = Ready<Result<u64>>;
+
+    fn stat(&self) -> Stat {
+        let mut inner = self.storage.lock();
+        match held(&mut inner, &self.key, self.lease) {
+            Ok(resource) => resource.stat(),
+            Err(_) => self.stat.clone(),
+        }
+    }
+
+    async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
+        let more: u64 = data.iter().map(|d| d.len() as u64).sum();
+        let mut inner = self.storage.lock();
+        let (used, cap) = (inner.used, inner.cap);
+        let resource = held(&mut inner, &self.key, self.lease)?;
+        if used.saturating_add(more) > cap {
+            return Err(ErrorKind::Full.into());
+        }
+        for data in data {
+            resource.push(data);
+        }
+        if more > 0 {
+            resource.modified = SystemTime::now();
+            resource.state = State::Interrupted;
+            resource.real = true;
+        }
+        let len = resource.len;
+        inner.used += more;
+        Ok(len)
+    }
+
+    /// Memory has no power to lose: what is committed is all there is.
+    fn sync(&self) -> Self::Sync {
+        let mut inner = self.storage.lock();
+        ready(held(&mut inner, &self.key, self.lease).map(|r| r.len))
+    }
+
+    async fn finish(mut self, end: End) -> Result<Stat> {
+        self.release(Some(end))
+    }
+}
+
+impl Drop for MemoryAppend {
+    fn drop(&mut self) {
+        // After a finish or a fence the lease is no longer ours, and this does nothing.
+        let _ = self.release(None);
+    }
+}

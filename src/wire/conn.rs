@@ -1,0 +1,274 @@
+//! A WebSocket connection: events in, frames out, one task.
+
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+use super::frame::{Breach, Decoder, Event, Kind, Role, apply_mask, close_payload, put_header};
+use super::pieces::Pieces;
+
+/// Reads go through the stack in this size, so that an idle connection holds no buffer.
+const SMALL_READ: usize = 4 * 1024;
+/// Once a small read came back full there is more where it came from.
+const LARGE_READ: usize = 64 * 1024;
+
+/// What the peer did.
+#[derive(Debug)]
+pub(crate) enum Inbound {
+    /// A piece of a message.
+    Data { payload: Bytes, end: bool },
+    /// It answered a ping.
+    Pong,
+    /// It closes, with this code if it gave one. The caller answers with [`Conn::close`].
+    Close(Option<u16>),
+    /// It broke the protocol. The caller closes with this code.
+    Breach { code: u16, reason: Cow<'static, str> },
+    /// It closed its side without a close frame; cleanly if that cut no message.
+    Eof { between_messages: bool },
+    /// The connection broke.
+    Broken(io::Error),
+}
+
+/// A whole message or anything else that a peer did: see [`Conn::poll_message`].
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// The complete messages that have arrived so far, in pieces.
+    Data(Pieces),
+    /// Anything but data.
+    Other(Inbound),
+}
+
+/// A WebSocket connection after its handshake.
+#[derive(Debug)]
+pub(crate) struct Conn<IO> {
+    io: IO,
+    role: Role,
+    decoder: Decoder,
+    inbuf: BytesMut,
+    read_large: bool,
+    out: Pieces,
+    /// Counts reads that brought anything: a sign of life.
+    heard: u64,
+    /// The message that is arriving, for those who want whole ones.
+    message: Pieces,
+    /// What came behind a batch of messages and is told next.
+    behind: Option<Inbound>,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
+    pub(crate) fn new(io: IO, role: Role, max_message: u64) -> Self {
+        Self {
+            io,
+            role,
+            decoder: Decoder::new(role, max_message),
+            inbuf: BytesMut::new(),
+            read_large: false,
+            out: Pieces::default(),
+            heard: 0,
+            message: Pieces::default(),
+            behind: None,
+        }
+    }
+
+    /// Grows whenever bytes arrive from the peer.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard
+    }
+
+    /// What is to be written; [`flush`](Self::flush) writes it.
+    pub(crate) fn out(&mut self) -> &mut Pieces {
+        &mut self.out
+    }
+
+    /// Queues a frame; a client's is masked.
+    pub(crate) fn put(&mut self, kind: Kind, payload: &[u8]) {
+        let role = self.role;
+        self.out.write_with(|buf| match role {
+            Role::Server => {
+                put_header(buf, kind, payload.len(), None);
+                buf.extend_from_slice(payload);
+            }
+            Role::Client => {
+                let mut mask = [0; 4];
+                // Masks protect caches in between, not us (RFC 6455 section 10.3): zeros are legal if all else fails.
+                let _ = getrandom::fill(&mut mask);
+                put_header(buf, kind, payload.len(), Some(mask));
+                let start = buf.len();
+                buf.extend_from_slice(payload);
+                apply_mask(&mut buf[start..], mask);
+            }
+        });
+    }
+
+    /// The next thing the peer did. Pings are answered (queued) here.
+    pub(crate) fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Poll<Inbound> {
+        loop {
+            match self.decoded() {
+                Ok(Some(inbound)) => return Poll::Ready(inbound),
+                Ok(None) => {}
+                Err(Breach { code, reason }) => return Poll::Ready(Inbound::Breach { code, reason }),
+            }
+            // A peer that pings without reading the answers must not make us gather them.
+            while !self.out.is_empty() {
+                match self.poll_flush(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Inbound::Broken(error)),
+                    Poll::Pending if self.out.len() > SMALL_READ => return Poll::Pending,
+                    Poll::Pending => break,
+                }
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) => {
+                    let between_messages = self.decoder.between_messages() && self.inbuf.is_empty();
+                    return Poll::Ready(Inbound::Eof { between_messages });
+                }
+                Ok(_) => self.heard += 1,
+                Err(error) => return Poll::Ready(Inbound::Broken(error)),
+            }
+        }
+    }
+
+    /// The next thing the peer did.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn inbound(&mut self) -> Inbound {
+        poll_fn(|cx| self.poll_inbound(cx)).await
+    }
+
+    /// All complete messages that have arrived, as one; at least one, and not many more bytes than `enough`.
+    pub(crate) fn poll_message(&mut self, cx: &mut Context<'_>, enough: usize) -> Poll<Message> {
+        let mut whole = Pieces::default();
+        loop {
+            if let Some(behind) = self.behind.take() {
+                return Poll::Ready(Message::Other(behind));
+            }
+            let next = match self.decoded() {
+                // Between messages of a batch only what is here already is taken.
+                Ok(None) if !whole.is_empty() => return Poll::Ready(Message::Data(whole)),
+                Ok(None) => ready!(self.poll_inbound(cx)),
+                Ok(Some(inbound)) => inbound,
+                Err(Breach { code, reason }) => Inbound::Breach { code, reason },
+            };
+            match next {
+                Inbound::Data { payload, end: false } => self.message.push(payload),
+                Inbound::Data { payload, end: true } => {
+                    whole.append(&mut self.message);
+                    whole.push(payload);
+                    if whole.len() >= enough {
+                        return Poll::Ready(Message::Data(whole));
+                    }
+                }
+                Inbound::Pong if !whole.is_empty() => {}
+                other if whole.is_empty() => return Poll::Ready(Message::Other(other)),
+                // What comes behind the batch is told next time.
+                other => {
+                    self.behind = Some(other);
+                    return Poll::Ready(Message::Data(whole));
+                }
+            }
+        }
+    }
+
+    /// [`poll_message`](Self::poll_message) as a future. Cancel safe.
+    pub(crate) async fn message(&mut self, enough: usize) -> Message {
+        poll_fn(|cx| self.poll_message(cx, enough)).await
+    }
+
+    /// Writes what is queued. Each step has to make progress within `stall`.
+    ///
+    /// Cancel safe: what is not written stays queued.
+    pub(crate) async fn flush(&mut self, stall: Duration) -> io::Result<()> {
+        while self.out.has_remaining() {
+            let step = poll_fn(|cx| self.poll_write_some(cx));
+            match tokio::time::timeout(stall, step).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+        self.io.flush().await
+    }
+
+    /// Ends the connection in good order: sends a close frame, waits for the peer's end, all within `patience`.
+    ///
+    /// Closing TCP with unread bytes in the socket would reset the connection and destroy what the peer has not
+    /// read yet, so whatever still arrives is read and dropped.
+    pub(crate) async fn close(mut self, code: u16, reason: &str, patience: Duration) {
+        self.put(Kind::Close, &close_payload(code, reason));
+        self.end(patience).await;
+    }
+
+    /// As [`close`](Self::close), with no close frame of its own (one is queued or was sent).
+    pub(crate) async fn end(mut self, patience: Duration) {
+        let ending = async {
+            self.flush(patience).await?;
+            self.io.shutdown().await?;
+            let mut sink = [0; 512];
+            loop {
+                let mut buf = ReadBuf::new(&mut sink);
+                poll_fn(|cx| Pin::new(&mut self.io).poll_read(cx, &mut buf)).await?;
+                if buf.filled().is_empty() {
+                    return Ok::<(), io::Error>(());
+                }
+            }
+        };
+        let _ = tokio::time::timeout(patience, pin!(ending)).await;
+    }
+
+    fn decoded(&mut self) -> Result<Option<Inbound>, Breach> {
+        while let Some(event) = self.decoder.decode(&mut self.inbuf)? {
+            match event {
+                Event::Data { payload, end } => return Ok(Some(Inbound::Data { payload, end })),
+                Event::Ping(payload) => self.put(Kind::Pong, &payload),
+                Event::Pong => return Ok(Some(Inbound::Pong)),
+                Event::Close(code) => return Ok(Some(Inbound::Close(code))),
+            }
+        }
+        Ok(None)
+    }
+
+    fn poll_write_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut slices = [io::IoSlice::new(&[]); 64];
+        let filled = self.out.chunks_vectored(&mut slices);
+        let wrote = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..filled]))?;
+        if wrote == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.out.advance(wrote);
+        Poll::Ready(Ok(wrote))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.out.has_remaining() {
+            ready!(self.poll_write_some(cx))?;
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// Reads once; 0 is the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.read_large {
+            self.inbuf.reserve(LARGE_READ);
+            let n = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbuf))?;
+            self.read_large = n >= SMALL_READ;
+            return Poll::Ready(Ok(n));
+        }
+        if self.inbuf.is_empty() {
+            self.inbuf = BytesMut::new();
+        }
+        let mut small = [0; SMALL_READ];
+        let mut buf = ReadBuf::new(&mut small);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
+        let filled = buf.filled();
+        self.inbuf.extend_from_slice(filled);
+        self.read_large = filled.len() == SMALL_READ;
+        Poll::Ready(Ok(filled.len()))
+    }
+}

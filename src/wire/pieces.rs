@@ -1,0 +1,134 @@
+//! Bytes in pieces, ready for one vectored write, and never many more pieces than bytes are worth.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// Pieces smaller than this are copied together: cheaper than a slice each, and a small slice can't keep a large
+/// buffer alive.
+const SMALL: usize = 8 * 1024;
+
+/// A queue of bytes that copies small pieces and shares large ones.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    done: VecDeque<Bytes>,
+    open: BytesMut,
+    len: usize,
+}
+
+impl Pieces {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn push(&mut self, piece: Bytes) {
+        self.len += piece.len();
+        if piece.len() < SMALL {
+            self.open.extend_from_slice(&piece);
+        } else {
+            self.seal();
+            self.done.push_back(piece);
+        }
+    }
+
+    /// Appends through `write`, which may only add to the buffer it is given.
+    pub(crate) fn write_with(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let before = self.open.len();
+        write(&mut self.open);
+        self.len += self.open.len() - before;
+    }
+
+    /// Adds another queue's pieces behind these.
+    pub(crate) fn append(&mut self, other: &mut Pieces) {
+        for piece in other.take_all() {
+            self.push(piece);
+        }
+    }
+
+    /// Takes everything out.
+    pub(crate) fn take_all(&mut self) -> Vec<Bytes> {
+        self.seal();
+        self.len = 0;
+        std::mem::take(&mut self.done).into()
+    }
+
+    fn seal(&mut self) {
+        if !self.open.is_empty() {
+            let open = self.open.split().freeze();
+            self.done.push_back(open);
+        }
+    }
+}
+
+impl Buf for Pieces {
+    fn remaining(&self) -> usize {
+        self.len
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.done.front().map_or(&self.open[..], |piece| &piece[..])
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        assert!(count <= self.len, "advanced past the end");
+        self.len -= count;
+        while let Some(front) = self.done.front_mut() {
+            if count < front.len() {
+                front.advance(count);
+                return;
+            }
+            count -= front.len();
+            self.done.pop_front();
+        }
+        self.open.advance(count);
+        if self.len == 0 {
+            // An idle connection keeps no buffer.
+            self.open = BytesMut::new();
+            self.done = VecDeque::new();
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, out: &mut [IoSlice<'a>]) -> usize {
+        let open = (!self.open.is_empty()).then_some(&self.open[..]);
+        let pieces = self.done.iter().map(|piece| &piece[..]).chain(open);
+        let mut filled = 0;
+        for (slot, piece) in out.iter_mut().zip(pieces) {
+            *slot = IoSlice::new(piece);
+            filled += 1;
+        }
+        filled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_order_and_bounds_the_count() {
+        let mut pieces = Pieces::default();
+        let mut expected = Vec::new();
+        for i in 0..50_000u32 {
+            let size = if i % 5000 == 0 { SMALL + i as usize } else { (i % 3) as usize };
+            let piece = Bytes::from(vec![i as u8; size]);
+            expected.extend_from_slice(&piece);
+            pieces.push(piece);
+        }
+        assert_eq!(pieces.len(), expected.len());
+        let mut slices = [IoSlice::new(&[]); 64];
+        assert!(pieces.chunks_vectored(&mut slices) <= 21);
+        let mut got = Vec::new();
+        while pieces.has_remaining() {
+            let take = pieces.chunk().len().min(777);
+            got.extend_from_slice(&pieces.chunk()[..take]);
+            pieces.advance(take);
+        }
+        assert!(got == expected);
+        assert!(pieces.is_empty() && pieces.take_all().is_empty());
+    }
+}

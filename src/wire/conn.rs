@@ -82,6 +82,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         self.heard
     }
 
+    /// Whether the peer stands between two messages, so that an end here cuts nothing.
+    pub(crate) fn between_messages(&self) -> bool {
+        self.decoder.between_messages()
+    }
+
     /// What is to be written; [`flush`](Self::flush) writes it.
     pub(crate) fn out(&mut self) -> &mut Pieces {
         &mut self.out
@@ -126,7 +131,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             }
             match ready!(self.poll_fill(cx)) {
                 Ok(0) => {
-                    let between_messages = self.decoder.between_messages() && self.inbuf.is_empty();
+                    let between_messages = self.between_messages() && self.inbuf.is_empty();
                     return Poll::Ready(Inbound::Eof { between_messages });
                 }
                 Ok(_) => self.heard += 1,

@@ -8,6 +8,8 @@ use bytes::{Buf, Bytes, BytesMut};
 /// Pieces smaller than this are copied together: cheaper than a slice each, and a small slice can't keep a large
 /// buffer alive.
 const SMALL: usize = 8 * 1024;
+/// Small pieces are gathered up to about this size.
+const GATHER: usize = 32 * 1024;
 
 /// A queue of bytes that copies small pieces and shares large ones.
 #[derive(Debug, Default)]
@@ -27,13 +29,55 @@ impl Pieces {
     }
 
     pub(crate) fn push(&mut self, piece: Bytes) {
-        self.len += piece.len();
         if piece.len() < SMALL {
-            self.open.extend_from_slice(&piece);
+            self.push_small(&piece);
         } else {
+            self.len += piece.len();
             self.seal();
             self.done.push_back(piece);
         }
+    }
+
+    fn push_small(&mut self, piece: &[u8]) {
+        if self.open.len() >= GATHER {
+            self.seal();
+        }
+        self.len += piece.len();
+        self.open.extend_from_slice(piece);
+    }
+
+    /// Adds what these pieces hold from `start` to `end` to another queue.
+    pub(crate) fn copy_range(&self, mut start: usize, mut end: usize, into: &mut Pieces) {
+        for piece in &self.done {
+            if end == 0 {
+                return;
+            }
+            let (from, to) = (start.min(piece.len()), end.min(piece.len()));
+            if to - from >= SMALL {
+                into.push(piece.slice(from..to));
+            } else if from < to {
+                into.push_small(&piece[from..to]);
+            }
+            start -= from;
+            end -= to;
+        }
+        if start < end {
+            into.push_small(&self.open[start..end]);
+        }
+    }
+
+    /// Drops whole pieces from the front until no more than `cap` bytes are left, and says how many went.
+    pub(crate) fn trim(&mut self, cap: usize) -> usize {
+        let mut dropped = 0;
+        while self.len > cap {
+            let front = match self.done.pop_front() {
+                Some(front) => front.len(),
+                None => std::mem::take(&mut self.open).len(),
+            };
+            self.len -= front;
+            dropped += front;
+        }
+        dropped
     }
 
     /// Appends through `write`, which may only add to the buffer it is given.

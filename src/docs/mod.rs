@@ -1,0 +1,8 @@
+//! Pages.
+pub mod mounting {
+    //! m
+}
+/// x
+pub mod surviving {
+    //! Surviving.
+}

@@ -1,0 +1,113 @@
+//! A position in a resource that moves on as the resource grows. This is all that following is.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Hub, Phase, Progress, Resource};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
+use crate::storage::{ByteStream, Life, Stat, State, stream};
+use crate::wire::pieces::Pieces;
+
+/// A follower's place.
+pub(crate) struct Cursor {
+    hub: Arc<Hub>,
+    key: Key,
+    life: Life,
+    at: u64,
+    progress: watch::Receiver<Progress>,
+    /// For the tail, where this process has one.
+    resource: Option<Arc<Resource>>,
+    /// A read that goes on, and where it ends.
+    reading: Option<(ByteStream, u64)>,
+}
+
+/// What a cursor found next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Data(Pieces),
+    /// That was all, and the resource is now in this state.
+    End(State),
+    /// That is all that can be had, but not the end.
+    Cut(ErrorKind),
+}
+
+impl Cursor {
+    pub(super) fn live(hub: &Arc<Hub>, resource: &Arc<Resource>) -> Self {
+        let progress = resource.progress.subscribe();
+        let (key, life) = (resource.key.clone(), resource.life);
+        Self::new(Arc::clone(hub), key, life, progress, Some(Arc::clone(resource)))
+    }
+
+    /// A cursor over a resource that nobody appends to.
+    pub(crate) fn at_rest(hub: &Arc<Hub>, key: &Key, stat: &Stat) -> Self {
+        let (_, progress) = watch::channel(Progress { len: stat.len, phase: Phase::Ended(stat.state) });
+        Self::new(Arc::clone(hub), key.clone(), stat.life, progress, None)
+    }
+
+    pub(super) fn new(
+        hub: Arc<Hub>,
+        key: Key,
+        life: Life,
+        progress: watch::Receiver<Progress>,
+        resource: Option<Arc<Resource>>,
+    ) -> Self {
+        Self { hub, key, life, at: 0, progress, resource, reading: None }
+    }
+
+    pub(crate) fn life(&self) -> Life {
+        self.life
+    }
+
+    /// The committed length at this moment.
+    pub(crate) fn len(&self) -> u64 {
+        self.progress.borrow().len
+    }
+
+    /// The next bytes, as soon as there are any, or the end.
+    ///
+    /// Cancel safe: no byte is lost.
+    pub(crate) async fn next(&mut self) -> Result<Step> {
+        loop {
+            if let Some((bytes, end)) = &mut self.reading {
+                let (next, end) = (stream::next(bytes).await, *end);
+                match next {
+                    Some(Ok(bytes)) if bytes.len() as u64 <= end - self.at => {
+                        self.at += bytes.len() as u64;
+                        let mut pieces = Pieces::default();
+                        pieces.push(bytes);
+                        return Ok(Step::Data(pieces));
+                    }
+                    None if self.at == end => self.reading = None,
+                    failed => {
+                        self.reading = None;
+                        let source = match failed {
+                            Some(Err(error)) => return Err(error),
+                            _ => "the storage gave other than what was asked for",
+                        };
+                        return Err(Error::storage(source));
+                    }
+                }
+            }
+            let Progress { len, phase } = *self.progress.borrow_and_update();
+            if self.at < len {
+                let cached = self.resource.as_ref().and_then(|resource| resource.tail().get(self.at, len));
+                if let Some(pieces) = cached {
+                    self.at = len;
+                    return Ok(Step::Data(pieces));
+                }
+                self.reading = Some((self.hub.storage.read(&self.key, self.life, self.at..len).await?, len));
+                continue;
+            }
+            match phase {
+                Phase::Live => {}
+                Phase::Ended(state) => return Ok(Step::End(state)),
+                Phase::Cut(kind) => return Ok(Step::Cut(kind)),
+            }
+            if self.progress.changed().await.is_err() {
+                return Ok(Step::Cut(ErrorKind::Storage));
+            }
+        }
+    }
+}

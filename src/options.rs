@@ -1,0 +1,34 @@
+//! What a layer is configured with.
+
+use http::HeaderValue;
+
+use crate::access::{Authorize, Origins};
+use crate::intent::Rules;
+use crate::socket::Times;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) rules: Rules,
+    pub(crate) read_only: bool,
+    pub(crate) authorize: Option<Authorize>,
+    pub(crate) origins: Origins,
+    pub(crate) times: Times,
+    pub(crate) max_message: u64,
+    pub(crate) max_resource: u64,
+    pub(crate) content_type: HeaderValue,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            rules: Rules::default(),
+            read_only: false,
+            authorize: None,
+            origins: Origins::default(),
+            times: Times::default(),
+            max_message: 16 * 1024 * 1024,
+            max_resource: u64::MAX,
+            content_type: HeaderValue::from_static("text/plain; charset=utf-8"),
+        }
+    }
+}

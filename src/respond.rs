@@ -1,0 +1,70 @@
+//! The answers that every part of the layer gives.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+
+use crate::body::{OwnBody, full};
+use crate::error::Error;
+use crate::storage::{Life, State};
+
+const STREAM_STATE: HeaderName = HeaderName::from_static("stream-state");
+const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
+
+/// Says how the resource stands, as every answer about one does.
+pub(crate) fn describe(headers: &mut HeaderMap, life: Life, len: u64, state: State) {
+    headers.insert(STREAM_STATE, HeaderValue::from_static(state.as_str()));
+    headers.insert(UPLOAD_OFFSET, HeaderValue::from(len));
+    if let Ok(etag) = HeaderValue::from_str(&etag(life, len)) {
+        headers.insert(header::ETAG, etag);
+    }
+}
+
+/// The entity tag of a resource at a length: strong, since its bytes never change.
+pub(crate) fn etag(life: Life, len: u64) -> String {
+    format!("\"{life}-{len:x}\"")
+}
+
+/// A problem (RFC 9457) for a request that failed.
+pub(crate) fn problem(error: &Error) -> Response<OwnBody> {
+    let (status, kind) = (error.kind().status(), error.kind().problem());
+    if status.is_server_error() {
+        tracing::error!(%status, error = error as &dyn std::error::Error, "a request failed");
+    } else {
+        tracing::debug!(%status, error = error as &dyn std::error::Error, "a request is refused");
+    }
+    let title = status.canonical_reason().unwrap_or("Error");
+    let detail = escape(error.detail());
+    let body = format!(
+        "{{\"type\":\"urn:httpfstream:problem:{kind}\",\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}\n",
+        status.as_u16()
+    );
+    let mut response = Response::new(full(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    match status {
+        StatusCode::UPGRADE_REQUIRED => {
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
+        StatusCode::UNAUTHORIZED => {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        _ => {}
+    }
+    response
+}
+
+/// For a JSON string.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,117 @@
+//! The middleware itself.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::Empty;
+use tower::{Layer, Service};
+
+use crate::answer::answer;
+use crate::body::ResponseBody;
+use crate::error::BoxError;
+use crate::future::{ResponseFuture, Verdict};
+use crate::hub::Hub;
+use crate::intent::{Intent, Verb};
+use crate::layer::HttpFStreamLayer;
+use crate::options::Options;
+use crate::storage::Storage;
+use crate::streams::Streams;
+
+/// Intercepts the requests that append to or follow a resource, and passes all others to the inner service.
+///
+/// Made by an [`HttpFStreamLayer`], or by [`new`](HttpFStream::new) as a service of its own.
+#[derive(Clone)]
+pub struct HttpFStream<S> {
+    inner: S,
+    hub: Arc<Hub>,
+    options: Arc<Options>,
+}
+
+impl HttpFStream<NotFound> {
+    /// A service of its own, as `ServeDir` is one: what is no resource is 404, plain GET and HEAD are answered, and a
+    /// WebSocket upgrade without a verb follows.
+    ///
+    /// For more configuration: `HttpFStreamLayer::new(storage).plain_http(true).layer(NotFound)`.
+    pub fn new<T: Storage>(storage: T) -> Self {
+        HttpFStreamLayer::new(storage).plain_http(true).default_verb(Verb::Follow).layer(NotFound)
+    }
+}
+
+impl<S> HttpFStream<S> {
+    pub(crate) fn layered(inner: S, hub: Arc<Hub>, options: Arc<Options>) -> Self {
+        Self { inner, hub, options }
+    }
+
+    /// The in-process side of the same resources.
+    pub fn streams(&self) -> Streams {
+        Streams { hub: Arc::clone(&self.hub) }
+    }
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for HttpFStream<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone + Send + 'static,
+    S::Future: 'static,
+    ReqBody: Body + Send + 'static,
+    ReqBody::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody<ResBody>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let (mut head, body) = request.into_parts();
+        let intent = self.options.rules.intent(&head);
+        if matches!(intent, Intent::Pass) {
+            return ResponseFuture::inner(self.inner.call(Request::from_parts(head, body)));
+        }
+        // The one that was polled ready goes with the request, which may be its own after all.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
+        let (hub, options) = (Arc::clone(&self.hub), Arc::clone(&self.options));
+        ResponseFuture::own(Box::pin(async move {
+            match answer(&hub, &options, intent, &mut head).await {
+                Some(response) => Verdict::Ours(response),
+                None => Verdict::Theirs(inner.call(Request::from_parts(head, body))),
+            }
+        }))
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for HttpFStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpFStream")
+            .field("inner", &self.inner)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Answers everything with 404: the inner service of a standalone [`HttpFStream`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NotFound;
+
+impl<B> Service<Request<B>> for NotFound {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<B>) -> Self::Future {
+        let mut response = Response::new(Empty::new());
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        std::future::ready(Ok(response))
+    }
+}

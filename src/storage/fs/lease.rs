@@ -1,0 +1,408 @@
+//! The open resource: its file, its length, its record. Everything here blocks; callers choose where.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::Root;
+use super::path::error;
+use super::read::truncated;
+use super::record::{Kept, Record, Slot, open_name, rest_name};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
+use crate::storage::{End, Life, Stat, State};
+
+/// Files grow by allocations of at least this many bytes …
+const MIN_STEP: u64 = 64 * 1024;
+/// … and at most this many.
+const MAX_STEP: u64 = 8 * 1024 * 1024;
+
+/// One open resource. The table of leases and the appender share it; a takeover moves its core to a new one.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) root: Arc<Root>,
+    pub(super) key: Key,
+    pub(super) life: Life,
+    pub(super) inode: (u64, u64),
+    /// For readers, who need no lock.
+    pub(super) file: Arc<File>,
+    committed: AtomicU64,
+    core: Mutex<Core>,
+}
+
+/// What changes, under the lease's lock.
+#[derive(Debug)]
+pub(super) struct Core {
+    end: Option<ErrorKind>,
+    committed: u64,
+    allocated: u64,
+    can_allocate: bool,
+    /// Where a new file waits for its first byte, in the folder of new files.
+    waiting: Option<String>,
+    name_durable: bool,
+    /// Present from the first append on.
+    record: Option<Record>,
+    existed: bool,
+    /// The state before this appender, and the life that was recorded.
+    before: State,
+    recorded_life: Option<Life>,
+    id: u128,
+}
+
+/// What opening found or made.
+pub(super) struct Opened {
+    pub(super) file: File,
+    pub(super) life: Life,
+    pub(super) recorded_life: Option<Life>,
+    pub(super) id: u128,
+    pub(super) len: u64,
+    /// `None` for a new one.
+    pub(super) before: Option<State>,
+    pub(super) waiting: Option<String>,
+}
+
+impl Lease {
+    pub(super) fn new(root: Arc<Root>, key: Key, opened: Opened) -> io::Result<Self> {
+        let meta = opened.file.metadata()?;
+        let core = Core {
+            end: None,
+            committed: opened.len,
+            allocated: opened.len,
+            can_allocate: true,
+            waiting: opened.waiting,
+            name_durable: opened.before.is_some(),
+            record: None,
+            existed: opened.before.is_some(),
+            before: opened.before.unwrap_or(State::Interrupted),
+            recorded_life: opened.recorded_life,
+            id: opened.id,
+        };
+        Ok(Self {
+            root,
+            key,
+            life: opened.life,
+            inode: (meta.dev(), meta.ino()),
+            file: Arc::new(opened.file),
+            committed: AtomicU64::new(opened.len),
+            core: Mutex::new(core),
+        })
+    }
+
+    /// A later lease on the same open resource; this one is fenced. Waits for what is in flight.
+    pub(super) fn take_over(&self) -> Result<Self> {
+        let mut core = self.lock();
+        core.check()?;
+        core.end = Some(ErrorKind::Fenced);
+        Ok(Self {
+            root: Arc::clone(&self.root),
+            key: self.key.clone(),
+            life: self.life,
+            inode: self.inode,
+            file: Arc::clone(&self.file),
+            committed: AtomicU64::new(core.committed),
+            core: Mutex::new(Core {
+                end: None,
+                committed: core.committed,
+                allocated: core.allocated,
+                can_allocate: core.can_allocate,
+                waiting: core.waiting.take(),
+                name_durable: core.name_durable,
+                record: core.record.take(),
+                existed: core.existed,
+                before: core.before,
+                recorded_life: core.recorded_life,
+                id: core.id,
+            }),
+        })
+    }
+
+    /// Ends the lease from outside. Waits for what is in flight.
+    pub(super) fn fence(&self) {
+        let mut core = self.lock();
+        core.end = Some(ErrorKind::Fenced);
+        core.forget_waiting(&self.root);
+    }
+
+    pub(super) fn stat(&self) -> Stat {
+        Stat::new(self.life, self.committed.load(Ordering::Acquire), State::Live).modified(Some(SystemTime::now()))
+    }
+
+    /// An error if the file is no longer what it was: removed, or shorter.
+    pub(super) fn check_file(&self) -> Result<()> {
+        let waiting = matches!(self.core.try_lock(), Ok(core) if core.waiting.is_some());
+        let meta = self.file.metadata().map_err(error)?;
+        if !waiting && (meta.nlink() == 0 || meta.len() < self.committed.load(Ordering::Acquire)) {
+            return Err(truncated());
+        }
+        Ok(())
+    }
+
+    /// Appends here and now if that can't block for long; `None` if it might.
+    pub(super) fn append_inline(&self, data: &[Bytes], len: u64) -> Option<Result<u64>> {
+        let mut core = match self.core.try_lock() {
+            Ok(core) => core,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        core.record.is_some().then(|| self.append_locked(&mut core, data, len))
+    }
+
+    pub(super) fn append(&self, data: &[Bytes], len: u64) -> Result<u64> {
+        let mut core = self.lock();
+        self.append_locked(&mut core, data, len)
+    }
+
+    fn append_locked(&self, core: &mut Core, data: &[Bytes], len: u64) -> Result<u64> {
+        core.check()?;
+        if len == 0 {
+            return Ok(core.committed);
+        }
+        let written = self.touch(core).and_then(|()| self.write(core, data, len));
+        match written {
+            Ok(()) => {
+                core.committed += len;
+                self.committed.store(core.committed, Ordering::Release);
+                Ok(core.committed)
+            }
+            Err(failed) => {
+                // Nothing of a failed write may stay: it was not committed.
+                let cut = match self.file.metadata() {
+                    Ok(meta) if meta.len() > core.committed => self.file.set_len(core.committed).is_ok(),
+                    Ok(meta) => meta.len() == core.committed && meta.nlink() + u64::from(core.waiting.is_some()) > 0,
+                    Err(_) => false,
+                };
+                if failed.kind() != ErrorKind::Full || !cut {
+                    core.end = Some(ErrorKind::Poisoned);
+                }
+                core.allocated = core.committed;
+                Err(failed)
+            }
+        }
+    }
+
+    fn write(&self, core: &mut Core, data: &[Bytes], len: u64) -> Result<()> {
+        let meta = self.file.metadata().map_err(error)?;
+        if meta.len() != core.committed || meta.nlink() == 0 {
+            return Err(truncated());
+        }
+        core.allocate(&self.file, len)?;
+        let mut slices: Vec<IoSlice<'_>> = data.iter().filter(|d| !d.is_empty()).map(|d| IoSlice::new(d)).collect();
+        let mut slices = &mut slices[..];
+        let mut at = core.committed;
+        while !slices.is_empty() {
+            match write_at(&self.file, slices, at) {
+                Ok(0) => return Err(error(io::ErrorKind::WriteZero.into())),
+                Ok(n) => {
+                    at += n as u64;
+                    IoSlice::advance_slices(&mut slices, n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(error(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Before the first byte: the record, durably, and a new file gets its name.
+    fn touch(&self, core: &mut Core) -> Result<()> {
+        if core.record.is_some() {
+            return Ok(());
+        }
+        let slot = Slot {
+            kept: Kept::Open,
+            life: core.recorded_life,
+            len: core.committed,
+            durable: core.committed,
+            boot: self.root.boot,
+            existed: core.existed,
+        };
+        let name = open_name(&self.key);
+        let mut record = Record::create(&self.root.records, &name, &self.key, core.id, slot).map_err(error)?;
+        if let Some(waiting) = core.waiting.take() {
+            if let Err(failed) = self.root.top.link(&self.root.new, &waiting, &self.key) {
+                core.waiting = Some(waiting);
+                let _ = self.root.records.remove_file(&name);
+                return Err(error(failed));
+            }
+            let _ = self.root.new.remove_file(&waiting);
+        }
+        record.slot.durable = core.committed;
+        core.record = Some(record);
+        Ok(())
+    }
+
+    /// Makes what is committed now durable, then says so in the record.
+    pub(super) fn sync(&self) -> Result<u64> {
+        let (committed, name_durable) = {
+            let core = self.lock();
+            core.check()?;
+            if core.record.is_none() {
+                return Ok(core.committed);
+            }
+            (core.committed, core.name_durable)
+        };
+        let syncing = self.root.syncing();
+        let synced = self.file.sync_data().and_then(|()| match name_durable {
+            true => Ok(()),
+            false => self.root.top.sync_parent(&self.key),
+        });
+        drop(syncing);
+        let mut core = self.lock();
+        // Whoever took over, or deleted, has the record now.
+        core.check()?;
+        core.name_durable = true;
+        let synced = synced.and_then(|()| match &mut core.record {
+            Some(record) if record.slot.durable < committed => {
+                let slot = Slot { durable: committed, ..record.slot };
+                record.write(slot)
+            }
+            _ => Ok(()),
+        });
+        synced.map(|()| committed).map_err(|failed| {
+            // The kernel marks what it failed to write as clean: no retry could be believed.
+            core.end = Some(ErrorKind::Poisoned);
+            error(failed)
+        })
+    }
+
+    /// Ends the lease.
+    pub(super) fn finish(&self, end: End) -> Result<Stat> {
+        let mut core = self.lock();
+        core.check()?;
+        let untouched = core.record.is_none();
+        if untouched && end == End::Interrupted {
+            core.end = Some(ErrorKind::Fenced);
+            core.forget_waiting(&self.root);
+            return Ok(Stat::new(self.life, core.committed, core.before));
+        }
+        if untouched && core.existed && core.before == end.state() {
+            core.end = Some(ErrorKind::Fenced);
+            return Ok(Stat::new(self.life, core.committed, core.before));
+        }
+        let finished = self.finish_locked(&mut core, end);
+        core.end = Some(if finished.is_ok() { ErrorKind::Fenced } else { ErrorKind::Poisoned });
+        finished.map_err(error)?;
+        let modified = self.file.metadata().and_then(|meta| meta.modified()).ok();
+        Ok(Stat::new(self.life, core.committed, end.state()).modified(modified))
+    }
+
+    fn finish_locked(&self, core: &mut Core, end: End) -> io::Result<()> {
+        let root = &*self.root;
+        self.touch(core).map_err(io::Error::other)?;
+        let meta = self.file.metadata()?;
+        if meta.len() < core.committed || meta.nlink() == 0 {
+            return Err(io::Error::other("the file was changed or removed by somebody else"));
+        }
+        // Also gives back what was allocated ahead.
+        self.file.set_len(core.committed)?;
+        self.file.sync_all()?;
+        if !core.name_durable {
+            root.top.sync_parent(&self.key)?;
+            core.name_durable = true;
+        }
+        let (open, rest) = (open_name(&self.key), rest_name(&self.key));
+        if end == End::Finished && core.recorded_life.is_none() {
+            // Plainly finished: nothing needs to be remembered. The older record goes first, so that a crash in
+            // between finds an open one.
+            root.records.remove_file(&rest)?;
+            root.records.remove_file(&open)?;
+        } else {
+            let Some(record) = &mut core.record else { return Ok(()) };
+            let slot =
+                Slot { kept: Kept::Rest(end.state()), len: core.committed, durable: core.committed, ..record.slot };
+            record.write(slot)?;
+            root.records.rename(&open, &rest)?;
+        }
+        root.records.sync()
+    }
+
+    /// The appender is gone without an end: what it never used is removed. The record stays, and tells.
+    pub(super) fn release(&self) {
+        let mut core = self.lock();
+        core.end.get_or_insert(ErrorKind::Fenced);
+        core.forget_waiting(&self.root);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        // A panic in here leaves the length as it was, which is what counts.
+        self.core.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Core {
+    fn check(&self) -> Result<()> {
+        self.end.map_or(Ok(()), |kind| Err(kind.into()))
+    }
+
+    fn forget_waiting(&mut self, root: &Arc<Root>) {
+        let Some(waiting) = self.waiting.take() else { return };
+        let root = Arc::clone(root);
+        let remove = move || {
+            let _ = root.new.remove_file(&waiting);
+        };
+        // Also called where an appender is dropped, which must not block.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
+    }
+
+    /// Allocates ahead, so that a full disk strikes before anything is written.
+    fn allocate(&mut self, file: &File, more: u64) -> Result<()> {
+        let end = self.committed + more;
+        if !self.can_allocate || end <= self.allocated {
+            return Ok(());
+        }
+        let step = (self.committed / 4).clamp(MIN_STEP, MAX_STEP);
+        let upto = end.next_multiple_of(step);
+        let mut allocated = allocate(file, self.allocated, upto - self.allocated).map(|()| upto);
+        if matches!(&allocated, Err(e) if e.kind() == io::ErrorKind::StorageFull) {
+            // Not enough for a step ahead may still be enough for this.
+            allocated = allocate(file, self.allocated, end - self.allocated).map(|()| end);
+        }
+        match allocated {
+            Ok(upto) => self.allocated = upto,
+            Err(failed) if error_is_full(&failed) => return Err(Error::new(ErrorKind::Full).with_source(failed)),
+            Err(_) => self.can_allocate = false,
+        }
+        Ok(())
+    }
+}
+
+fn error_is_full(failed: &io::Error) -> bool {
+    matches!(failed.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
+}
+
+#[cfg(target_os = "linux")]
+fn allocate(file: &File, at: u64, len: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    loop {
+        match fallocate(file, FallocateFlags::KEEP_SIZE, at, len) {
+            Err(rustix::io::Errno::INTR) => {}
+            done => return Ok(done?),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allocate(_: &File, _: u64, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Writes at an offset, many pieces at once where the system can.
+#[cfg(target_os = "linux")]
+fn write_at(file: &File, slices: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+    /// What one call takes.
+    const MAX_SLICES: usize = 1024;
+    Ok(rustix::io::pwritev(file, &slices[..slices.len().min(MAX_SLICES)], at)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn write_at(file: &File, slices: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::write_at(file, &slices[0], at)
+}

@@ -1,0 +1,243 @@
+//! Every path operation of the storage: beneath one directory handle, through no symlink, opening nothing but files.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fsync, linkat, mkdirat, openat, statat, unlinkat};
+use rustix::io::Errno;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
+
+const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// `NONBLOCK` so that opening a FIFO returns; it means nothing to a regular file.
+const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+const DIR_MODE: Mode = Mode::RWXU;
+const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// A directory that everything happens beneath.
+#[derive(Debug)]
+pub(super) struct Dir(OwnedFd);
+
+/// What stands between a key and its file.
+pub(super) enum Found {
+    File(File),
+    /// Nothing is there, and nothing is in the way.
+    Absent,
+    /// A symlink: nothing of ours, and never followed.
+    Symlink,
+}
+
+impl Dir {
+    pub(super) fn open(path: &std::path::Path) -> io::Result<Self> {
+        Ok(Self(File::open(path)?.into()))
+    }
+
+    /// Opens or makes a directory right beneath this one.
+    pub(super) fn make_dir(&self, name: &str) -> io::Result<Self> {
+        match mkdirat(&self.0, name, DIR_MODE) {
+            Ok(()) => fsync(&self.0)?,
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(Self(openat(&self.0, name, DIR, Mode::empty())?))
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        Ok(fsync(&self.0)?)
+    }
+
+    /// Opens what the key names, for reading or for both.
+    pub(super) fn find(&self, key: &Key, write: bool) -> Result<Found> {
+        let (parent, name) = match self.parent(key)? {
+            Parent::Dir(parent, name) => (parent, name),
+            Parent::Absent => return Ok(Found::Absent),
+            Parent::Symlink => return Ok(Found::Symlink),
+        };
+        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        let fd = match openat(parent.as_fd(self), name, FILE | access, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(Found::Absent),
+            Err(Errno::LOOP) => return Ok(Found::Symlink),
+            Err(errno) => return Err(error(errno.into())),
+        };
+        let file = File::from(fd);
+        if !file.metadata().map_err(error)?.is_file() {
+            return Err(conflict());
+        }
+        Ok(Found::File(file))
+    }
+
+    /// Links a file made elsewhere to where the key says, with the folders above it. Fails if anything is there.
+    pub(super) fn link(&self, from: &Dir, from_name: &str, key: &Key) -> io::Result<()> {
+        let (parent, name) = self.make_parent(key)?;
+        Ok(linkat(&from.0, from_name, parent.as_fd(self), name, AtFlags::empty())?)
+    }
+
+    /// Removes the file, and the folders above it that are left empty. An absent one is no error.
+    pub(super) fn remove(&self, key: &Key) -> Result<()> {
+        let Parent::Dir(parent, name) = self.parent(key)? else { return Ok(()) };
+        match unlinkat(parent.as_fd(self), name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(error(errno.into())),
+        }
+        fsync(parent.as_fd(self)).map_err(|e| error(e.into()))?;
+        // A folder somebody fills at this moment is not empty, and stays.
+        let mut path = key.as_str();
+        while let Some((folder, _)) = path.rsplit_once('/') {
+            let Ok(key) = Key::new(folder) else { break };
+            let Ok(Parent::Dir(parent, name)) = self.parent(&key) else { break };
+            if unlinkat(parent.as_fd(self), name, AtFlags::REMOVEDIR).is_err() {
+                break;
+            }
+            path = folder;
+        }
+        Ok(())
+    }
+
+    /// Makes the name of the key's file durable.
+    pub(super) fn sync_parent(&self, key: &Key) -> io::Result<()> {
+        match self.parent(key) {
+            Ok(Parent::Dir(parent, _)) => Ok(fsync(parent.as_fd(self))?),
+            Ok(_) => Err(io::ErrorKind::NotFound.into()),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Opens a file right beneath this directory.
+    pub(super) fn open_file(&self, name: &str) -> io::Result<Option<File>> {
+        match openat(&self.0, name, FILE | OFlags::RDWR, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd.into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Makes a file right beneath this directory, or opens it.
+    pub(super) fn create_file(&self, name: &str, exclusive: bool) -> io::Result<File> {
+        let exclusive = if exclusive { OFlags::EXCL } else { OFlags::empty() };
+        let flags = FILE | OFlags::RDWR | OFlags::CREATE | exclusive;
+        Ok(openat(&self.0, name, flags, FILE_MODE)?.into())
+    }
+
+    pub(super) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.0, from, &self.0, to)?)
+    }
+
+    /// Removes a file right beneath this directory; whether it was there.
+    pub(super) fn remove_file(&self, name: &str) -> io::Result<bool> {
+        match unlinkat(&self.0, name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The names right beneath this directory, with what they are.
+    pub(super) fn names(&self) -> io::Result<Vec<(String, FileType)>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.0)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if name == "." || name == ".." {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::Unknown => match statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                    Err(_) => continue,
+                },
+                kind => kind,
+            };
+            names.push((name.to_owned(), kind));
+        }
+        Ok(names)
+    }
+
+    pub(super) fn sub_dir(&self, name: &str) -> io::Result<Self> {
+        Ok(Self(openat(&self.0, name, DIR, Mode::empty())?))
+    }
+
+    fn parent<'k>(&self, key: &'k Key) -> Result<Parent<'k>> {
+        let mut at = Handle::Top;
+        let mut segments = key.segments().peekable();
+        while let Some(segment) = segments.next() {
+            if segments.peek().is_none() {
+                return Ok(Parent::Dir(at, segment));
+            }
+            at = match openat(at.as_fd(self), segment, DIR, Mode::empty()) {
+                Ok(fd) => Handle::Sub(fd),
+                Err(Errno::NOENT) => return Ok(Parent::Absent),
+                Err(Errno::LOOP) => return Ok(Parent::Symlink),
+                // A symlink that is asked to be a directory is reported like a file that is.
+                Err(Errno::NOTDIR) => match statat(at.as_fd(self), segment, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_symlink() => return Ok(Parent::Symlink),
+                    _ => return Err(conflict()),
+                },
+                Err(errno) => return Err(error(errno.into())),
+            };
+        }
+        Ok(Parent::Absent)
+    }
+
+    fn make_parent<'k>(&self, key: &'k Key) -> io::Result<(Handle, &'k str)> {
+        let mut at = Handle::Top;
+        let mut segments = key.segments().peekable();
+        while let Some(segment) = segments.next() {
+            if segments.peek().is_none() {
+                return Ok((at, segment));
+            }
+            let next = match openat(at.as_fd(self), segment, DIR, Mode::empty()) {
+                Err(Errno::NOENT) => {
+                    match mkdirat(at.as_fd(self), segment, DIR_MODE) {
+                        Ok(()) => fsync(at.as_fd(self))?,
+                        Err(Errno::EXIST) => {}
+                        Err(errno) => return Err(errno.into()),
+                    }
+                    openat(at.as_fd(self), segment, DIR, Mode::empty())?
+                }
+                other => other?,
+            };
+            at = Handle::Sub(next);
+        }
+        Err(io::ErrorKind::InvalidInput.into())
+    }
+}
+
+enum Parent<'k> {
+    Dir(Handle, &'k str),
+    Absent,
+    Symlink,
+}
+
+enum Handle {
+    Top,
+    Sub(OwnedFd),
+}
+
+impl Handle {
+    fn as_fd<'a>(&'a self, top: &'a Dir) -> &'a OwnedFd {
+        match self {
+            Self::Top => &top.0,
+            Self::Sub(fd) => fd,
+        }
+    }
+}
+
+pub(super) fn conflict() -> Error {
+    ErrorKind::Conflict.into()
+}
+
+/// What a failed system call means to the one who asked.
+pub(super) fn error(source: io::Error) -> Error {
+    let kind = match Errno::from_io_error(&source) {
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => ErrorKind::Full,
+        Some(Errno::NAMETOOLONG) => ErrorKind::PathTooLong,
+        Some(Errno::ISDIR | Errno::NOTDIR | Errno::NXIO | Errno::EXIST | Errno::OPNOTSUPP) => ErrorKind::Conflict,
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => ErrorKind::Forbidden,
+        Some(Errno::MFILE | Errno::NFILE) => ErrorKind::Overloaded,
+        _ => ErrorKind::Storage,
+    };
+    Error::new(kind).with_source(source)
+}

@@ -1,0 +1,216 @@
+//! The bookkeeping of one resource that is not plainly finished.
+//!
+//! A record is a file of its own: a head that never changes (which key, which file), and two slots that are written in
+//! turn, so that a torn write leaves the other one whole. Each part carries a checksum.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use sha2::{Digest, Sha256};
+
+use super::path::Dir;
+use crate::key::Key;
+use crate::storage::{Life, State};
+
+const MAGIC: &[u8; 8] = b"HFSrec1\n";
+/// Where the slots begin: behind the longest head.
+const SLOTS: u64 = 8192;
+/// A slot's distance from the other, so that no sector holds both.
+const SLOT: u64 = 4096;
+const SLOT_LEN: usize = 8 + 1 + 16 + 8 + 8 + 16 + 1;
+const SUM: usize = 16;
+
+/// How the resource stands, as recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// An appender has it, or had it when the process died.
+    Open,
+    /// At rest.
+    Rest(State),
+}
+
+/// What changes while a record lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot {
+    pub(super) kept: Kept,
+    /// The life, if it isn't the one that the file itself tells.
+    pub(super) life: Option<Life>,
+    /// At rest: the committed length. Open: the length at the opening.
+    pub(super) len: u64,
+    /// Every byte before this one survives power loss.
+    pub(super) durable: u64,
+    /// The boot that this slot was written in.
+    pub(super) boot: [u8; 16],
+    /// Open: whether the resource existed before.
+    pub(super) existed: bool,
+}
+
+/// An open record.
+#[derive(Debug)]
+pub(super) struct Record {
+    file: File,
+    seq: u64,
+    /// Tells the file that this record is about; see [`identity`](super::identity).
+    pub(super) id: u128,
+    pub(super) key: Key,
+    pub(super) slot: Slot,
+}
+
+/// The name of a key's record, without its ending.
+fn stem(key: &Key) -> String {
+    let hash = Sha256::digest(key.as_str().as_bytes());
+    hash[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The name of the record of an open resource.
+pub(super) fn open_name(key: &Key) -> String {
+    stem(key) + ".open"
+}
+
+/// The name of the record of a resource at rest.
+pub(super) fn rest_name(key: &Key) -> String {
+    stem(key) + ".rest"
+}
+
+impl Record {
+    /// Makes a record, durable before this returns.
+    pub(super) fn create(dir: &Dir, name: &str, key: &Key, id: u128, slot: Slot) -> io::Result<Self> {
+        let temporary = format!("{name}.tmp");
+        dir.remove_file(&temporary)?;
+        let file = dir.create_file(&temporary, true)?;
+        let mut head = Vec::with_capacity(64 + key.as_str().len());
+        head.extend_from_slice(MAGIC);
+        head.extend_from_slice(&id.to_le_bytes());
+        head.extend_from_slice(&(key.as_str().len() as u32).to_le_bytes());
+        head.extend_from_slice(key.as_str().as_bytes());
+        seal(&mut head);
+        file.write_all_at(&head, 0)?;
+        let mut record = Self { file, seq: 0, id, key: key.clone(), slot };
+        record.write(slot)?;
+        dir.rename(&temporary, name)?;
+        dir.sync()?;
+        Ok(record)
+    }
+
+    /// Replaces the slot, durable before this returns.
+    pub(super) fn write(&mut self, slot: Slot) -> io::Result<()> {
+        self.seq += 1;
+        let mut bytes = Vec::with_capacity(SLOT_LEN + SUM);
+        bytes.extend_from_slice(&self.seq.to_le_bytes());
+        bytes.push(match slot.kept {
+            Kept::Open => 0,
+            Kept::Rest(State::Finished | State::Live) => 1,
+            Kept::Rest(State::Interrupted) => 2,
+            Kept::Rest(State::Sealed) => 3,
+        });
+        bytes.extend_from_slice(&slot.life.map_or(0, Life::to_bits).to_le_bytes());
+        bytes.extend_from_slice(&slot.len.to_le_bytes());
+        bytes.extend_from_slice(&slot.durable.to_le_bytes());
+        bytes.extend_from_slice(&slot.boot);
+        bytes.push(u8::from(slot.existed));
+        seal(&mut bytes);
+        self.file.write_all_at(&bytes, SLOTS + self.seq % 2 * SLOT)?;
+        self.file.sync_data()?;
+        self.slot = slot;
+        Ok(())
+    }
+
+    /// Opens a record; `None` if there is none, or none that is whole (its creation was cut).
+    pub(super) fn open(dir: &Dir, name: &str) -> io::Result<Option<Self>> {
+        let Some(file) = dir.open_file(name)? else { return Ok(None) };
+        let mut bytes = vec![0; SLOTS as usize + SLOT as usize + SLOT_LEN + SUM];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match file.read_at(&mut bytes[filled..], filled as u64)? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        Ok(Self::parse(file, &bytes))
+    }
+
+    fn parse(file: File, bytes: &[u8]) -> Option<Self> {
+        let head = bytes.strip_prefix(MAGIC)?;
+        let id = u128::from_le_bytes(*head.first_chunk()?);
+        let len = u32::from_le_bytes(*head.get(16..)?.first_chunk()?) as usize;
+        let key = head.get(20..20usize.checked_add(len)?)?;
+        unseal(bytes.get(..MAGIC.len() + 20 + len + SUM)?)?;
+        let key = Key::new(std::str::from_utf8(key).ok()?).ok()?;
+        let slots = [0, 1].map(|i| {
+            let start = (SLOTS + i * SLOT) as usize;
+            parse_slot(bytes.get(start..start + SLOT_LEN + SUM)?)
+        });
+        let (seq, slot) = slots.into_iter().flatten().max_by_key(|(seq, _)| *seq)?;
+        Some(Self { file, seq, id, key, slot })
+    }
+}
+
+fn parse_slot(bytes: &[u8]) -> Option<(u64, Slot)> {
+    let bytes = unseal(bytes)?;
+    let seq = u64::from_le_bytes(*bytes.first_chunk()?);
+    let kept = match bytes.get(8)? {
+        0 => Kept::Open,
+        1 => Kept::Rest(State::Finished),
+        2 => Kept::Rest(State::Interrupted),
+        3 => Kept::Rest(State::Sealed),
+        _ => return None,
+    };
+    let life = u128::from_le_bytes(*bytes.get(9..)?.first_chunk()?);
+    let len = u64::from_le_bytes(*bytes.get(25..)?.first_chunk()?);
+    let durable = u64::from_le_bytes(*bytes.get(33..)?.first_chunk()?);
+    let boot = *bytes.get(41..)?.first_chunk()?;
+    let existed = *bytes.get(57)? != 0;
+    let life = (life != 0).then_some(Life::from_bits(life));
+    Some((seq, Slot { kept, life, len, durable, boot, existed }))
+}
+
+fn seal(bytes: &mut Vec<u8>) {
+    let sum = Sha256::digest(&bytes[..]);
+    bytes.extend_from_slice(&sum[..SUM]);
+}
+
+fn unseal(bytes: &[u8]) -> Option<&[u8]> {
+    let (bytes, sum) = bytes.split_at_checked(bytes.len().checked_sub(SUM)?)?;
+    (Sha256::digest(bytes)[..SUM] == *sum).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(len: u64) -> Slot {
+        Slot { kept: Kept::Open, life: Some(Life::from_bits(7)), len, durable: 5, boot: [3; 16], existed: true }
+    }
+
+    #[test]
+    fn a_record_reads_back_and_a_torn_write_leaves_the_slot_before() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(tmp.path()).unwrap();
+        let key = Key::new("a/b").unwrap();
+        let mut record = Record::create(&dir, "r", &key, 42, slot(1)).unwrap();
+        record.write(slot(2)).unwrap();
+        record.write(slot(3)).unwrap();
+        let read = Record::open(&dir, "r").unwrap().unwrap();
+        assert_eq!((read.id, &read.key, read.slot, read.seq), (42, &key, slot(3), 3));
+        let path = tmp.path().join("r");
+        let whole = std::fs::read(&path).unwrap();
+        for at in [SLOTS + SLOT, SLOTS + SLOT + 30] {
+            let mut torn = whole.clone();
+            torn[at as usize] ^= 1;
+            std::fs::write(&path, torn).unwrap();
+            assert_eq!(Record::open(&dir, "r").unwrap().unwrap().slot, slot(2));
+        }
+        for at in [0, 9, 30, 32] {
+            let mut torn = whole.clone();
+            torn[at] ^= 1;
+            std::fs::write(&path, torn).unwrap();
+            assert!(Record::open(&dir, "r").unwrap().is_none(), "head byte {at}");
+        }
+        for len in [0, 20, 8191, 8192 + 50] {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            assert!(Record::open(&dir, "r").unwrap().is_none(), "{len} bytes");
+        }
+        assert!(Record::open(&dir, "absent").unwrap().is_none());
+    }
+}

@@ -1,0 +1,387 @@
+//! The in-process side: append, follow and serve without a socket.
+
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::broadcast;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::hub::{Config, Cursor, Found, Hub, Lease, Step};
+use crate::key::Key;
+use crate::storage::{End, EntryStream, Life, Open, Stat, State, Storage};
+
+/// When committed bytes are made to survive a power loss. They survive the process's death in any case, if the
+/// storage keeps them elsewhere. A finish always syncs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Only at the finish; until then whenever the system writes them back.
+    Process,
+    /// Not later than this after they were committed.
+    Interval(Duration),
+}
+
+impl Default for Durability {
+    /// `Interval` of one second.
+    fn default() -> Self {
+        Self::Interval(Duration::from_secs(1))
+    }
+}
+
+/// What happened to a resource, for whoever archives, indexes or bills: see [`Streams::events`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The first bytes of a resource are committed.
+    Created {
+        /// The resource.
+        key: Key,
+        /// Its life.
+        life: Life,
+    },
+    /// An appender ended cleanly; everything is durable.
+    Finished {
+        /// The resource.
+        key: Key,
+        /// How it stands.
+        stat: Stat,
+    },
+    /// An appender was lost.
+    Interrupted {
+        /// The resource.
+        key: Key,
+        /// How it stands.
+        stat: Stat,
+    },
+    /// A resource was deleted.
+    Deleted {
+        /// The resource.
+        key: Key,
+    },
+    /// The listener was too slow and missed this many events; [`list`](Streams::list) tells how things stand.
+    Missed(u64),
+}
+
+/// Events as they happen: see [`Streams::events`].
+#[derive(Debug)]
+pub struct Events(broadcast::Receiver<Event>);
+
+impl Events {
+    /// The next event; `None` once the last [`Streams`] handle is gone.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: no event is lost.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.0.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// Configures [`Streams`].
+pub struct StreamsBuilder {
+    make: Box<dyn FnOnce(Config) -> Hub + Send>,
+    config: Config,
+}
+
+impl StreamsBuilder {
+    /// How many of a live resource's last bytes are kept in memory, so that followers need not read them from the
+    /// storage. Zero turns the cache off.
+    ///
+    /// Default: 64 KiB.
+    #[must_use]
+    pub fn tail_cache(mut self, bytes: usize) -> Self {
+        self.config.tail_cache = bytes;
+        self
+    }
+
+    /// When committed bytes are made to survive a power loss.
+    ///
+    /// Default: `Durability::Interval` of one second.
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.config.sync_within = match durability {
+            Durability::Process => None,
+            Durability::Interval(within) => Some(within),
+        };
+        self
+    }
+
+    /// Makes the handle.
+    pub fn build(self) -> Streams {
+        Streams { hub: Arc::new((self.make)(self.config)) }
+    }
+}
+
+impl fmt::Debug for StreamsBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamsBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// All resources of one storage, for use inside the process.
+///
+/// Clones are handles on the same resources. A [layer](crate::HttpFStreamLayer) has one
+/// ([`streams`](crate::HttpFStreamLayer::streams)), and several layers can be built over one
+/// ([`from_streams`](crate::HttpFStreamLayer::from_streams)).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> httpfstream::Result<()> {
+/// use httpfstream::{Streams, storage::MemoryStorage};
+///
+/// let streams = Streams::new(MemoryStorage::new(1 << 20));
+/// let mut out = streams.append("chat/42").create_new().await?;
+/// let mut follower = streams.follow("chat/42").await?;
+/// out.append("Hello, ").await?;
+/// out.append("world").await?;
+/// out.finish().await?;
+///
+/// let mut all = Vec::new();
+/// while let Some(bytes) = follower.next_chunk().await? {
+///     all.extend_from_slice(&bytes);
+/// }
+/// assert_eq!(all, b"Hello, world");
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Streams {
+    pub(crate) hub: Arc<Hub>,
+}
+
+impl Streams {
+    /// All resources of this storage, with the default configuration.
+    pub fn new<S: Storage>(storage: S) -> Self {
+        Self::builder(storage).build()
+    }
+
+    /// Configures the handle.
+    pub fn builder<S: Storage>(storage: S) -> StreamsBuilder {
+        let config = Config { tail_cache: 64 * 1024, sync_within: None };
+        let make = Box::new(move |config| Hub::new(Box::new(storage), config));
+        StreamsBuilder { make, config }.durability(Durability::default())
+    }
+
+    /// Opens a resource for appending, at its end or as a new one: await what this returns.
+    ///
+    /// # Errors
+    /// [`Busy`](ErrorKind::Busy) if somebody else appends; [`Sealed`](ErrorKind::Sealed);
+    /// [`BadPath`](ErrorKind::BadPath) and [`PathTooLong`](ErrorKind::PathTooLong) as [`Key::new`];
+    /// [`ShuttingDown`](ErrorKind::ShuttingDown); what the storage says.
+    pub fn append(&self, key: impl TryInto<Key, Error = Error>) -> AppendRequest {
+        AppendRequest { streams: self.clone(), key: key.try_into(), how: Open::Continue }
+    }
+
+    /// Follows a resource from its start: what is stored, then what is appended, to the end.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); otherwise as [`append`](Self::append).
+    pub async fn follow(&self, key: impl TryInto<Key, Error = Error>) -> Result<Follower> {
+        let key = key.try_into()?;
+        let cursor = match self.hub.follow(&key).await?.ok_or(ErrorKind::NotFound)? {
+            Found::Live(cursor) => cursor,
+            Found::AtRest(stat) => Cursor::at_rest(&self.hub, &key, &stat),
+        };
+        Ok(Follower { cursor, ready: Vec::new().into_iter(), end: None })
+    }
+
+    /// What is known of a resource; `None` if it is absent.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub async fn stat(&self, key: impl TryInto<Key, Error = Error>) -> Result<Option<Stat>> {
+        self.hub.stat(&key.try_into()?).await
+    }
+
+    /// Lists the resources whose key starts with `prefix` (empty: all), in any order, if the storage can list.
+    pub fn list(&self, prefix: &str) -> EntryStream {
+        self.hub.storage.list(prefix)
+    }
+
+    /// Deletes a resource. Its appender is fenced; its followers are cut.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if it is absent.
+    pub async fn delete(&self, key: impl TryInto<Key, Error = Error>) -> Result<()> {
+        self.hub.delete(&key.try_into()?).await
+    }
+
+    /// Tells what happens to resources from now on. A listener that falls behind is told how much it
+    /// [missed](Event::Missed); nobody waits for it.
+    pub fn events(&self) -> Events {
+        Events(self.hub.subscribe())
+    }
+
+    /// Shuts down in good order and returns when all connections have ended.
+    ///
+    /// At once nothing new is let in, and appenders over sockets are ended: what they sent in full is stored and
+    /// synced, their followers get it, and the resource is interrupted. In-process appenders may go on to their finish.
+    /// After `grace`, or when the last one is done, everything that still runs is cut.
+    ///
+    /// Neither hyper nor axum knows of upgraded connections: call this beside their own graceful shutdown.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the first step done and skips the cut.
+    pub async fn shutdown(&self, grace: Duration) {
+        let hub = &self.hub;
+        hub.soft.cancel();
+        hub.tasks.close();
+        hub.leases.close();
+        let done = async {
+            // The last lease's end may still be running as a task, so tasks come second.
+            hub.leases.wait().await;
+            hub.tasks.wait().await;
+        };
+        if tokio::time::timeout(grace, done).await.is_err() {
+            hub.cut_all();
+            hub.hard.cancel();
+            hub.tasks.wait().await;
+        }
+    }
+}
+
+impl fmt::Debug for Streams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Streams").finish_non_exhaustive()
+    }
+}
+
+/// A resource about to be opened: see [`Streams::append`]. Await it.
+#[derive(Debug)]
+#[must_use = "nothing is opened before this is awaited"]
+pub struct AppendRequest {
+    streams: Streams,
+    key: Result<Key>,
+    how: Open,
+}
+
+impl AppendRequest {
+    /// Only if the resource is absent, else [`Exists`](ErrorKind::Exists).
+    pub fn create_new(mut self) -> Self {
+        self.how = Open::Create;
+        self
+    }
+}
+
+impl IntoFuture for AppendRequest {
+    type Output = Result<Appender>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<Appender>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let lease = self.streams.hub.open(&self.key?, self.how).await?;
+            Ok(Appender { lease })
+        })
+    }
+}
+
+/// The one appender of a resource.
+///
+/// [`finish`](Appender::finish) it: dropping it instead means that it was lost, and its followers are told so.
+pub struct Appender {
+    lease: Lease,
+}
+
+impl Appender {
+    /// Appends bytes and returns the resource's length. When this returns they are committed, and on their way to all
+    /// followers.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: a part of the bytes may be committed, and the appender can't be used any more.
+    ///
+    /// # Errors
+    /// [`Full`](ErrorKind::Full): nothing was stored, and the appender goes on. After any other error it is at its end:
+    /// [`Fenced`](ErrorKind::Fenced), [`Poisoned`](ErrorKind::Poisoned), [`ShuttingDown`](ErrorKind::ShuttingDown),
+    /// [`Storage`](ErrorKind::Storage).
+    pub async fn append(&mut self, data: impl Into<Bytes>) -> Result<u64> {
+        self.lease.append(&[data.into()]).await
+    }
+
+    /// The resource's committed length.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> u64 {
+        self.lease.resource().len()
+    }
+
+    /// The life that is appended to.
+    pub fn life(&self) -> Life {
+        self.lease.resource().life
+    }
+
+    /// Ends the resource cleanly: syncs it, and tells its followers that this was all.
+    ///
+    /// # Cancel safety
+    /// Once polled, the finish goes on even if the future is dropped.
+    pub async fn finish(self) -> Result<Stat> {
+        self.lease.finish(End::Finished).await
+    }
+
+    /// As [`finish`](Self::finish), and for good: nobody can append to it any more.
+    ///
+    /// # Cancel safety
+    /// As [`finish`](Self::finish).
+    pub async fn seal(self) -> Result<Stat> {
+        self.lease.finish(End::Sealed).await
+    }
+}
+
+impl fmt::Debug for Appender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Appender").field("key", &self.lease.resource().key).finish_non_exhaustive()
+    }
+}
+
+/// A follower inside the process.
+pub struct Follower {
+    cursor: Cursor,
+    ready: std::vec::IntoIter<Bytes>,
+    end: Option<State>,
+}
+
+impl Follower {
+    /// The next bytes, as soon as there are any; `None` at the end, when [`end`](Self::end) tells which it was.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: no byte is lost.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if the resource was deleted; [`ShuttingDown`](ErrorKind::ShuttingDown); those
+    /// of the storage. None of them is the end of the resource.
+    pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            if let Some(bytes) = self.ready.next() {
+                return Ok(Some(bytes));
+            }
+            if self.end.is_some() {
+                return Ok(None);
+            }
+            match self.cursor.next().await? {
+                Step::Data(mut pieces) => self.ready = pieces.take_all().into_iter(),
+                Step::End(state) => self.end = Some(state),
+                Step::Cut(kind) => return Err(kind.into()),
+            }
+        }
+    }
+
+    /// How the resource ended: `Finished` or `Sealed` if this was all, `Interrupted` if its appender was lost. `None`
+    /// before [`next_chunk`](Self::next_chunk) returned `None`.
+    pub fn end(&self) -> Option<State> {
+        self.end
+    }
+
+    /// The life that is followed.
+    pub fn life(&self) -> Life {
+        self.cursor.life()
+    }
+}
+
+impl fmt::Debug for Follower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follower").field("end", &self.end).finish_non_exhaustive()
+    }
+}

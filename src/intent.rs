@@ -70,9 +70,16 @@ pub(crate) enum Intent {
 }
 
 impl Rules {
-    /// What this request wants.
+    /// What this request wants, its path naming the resource.
     pub(crate) fn intent(&self, head: &request::Parts) -> Intent {
-        let Some(path) = strip_prefix(head.uri.path(), &self.prefix) else { return Intent::Pass };
+        match strip_prefix(head.uri.path(), &self.prefix) {
+            Some(path) => self.intent_for(head, || Key::from_url_path(path)),
+            None => Intent::Pass,
+        }
+    }
+
+    /// What this request wants of a resource, whatever its path.
+    pub(crate) fn intent_for(&self, head: &request::Parts, key: impl FnOnce() -> Result<Key>) -> Intent {
         let upgrade = asked_upgrade(head);
         if upgrade.is_none() && !self.plain {
             return Intent::Pass;
@@ -85,7 +92,7 @@ impl Rules {
                 return Intent::Refuse(Error::new(ErrorKind::BadRequest).with_detail(detail));
             }
         };
-        let key = Key::from_url_path(path);
+        let key = key();
         match (verb.or(self.default_verb.filter(|_| upgrade.is_some())), upgrade) {
             (None, Some(_)) => Intent::Pass,
             (None, None) => match (&head.method, key) {

@@ -9,6 +9,7 @@ use crate::error::{BoxError, Error, ErrorKind, Result};
 /// A URL in the parts that a connection and a request need.
 #[derive(Debug)]
 pub(super) struct Target {
+    #[cfg(feature = "tls")]
     pub(super) tls: bool,
     /// A name or an address, without the brackets of IPv6.
     pub(super) host: String,
@@ -51,6 +52,7 @@ impl Target {
             return Err(bad("the URL names no host"));
         }
         Ok(Self {
+            #[cfg(feature = "tls")]
             tls,
             host: host.to_owned(),
             port,
@@ -80,16 +82,20 @@ mod tests {
             let target = Target::new(url).unwrap();
             assert_eq!((target.host.as_str(), target.port, target.path.as_str()), (host, port, path), "{url}");
             assert_eq!(target.authority, authority);
-            assert!(!target.tls);
         }
     }
 
     #[test]
+    #[cfg(feature = "tls")]
+    fn tls_has_its_own_port() {
+        let target = Target::new("wss://h/x").unwrap();
+        assert!(target.tls && target.port == 443);
+    }
+
+    #[test]
+    #[cfg(not(feature = "tls"))]
     fn tls_needs_its_feature() {
-        match Target::new("wss://h/x") {
-            Ok(target) => assert!(cfg!(feature = "tls") && target.tls && target.port == 443),
-            Err(error) => assert!(cfg!(not(feature = "tls")) && error.detail().contains("feature `tls`")),
-        }
+        assert!(Target::new("https://h/x").unwrap_err().detail().contains("feature `tls`"));
     }
 
     #[test]

@@ -95,7 +95,8 @@ fn main() {
 }
 
 async fn run(args: Args) -> Result<(), BoxError> {
-    let storage = FsStorage::open(&args.root).map_err(|error| format!("{}: {}", args.root.display(), shared::exit::causes(&error)))?;
+    let storage = FsStorage::open(&args.root)
+        .map_err(|error| format!("{}: {}", args.root.display(), shared::exit::causes(&error)))?;
     let listener = listen(&args.http).await.map_err(|error| format!("can't listen on {}: {error}", args.http))?;
     let addr = listener.local_addr()?;
 
@@ -148,7 +149,8 @@ async fn run(args: Args) -> Result<(), BoxError> {
 /// Whether the request carries the token.
 fn check(token: &str, access: &Access) -> Result<Grant, Denied> {
     let given = access.head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let given =
+        given.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
     let given = given.map_or("", |(_, given)| given.trim());
     // Takes as long for a good beginning as for a bad one.
     let differs = given.len() != token.len() || given.bytes().zip(token.bytes()).fold(0, |d, (a, b)| d | (a ^ b)) != 0;
@@ -182,8 +184,8 @@ impl Server {
 
     async fn answer(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         // Without the query: there may be a token in it.
-        let line = tracing::enabled!(tracing::Level::DEBUG)
-            .then(|| format!("{} {}", request.method(), request.uri().path()));
+        let line =
+            tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{} {}", request.method(), request.uri().path()));
         let response = if self.knows(&request) {
             let response = self.service.call(request).await?;
             response.map(|body| body.boxed_unsync())
@@ -235,7 +237,11 @@ fn banner(args: &Args, addr: SocketAddr) {
         false => format!("http://{addr}"),
     };
     let root = std::fs::canonicalize(&args.root).unwrap_or_else(|_| Path::new(&args.root).to_owned());
-    eprintln!("{PROGRAM} {} is listening on {base}{}", env!("CARGO_PKG_VERSION"), if addr.ip().is_unspecified() { " (all interfaces)" } else { "" });
+    eprintln!(
+        "{PROGRAM} {} is listening on {base}{}",
+        env!("CARGO_PKG_VERSION"),
+        if addr.ip().is_unspecified() { " (all interfaces)" } else { "" }
+    );
     eprintln!("  the data lies in {}", root.display());
     eprintln!("  follow:  httpfstream-follow {base}/foo.txt");
     eprintln!("  append:  date | httpfstream-append {base}/foo.txt");

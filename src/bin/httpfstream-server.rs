@@ -80,11 +80,13 @@ fn main() {
     let level = if args.verbose { "httpfstream=debug,httpfstream_server=debug" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("HTTPFSTREAM_LOG").unwrap_or_else(|_| level.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    let ran = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(BoxError::from)
-        .and_then(|runtime| runtime.block_on(run(args)));
+    let ran =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BoxError::from).and_then(|runtime| {
+            let ran = runtime.block_on(run(args));
+            // Whoever asked for an end at once doesn't want to wait for a disk.
+            runtime.shutdown_background();
+            ran
+        });
     exit(match ran {
         Ok(()) => FINISHED,
         Err(error) => {

@@ -44,7 +44,7 @@ impl Framer {
         for piece in data {
             pieces.push(piece);
         }
-        let mut pieces = pieces.take_all().into_iter().peekable();
+        let pieces = pieces.take_all();
         for mut piece in pieces {
             if !self.held.is_empty() {
                 let mut joined = BytesMut::with_capacity(self.held.len() + piece.len());

@@ -12,6 +12,9 @@ mod append;
 mod follow;
 #[path = "client/handshake.rs"]
 mod handshake;
+#[cfg(feature = "cli")]
+#[path = "client/programs.rs"]
+mod programs;
 #[cfg(feature = "tls")]
 #[path = "client/tls.rs"]
 mod tls;

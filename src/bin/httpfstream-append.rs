@@ -34,15 +34,14 @@ struct Args {
 
 fn main() {
     let Args { client } = shared::args::parse();
-    let code = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(&client)),
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        // Exits while the runtime is there: dropping it would wait for a thread that is blocked in stdin or stdout.
+        Ok(runtime) => exit(runtime.block_on(run(&client))),
         Err(error) => {
             eprintln!("{PROGRAM}: the system gives too little to start: {error}");
-            FAILED
+            exit(FAILED)
         }
-    };
-    // A read of stdin may still be blocked in its thread, and must not hold the program.
-    exit(code)
+    }
 }
 
 async fn run(args: &ClientArgs) -> i32 {

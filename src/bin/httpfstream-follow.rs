@@ -38,14 +38,14 @@ enum End {
 
 fn main() {
     let Args { client } = shared::args::parse();
-    let code = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(&client)),
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        // Exits while the runtime is there: dropping it would wait for a thread that is blocked in stdin or stdout.
+        Ok(runtime) => exit(runtime.block_on(run(&client))),
         Err(error) => {
             eprintln!("{PROGRAM}: the system gives too little to start: {error}");
-            FAILED
+            exit(FAILED)
         }
-    };
-    exit(code)
+    }
 }
 
 async fn run(args: &ClientArgs) -> i32 {
@@ -73,7 +73,7 @@ async fn run(args: &ClientArgs) -> i32 {
             eprintln!("{PROGRAM}: could not write to stdout: {error}");
             FAILED
         }
-        Err(error) => report(PROGRAM, &format!("could not follow {url} to its end"), &error),
+        Err(error) => report(PROGRAM, &format!("could not follow {url}"), &error),
     }
 }
 

@@ -113,7 +113,9 @@ impl ClientBuilder {
     {
         let added = parse(name, "a header's name is malformed").and_then(|name| {
             check_name(&name)?;
-            let value = parse(value, "a header's value is malformed")?;
+            let mut value: HeaderValue = parse(value, "a header's value is malformed")?;
+            // As like as not it is a credential.
+            value.set_sensitive(true);
             self.settings.headers.append(name, value);
             Ok(())
         });

@@ -31,6 +31,7 @@ pub(super) enum Verb {
 }
 
 /// A server's consent.
+#[expect(clippy::large_enum_variant, reason = "one per connection, and taken apart at once")]
 pub(super) enum Answer {
     /// The connection is a WebSocket now; `ours` if the server is not the original's.
     Upgraded { conn: Conn<TokioIo<Upgraded>>, ours: bool },

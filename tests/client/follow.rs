@@ -258,19 +258,17 @@ async fn a_user_who_does_not_read_stops_the_reading() {
     assert!(within(task).await.unwrap() < 64 << 20);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_silent_server_of_ours_is_asked_and_then_given_up() {
-    // No timeout in the test itself: with time paused it would fire first.
-    let (mut peer, follower) = {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/x", listener.local_addr().unwrap());
-        let client = tokio::spawn(async move { client::follow(url).await.unwrap() });
-        let (io, _) = listener.accept().await.unwrap();
-        let mut peer = crate::peer::Peer::new(io).await;
+    let (url, task) = serve(async |mut peer| {
         peer.upgrade("Stream-State: live\r\n").await;
-        (peer, client.await.unwrap())
-    };
-    let mut follower = follower;
+        peer
+    })
+    .await;
+    let mut follower = within(client::follow(url)).await.unwrap();
+    let mut peer = within(task).await.unwrap();
+    // From here on nothing but the silence takes time. (A limit of our own would end first.)
+    tokio::time::pause();
     let error = follower.next_chunk().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     tokio::time::resume();

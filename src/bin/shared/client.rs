@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::uri::Uri;
 use httpfstream::client::Client;
@@ -12,7 +13,7 @@ use httpfstream::{Error, ErrorKind, Result};
 #[derive(clap::Args, Debug)]
 pub(crate) struct ClientArgs {
     /// Say on stderr what happens
-    #[arg(short, long, env = "HTTPFSTREAM_VERBOSE")]
+    #[arg(short, long, env = "HTTPFSTREAM_VERBOSE", value_parser = FalseyValueParser::new())]
     pub(crate) verbose: bool,
 
     /// A header of the request, "Name: value"; may be repeated
@@ -20,8 +21,8 @@ pub(crate) struct ClientArgs {
     header: Vec<(HeaderName, HeaderValue)>,
 
     /// A bearer token; better given by the environment, which other users can't see
-    #[arg(long, env = "HTTPFSTREAM_TOKEN", hide_env_values = true, value_parser = bearer)]
-    token: Option<HeaderValue>,
+    #[arg(long, env = "HTTPFSTREAM_TOKEN", hide_env_values = true)]
+    token: Option<String>,
 
     /// A file of PEM certificates to trust beside the system's
     #[arg(long, value_name = "FILE", env = "HTTPFSTREAM_CA_FILE")]
@@ -40,8 +41,9 @@ impl ClientArgs {
     /// The client that was asked for.
     pub(crate) fn client(&self) -> Result<Client> {
         let mut builder = Client::builder().connect_timeout(Duration::from_secs(self.connect_timeout.into()));
-        if let Some(token) = &self.token {
-            builder = builder.header(AUTHORIZATION, token.clone());
+        // A variable that is set to nothing is not set.
+        if let Some(token) = self.token.as_deref().filter(|token| !token.is_empty()) {
+            builder = builder.header(AUTHORIZATION, format!("Bearer {token}"));
         }
         for (name, value) in &self.header {
             builder = builder.header(name.clone(), value.clone());
@@ -68,13 +70,6 @@ fn url(given: &str) -> Result<Uri, String> {
 fn header(given: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = given.split_once(':').ok_or("it has to be \"Name: value\"")?;
     let name = name.trim().parse().map_err(|error| format!("{error}"))?;
-    let mut value: HeaderValue = value.trim().parse().map_err(|error| format!("{error}"))?;
-    value.set_sensitive(true);
+    let value = value.trim().parse().map_err(|error| format!("{error}"))?;
     Ok((name, value))
-}
-
-fn bearer(token: &str) -> Result<HeaderValue, String> {
-    let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|error| format!("{error}"))?;
-    value.set_sensitive(true);
-    Ok(value)
 }

@@ -185,7 +185,13 @@ impl Dir {
                 Err(Errno::LOOP) => return Ok(Parent::Symlink),
                 // A symlink that is asked to be a directory is reported like a file that is.
                 Err(Errno::NOTDIR) => match statat(at.as_fd(self), segment, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_symlink() => return Ok(Parent::Symlink),
+                    // A directory by now: it was something else a moment ago, most likely a symlink.
+                    Ok(stat)
+                        if matches!(FileType::from_raw_mode(stat.st_mode), FileType::Symlink | FileType::Directory) =>
+                    {
+                        return Ok(Parent::Symlink);
+                    }
+                    Err(Errno::NOENT) => return Ok(Parent::Absent),
                     _ => return Err(conflict()),
                 },
                 Err(errno) => return Err(error(errno.into())),

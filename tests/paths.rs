@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Frame, Server, fs_layer, serve, soon, stores, tree};
+use common::{Server, fs_layer, serve, soon, stores, tree};
 
 /// Every request with a verb to this path gets this status, and leaves nothing.
 async fn refused(server: &Server, path: &str, status: u16) {

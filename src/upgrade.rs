@@ -29,6 +29,11 @@ impl Granted {
                 if head.headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
                     return Err(ErrorKind::WebSocketVersion.into());
                 }
+                // RFC 6455 section 11.3: neither may be given more than once.
+                let twice = |name| head.headers.get_all(name).iter().nth(1).is_some();
+                if twice(header::SEC_WEBSOCKET_KEY) || twice(header::SEC_WEBSOCKET_VERSION) {
+                    return Err(Error::new(ErrorKind::BadRequest).with_detail("bad WebSocket handshake"));
+                }
                 let mut request = http::Request::new(());
                 *request.method_mut() = head.method.clone();
                 *request.version_mut() = head.version;

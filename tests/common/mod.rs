@@ -10,8 +10,10 @@ use axum::Router;
 use bytes::Bytes;
 use http::Request;
 use httpfstream::{HttpFStreamLayer, Streams, storage};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
+
+pub mod spy;
 
 /// Awaits an event that has to come: a hang is a failure, not a hang.
 pub async fn soon<F: Future>(what: &str, event: F) -> F::Output {
@@ -31,6 +33,57 @@ pub fn fs_layer() -> (HttpFStreamLayer, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let storage = storage::FsStorage::open(dir.path()).unwrap();
     (HttpFStreamLayer::new(storage).plain_http(true), dir)
+}
+
+/// A store to run a test on, for what must hold on all of them.
+pub struct Store {
+    pub name: &'static str,
+    pub layer: HttpFStreamLayer,
+    dir: Option<tempfile::TempDir>,
+}
+
+/// Memory and files.
+pub fn stores() -> [Store; 2] {
+    let (files, dir) = fs_layer();
+    [Store { name: "memory", layer: memory_layer(), dir: None }, Store { name: "files", layer: files, dir: Some(dir) }]
+}
+
+impl Store {
+    /// Sees to it that nothing is left but what these keys name.
+    pub fn holds_only(&self, keys: &[&str]) {
+        if let Some(dir) = &self.dir {
+            let mut expected: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+            expected.sort();
+            assert_eq!(tree(dir.path()), expected, "what lies under the root");
+            assert_eq!(tree(&dir.path().join(".httpfstream/new")), [""; 0], "files that wait for a byte");
+        }
+    }
+}
+
+/// All files and empty folders under a root, without the bookkeeping, as relative paths; a folder ends with `/`.
+pub fn tree(root: &std::path::Path) -> Vec<String> {
+    fn walk(dir: &std::path::Path, above: &str, found: &mut Vec<String>) {
+        let mut any = false;
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            any = true;
+            if above.is_empty() && name == ".httpfstream" {
+                continue;
+            }
+            match entry.file_type().unwrap().is_dir() {
+                true => walk(&entry.path(), &format!("{above}{name}/"), found),
+                false => found.push(format!("{above}{name}")),
+            }
+        }
+        if !any && !above.is_empty() {
+            found.push(above.to_owned());
+        }
+    }
+    let mut found = Vec::new();
+    walk(root, "", &mut found);
+    found.sort();
+    found
 }
 
 /// A running server. Stops when dropped.
@@ -61,6 +114,33 @@ pub async fn serve_router(app: Router, streams: Streams) -> Server {
     let addr = listener.local_addr().unwrap();
     let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
     Server { addr, streams, task }
+}
+
+/// A connection to a layer without a socket in between, for tests that move the clock.
+pub fn pipe(layer: &HttpFStreamLayer) -> Raw<DuplexStream> {
+    use tower::Layer;
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let service = hyper_util::service::TowerToHyperService::new(layer.layer(nothing_here()));
+    tokio::spawn(async move {
+        let io = hyper_util::rt::TokioIo::new(theirs);
+        let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await;
+    });
+    Raw { stream: ours, buf: Vec::new() }
+}
+
+fn nothing_here() -> impl tower::Service<
+    Request<hyper::body::Incoming>,
+    Response = http::Response<http_body_util::Full<Bytes>>,
+    Error = Infallible,
+    Future: Send,
+> + Clone
++ Send
++ 'static {
+    tower::service_fn(|_| async {
+        let mut response = http::Response::new(http_body_util::Full::from("nothing here"));
+        *response.status_mut() = http::StatusCode::NOT_FOUND;
+        Ok(response)
+    })
 }
 
 impl Server {
@@ -178,8 +258,8 @@ pub enum Frame {
 }
 
 /// A client socket with no manners of its own.
-pub struct Raw {
-    pub stream: TcpStream,
+pub struct Raw<IO = TcpStream> {
+    pub stream: IO,
     pub buf: Vec<u8>,
 }
 
@@ -188,6 +268,19 @@ impl Raw {
         let stream = TcpStream::connect(addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, buf: Vec::new() }
+    }
+
+    /// Breaks the connection with a reset.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().unwrap();
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Raw<IO> {
+    /// Asks for a WebSocket on this connection.
+    pub async fn upgrade(&mut self, target: &str, headers: &[(&str, &str)]) -> Answer {
+        self.send_head("GET", target, headers, HANDSHAKE).await;
+        self.read_head().await
     }
 
     pub async fn send_head(&mut self, method: &str, target: &str, headers: &[(&str, &str)], more: &str) {

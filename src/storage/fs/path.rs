@@ -14,6 +14,8 @@ const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLL
 /// `NONBLOCK` so that opening a FIFO returns; it means nothing to a regular file.
 const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 const DIR_MODE: Mode = Mode::RWXU;
+/// How often the folders above a new file may vanish before it is given up.
+const MAX_RACES: usize = 100;
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// A directory that everything happens beneath.
@@ -71,8 +73,19 @@ impl Dir {
 
     /// Links a file made elsewhere to where the key says, with the folders above it. Fails if anything is there.
     pub(super) fn link(&self, from: &Dir, from_name: &str, key: &Key) -> io::Result<()> {
-        let (parent, name) = self.make_parent(key)?;
-        Ok(linkat(&from.0, from_name, parent.as_fd(self), name, AtFlags::empty())?)
+        let link = || -> io::Result<()> {
+            let (parent, name) = self.make_parent(key)?;
+            Ok(linkat(&from.0, from_name, parent.as_fd(self), name, AtFlags::empty())?)
+        };
+        // A folder that is empty for this moment may be removed by whoever deletes its last file: then it is made anew.
+        let mut linked = link();
+        for _ in 0..MAX_RACES {
+            match linked {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => linked = link(),
+                settled => return settled,
+            }
+        }
+        linked
     }
 
     /// Removes the file, and the folders above it that are left empty. An absent one is no error.
@@ -172,7 +185,13 @@ impl Dir {
                 Err(Errno::LOOP) => return Ok(Parent::Symlink),
                 // A symlink that is asked to be a directory is reported like a file that is.
                 Err(Errno::NOTDIR) => match statat(at.as_fd(self), segment, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_symlink() => return Ok(Parent::Symlink),
+                    // A directory by now: it was something else a moment ago, most likely a symlink.
+                    Ok(stat)
+                        if matches!(FileType::from_raw_mode(stat.st_mode), FileType::Symlink | FileType::Directory) =>
+                    {
+                        return Ok(Parent::Symlink);
+                    }
+                    Err(Errno::NOENT) => return Ok(Parent::Absent),
                     _ => return Err(conflict()),
                 },
                 Err(errno) => return Err(error(errno.into())),

@@ -1,0 +1,147 @@
+//! A storage that tells what is asked of it, and misbehaves on demand.
+
+use std::fs::File;
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use httpfstream::storage::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
+use httpfstream::{ErrorKind, Key, Result};
+use tokio::sync::watch;
+
+use super::soon;
+
+/// How often each call was made; appends and syncs by their ends.
+#[derive(Debug, Clone, Default)]
+pub struct Calls {
+    pub opens: usize,
+    pub stats: usize,
+    pub reads: usize,
+    pub deletes: usize,
+    pub appends: usize,
+    pub appended: u64,
+    pub syncs: usize,
+    /// The longest length that a sync was told for.
+    pub synced: u64,
+    pub finishes: usize,
+}
+
+/// Wraps a storage.
+#[derive(Clone)]
+pub struct Spy<S> {
+    inner: S,
+    pub watch: Watch,
+}
+
+/// What a [`Spy`] saw.
+#[derive(Clone)]
+pub struct Watch {
+    calls: Arc<watch::Sender<Calls>>,
+    /// Syncs fail from now on.
+    pub fail_syncs: Arc<AtomicBool>,
+}
+
+impl<S> Spy<S> {
+    pub fn new(inner: S) -> Self {
+        let calls = Arc::new(watch::Sender::new(Calls::default()));
+        Self { inner, watch: Watch { calls, fail_syncs: Arc::default() } }
+    }
+}
+
+impl Watch {
+    pub fn now(&self) -> Calls {
+        self.calls.borrow().clone()
+    }
+
+    /// Waits until the calls are so.
+    pub async fn until(&self, what: &str, so: impl FnMut(&Calls) -> bool) -> Calls {
+        let mut calls = self.calls.subscribe();
+        soon(what, calls.wait_for(so)).await.unwrap().clone()
+    }
+
+    fn count(&self, count: impl FnOnce(&mut Calls)) {
+        self.calls.send_modify(count);
+    }
+}
+
+impl<S: Storage> Storage for Spy<S> {
+    type Appender = SpyAppend<S::Appender>;
+
+    async fn open(&self, key: &Key, how: Open) -> Result<Self::Appender> {
+        self.watch.count(|calls| calls.opens += 1);
+        Ok(SpyAppend { inner: self.inner.open(key, how).await?, watch: self.watch.clone() })
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
+        self.watch.count(|calls| calls.stats += 1);
+        self.inner.stat(key).await
+    }
+
+    async fn read(&self, key: &Key, life: Life, range: Range<u64>) -> Result<ByteStream> {
+        self.watch.count(|calls| calls.reads += 1);
+        self.inner.read(key, life, range).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.watch.count(|calls| calls.deletes += 1);
+        self.inner.delete(key).await
+    }
+
+    fn follow(&self, key: &Key, life: Life, from: u64) -> StatStream {
+        self.inner.follow(key, life, from)
+    }
+
+    async fn file(&self, key: &Key, life: Life) -> Result<Option<File>> {
+        self.inner.file(key, life).await
+    }
+
+    fn list(&self, prefix: &str) -> EntryStream {
+        self.inner.list(prefix)
+    }
+}
+
+pub struct SpyAppend<A> {
+    inner: A,
+    watch: Watch,
+}
+
+impl<A: Append> Append for SpyAppend<A> {
+    type Sync = Pin<Box<dyn Future<Output = Result<u64>> + Send>>;
+
+    fn stat(&self) -> Stat {
+        self.inner.stat()
+    }
+
+    async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
+        let appended = self.inner.append(data).await;
+        self.watch.count(|calls| {
+            calls.appends += 1;
+            calls.appended += data.iter().map(|data| data.len() as u64).sum::<u64>();
+        });
+        appended
+    }
+
+    fn sync(&self) -> Self::Sync {
+        let (sync, watch) = (self.inner.sync(), self.watch.clone());
+        Box::pin(async move {
+            let synced = match watch.fail_syncs.load(Ordering::Relaxed) {
+                true => Err(ErrorKind::Storage.into()),
+                false => sync.await,
+            };
+            watch.count(|calls| {
+                calls.syncs += 1;
+                calls.synced = calls.synced.max(*synced.as_ref().unwrap_or(&0));
+            });
+            synced
+        })
+    }
+
+    async fn finish(self, end: End) -> Result<Stat> {
+        let finished = self.inner.finish(end).await;
+        self.watch.count(|calls| calls.finishes += 1);
+        finished
+    }
+}

@@ -320,10 +320,8 @@ async fn fault_19_a_denied_request_is_answered_before_the_upgrade_and_its_token_
     assert_eq!(server.get("/..?verb=FOLLOW&token=good-s3cr3t").await.status, 400);
     let log = log.0.lock().unwrap();
     assert!(log.contains("a request is refused"), "the log is heard");
-    for secret in log.lines().filter(|line| line.contains("s3cr3t")) {
-        // The crates underneath (hyper) may trace what they like; ours may not.
-        panic!("a token in the log: {secret}");
-    }
+    // The crates underneath (hyper) may trace what they like; ours may not.
+    assert_eq!(log.lines().find(|line| line.contains("s3cr3t")), None, "a token in the log");
 }
 
 #[tokio::test]

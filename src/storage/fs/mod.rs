@@ -705,3 +705,103 @@ fn boot_id() -> [u8; 16] {
     let mut digits = text.bytes().filter_map(|b| (b as char).to_digit(16));
     std::array::from_fn(|_| (digits.next().unwrap_or(0) << 4 | digits.next().unwrap_or(0)) as u8)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(data: &'static [u8]) -> Vec<Bytes> {
+        vec![Bytes::from_static(data)]
+    }
+
+    /// Opens the root as the system's next boot would.
+    fn open_after_reboot(path: &Path) -> FsStorage {
+        // Each record is made to be of another boot: all that the storage can know of one.
+        let records = Dir::open(&path.join(".httpfstream/records")).unwrap();
+        for (name, _) in records.names().unwrap() {
+            let mut record = Record::open(&records, &name).unwrap().unwrap();
+            let slot = Slot { boot: [0xee; 16], ..record.slot };
+            record.write(slot).unwrap();
+        }
+        FsStorage::open(path).unwrap()
+    }
+
+    /// Leaves an appender behind as a killed process does: the record says open.
+    async fn crash(storage: FsStorage, append: FsAppend) {
+        drop(append);
+        drop(storage);
+    }
+
+    fn records(path: &Path) -> Vec<String> {
+        let dir = std::fs::read_dir(path.join(".httpfstream/records")).unwrap();
+        dir.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    async fn content(storage: &FsStorage, key: &Key) -> (Stat, Vec<u8>) {
+        let stat = storage.stat(key).await.unwrap().unwrap();
+        let mut read = storage.read(key, stat.life, 0..stat.len).await.unwrap();
+        let mut all = Vec::new();
+        while let Some(chunk) = stream::next(&mut read).await {
+            all.extend_from_slice(&chunk.unwrap());
+        }
+        (stat, all)
+    }
+
+    #[tokio::test]
+    async fn a_killed_process_loses_nothing() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a/b").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let mut append = storage.open(&key, Open::Create).await.unwrap();
+        let life = append.stat().life;
+        append.append(&bytes(b"durable ")).await.unwrap();
+        append.sync().await.unwrap();
+        append.append(&bytes(b"committed")).await.unwrap();
+        crash(storage, append).await;
+        for _ in 0..2 {
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let (stat, all) = content(&storage, &key).await;
+            assert_eq!((stat.state, stat.life, &all[..]), (State::Interrupted, life, &b"durable committed"[..]));
+            assert_eq!(records(tmp.path()), [rest_name(&key)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn another_boot_cuts_to_what_was_durable_and_begins_a_new_life() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let mut append = storage.open(&key, Open::Create).await.unwrap();
+        let life = append.stat().life;
+        append.append(&bytes(b"durable ")).await.unwrap();
+        assert_eq!(append.sync().await.unwrap(), 8);
+        append.append(&bytes(b"committed")).await.unwrap();
+        crash(storage, append).await;
+        let storage = open_after_reboot(tmp.path());
+        let (stat, all) = content(&storage, &key).await;
+        assert_eq!((stat.state, &all[..]), (State::Interrupted, &b"durable "[..]));
+        assert_ne!(stat.life, life, "bytes that were seen are gone");
+        // It goes on from there, and keeps its new life when it is finished.
+        let mut append = storage.open(&key, Open::Continue).await.unwrap();
+        append.append(&bytes(b"again")).await.unwrap();
+        append.finish(End::Finished).await.unwrap();
+        drop(storage);
+        let (after, all) = content(&FsStorage::open(tmp.path()).unwrap(), &key).await;
+        assert_eq!((after.state, after.life, &all[..]), (State::Finished, stat.life, &b"durable again"[..]));
+    }
+
+    #[tokio::test]
+    async fn what_is_at_rest_is_left_alone_by_another_boot() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let mut append = storage.open(&key, Open::Create).await.unwrap();
+        append.append(&bytes(b"all of it")).await.unwrap();
+        let sealed = append.finish(End::Sealed).await.unwrap();
+        drop(storage);
+        let storage = open_after_reboot(tmp.path());
+        let (stat, all) = content(&storage, &key).await;
+        assert_eq!((stat.state, stat.life, &all[..]), (State::Sealed, sealed.life, &b"all of it"[..]));
+        assert_eq!(storage.open(&key, Open::Continue).await.unwrap_err().kind(), ErrorKind::Sealed);
+    }
+}

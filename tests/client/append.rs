@@ -224,19 +224,25 @@ async fn a_server_that_does_not_read_stops_the_writing() {
 
 #[tokio::test]
 async fn a_flood_of_pings_to_a_stalled_writer_is_bounded() {
-    let (url, task) = serve(async |mut peer| {
+    let (stalled, is_stalled) = oneshot::channel::<()>();
+    let (url, task) = serve(async move |mut peer| {
         peer.upgrade("").await;
+        within(is_stalled).await.unwrap();
         let pings = frame(0x80 | PING, &[7; 125]).repeat(100);
         let mut sent = 0;
-        while let Ok(Ok(n)) = tokio::time::timeout(Duration::from_millis(300), peer.io.write(&pings)).await {
-            sent += n;
+        while let Ok(n) = tokio::time::timeout(Duration::from_millis(300), peer.io.write(&pings)).await {
+            sent += n.unwrap();
+            assert!(sent < 64 << 20, "not bounded");
         }
-        sent
+        peer
     })
     .await;
     let mut appender = within(client::open_append(url)).await.unwrap();
-    while tokio::time::timeout(Duration::from_millis(100), appender.write(&[0; 60_000])).await.is_ok() {}
-    assert!(within(task).await.unwrap() < 64 << 20);
+    while let Ok(n) = tokio::time::timeout(Duration::from_millis(300), appender.write(&[0; 60_000])).await {
+        n.unwrap();
+    }
+    stalled.send(()).unwrap();
+    within(task).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

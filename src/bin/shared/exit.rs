@@ -68,7 +68,7 @@ fn hint(kind: ErrorKind) -> Option<&'static str> {
         ErrorKind::Protocol | ErrorKind::Status => "check that the URL is a httpfstream server's",
         ErrorKind::Full | ErrorKind::Storage => "look into the server's log",
         ErrorKind::TooLarge => "raise the server's limit, or append to another URL",
-        ErrorKind::Interrupted => "the data is not whole; run the appender again",
+        ErrorKind::Interrupted => "run the appender again to have the whole",
         _ => return None,
     })
 }

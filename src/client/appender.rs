@@ -42,7 +42,8 @@ type Connection = Conn<TokioIo<Upgraded>>;
 /// # Ending
 /// Only [`finish`](Self::finish) ends the resource cleanly. Dropping the appender means that it was lost: the task
 /// sends what is left and the close code 1001 within 5 s, if the runtime lives that long, and followers are told that
-/// the resource is interrupted. A process that is killed resets its connections, to the same effect.
+/// the resource is interrupted. A process that is killed sends no close frame, to the same effect at a server of ours;
+/// what it had handed to the system still arrives.
 ///
 /// # Time
 /// An appender that is idle stays open for as long as the server is there. How long a stalled server is waited for is

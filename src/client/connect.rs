@@ -13,7 +13,6 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::builder::Settings;
-use super::request::Verb;
 use super::url::Target;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -29,24 +28,19 @@ pub(super) struct Connection {
 }
 
 /// Connects within the time limit.
-pub(super) async fn connect(settings: &Settings, target: &Target, verb: Verb) -> Result<Connection> {
+pub(super) async fn connect(settings: &Settings, target: &Target) -> Result<Connection> {
     let limit = settings.connect_timeout;
-    match timeout(limit, Box::pin(start(settings, target, verb, limit))).await {
+    match timeout(limit, Box::pin(start(settings, target, limit))).await {
         Ok(connection) => connection,
         Err(elapsed) => Err(failed(format!("no connection to {} within {limit:?}", target.host), elapsed)),
     }
 }
 
-async fn start(settings: &Settings, target: &Target, verb: Verb, limit: Duration) -> Result<Connection> {
+async fn start(settings: &Settings, target: &Target, limit: Duration) -> Result<Connection> {
     let stream = tcp(target, limit).await.map_err(|error| {
         failed(format!("no connection to {} port {} could be made", target.host, target.port), error)
     })?;
-    let told = stream.set_nodelay(true).and_then(|()| match verb {
-        // If this process is killed, the system closes the connection for it. A plain TCP end means a clean end of
-        // the resource in the original's dialect, so that has to be a reset: then it is interrupted.
-        Verb::Append => stream.set_zero_linger(),
-        Verb::Follow => Ok(()),
-    });
+    let told = stream.set_nodelay(true);
     told.map_err(|error| failed("the connection can't be set up".to_owned(), error))?;
     #[cfg(feature = "tls")]
     if target.tls {

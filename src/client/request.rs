@@ -43,7 +43,7 @@ pub(super) enum Answer {
 pub(super) async fn send(settings: &Settings, target: &Target, verb: Verb) -> Result<Answer> {
     let key = generate_key();
     let request = request(settings.headers().await?, target, verb, &key)?;
-    let Connection { mut sender, driver } = connect(settings, target, verb).await?;
+    let Connection { mut sender, driver } = connect(settings, target).await?;
     let limit = settings.response_timeout;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(broken)?;

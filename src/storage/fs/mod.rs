@@ -666,8 +666,10 @@ impl Append for FsAppend {
     }
 
     fn sync(&self) -> Self::Sync {
-        let held = Arc::clone(&self.held);
+        // A sync that nobody has asked for yet must not keep the key from the next appender.
+        let held = Arc::downgrade(&self.held);
         Box::pin(async move {
+            let held = held.upgrade().ok_or(ErrorKind::Fenced)?;
             let synced = tokio::task::spawn_blocking(move || held.lease.sync()).await;
             synced.map_err(Error::storage)?
         })

@@ -34,7 +34,7 @@ pub(crate) async fn serve(
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.method_mut() = if head.method == Method::HEAD { Method::HEAD } else { Method::GET };
     let tag = etag(stat.life, stat.len);
-    let mut response = match conditions(&head.headers, &tag, live, request.headers_mut()) {
+    let mut response = match conditions(&head.headers, &tag, live, stat.len == 0, request.headers_mut()) {
         Some(status) => {
             let mut response = Response::new(full(""));
             *response.status_mut() = status;
@@ -45,6 +45,9 @@ pub(crate) async fn serve(
     let status = response.status();
     let headers = response.headers_mut();
     describe(headers, stat.life, stat.len, stat.state);
+    if status == StatusCode::RANGE_NOT_SATISFIABLE && stat.len == 0 {
+        headers.insert(header::CONTENT_RANGE, HeaderValue::from_static("bytes */0"));
+    }
     if live {
         headers.remove(header::LAST_MODIFIED);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -63,7 +66,7 @@ pub(crate) async fn serve(
 
 /// Evaluates what depends on our own entity tag (RFC 9110 section 13) and copies the rest for tower-http, which has
 /// tags of its own.
-fn conditions(asked: &HeaderMap, tag: &str, live: bool, rest: &mut HeaderMap) -> Option<StatusCode> {
+fn conditions(asked: &HeaderMap, tag: &str, live: bool, empty: bool, rest: &mut HeaderMap) -> Option<StatusCode> {
     let listed = |name, weak: bool| {
         let mut values = asked.get_all(name).into_iter().peekable();
         values.peek()?;
@@ -100,7 +103,8 @@ fn conditions(asked: &HeaderMap, tag: &str, live: bool, rest: &mut HeaderMap) ->
     if asked.get(header::IF_RANGE).is_none_or(|value| value.as_bytes() == tag.as_bytes()) {
         copy(header::RANGE);
     }
-    None
+    // tower-http would answer with a first byte, which isn't there.
+    (empty && rest.contains_key(header::RANGE)).then_some(StatusCode::RANGE_NOT_SATISFIABLE)
 }
 
 async fn body(hub: &Arc<Hub>, key: &Key, stat: &Stat, request: Request<Empty<Bytes>>) -> Result<Response<OwnBody>> {

@@ -70,9 +70,16 @@ pub(crate) enum Intent {
 }
 
 impl Rules {
-    /// What this request wants.
+    /// What this request wants, its path naming the resource.
     pub(crate) fn intent(&self, head: &request::Parts) -> Intent {
-        let Some(path) = strip_prefix(head.uri.path(), &self.prefix) else { return Intent::Pass };
+        match strip_prefix(head.uri.path(), &self.prefix) {
+            Some(path) => self.intent_for(head, || Key::from_url_path(path)),
+            None => Intent::Pass,
+        }
+    }
+
+    /// What this request wants of a resource, whatever its path.
+    pub(crate) fn intent_for(&self, head: &request::Parts, key: impl FnOnce() -> Result<Key>) -> Intent {
         let upgrade = asked_upgrade(head);
         if upgrade.is_none() && !self.plain {
             return Intent::Pass;
@@ -85,15 +92,15 @@ impl Rules {
                 return Intent::Refuse(Error::new(ErrorKind::BadRequest).with_detail(detail));
             }
         };
-        let key = Key::from_url_path(path);
+        // The key comes last: what is foreign by its head costs no allocation.
         match (verb.or(self.default_verb.filter(|_| upgrade.is_some())), upgrade) {
             (None, Some(_)) => Intent::Pass,
-            (None, None) => match (&head.method, key) {
-                (&Method::GET | &Method::HEAD, Ok(key)) => Intent::Serve { key },
-                (&Method::DELETE, Ok(key)) => Intent::Delete { key },
+            (None, None) => match head.method {
+                Method::GET | Method::HEAD => key().map_or(Intent::Pass, |key| Intent::Serve { key }),
+                Method::DELETE => key().map_or(Intent::Pass, |key| Intent::Delete { key }),
                 _ => Intent::Pass,
             },
-            (Some(verb), upgrade) => match key {
+            (Some(verb), upgrade) => match key() {
                 Err(error) => Intent::Refuse(error),
                 Ok(key) => match upgrade {
                     Some(upgrade) => Intent::Socket { verb, key, upgrade, by_header },
@@ -169,7 +176,7 @@ fn verbs(head: &request::Parts) -> Result<Verbs, NotOurs> {
         by_header = true;
     }
     for (_, value) in query(head.uri.query().unwrap_or("")).filter(|(name, _)| name == "verb") {
-        add(value.as_bytes())?;
+        add(&Cow::from(percent_decode_str(value)))?;
     }
     match found {
         None => Ok(Verbs { verb: None, by_header: false }),
@@ -178,11 +185,11 @@ fn verbs(head: &request::Parts) -> Result<Verbs, NotOurs> {
     }
 }
 
-/// The pairs of a query, each side percent-decoded once.
-fn query(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+/// The pairs of a query: names percent-decoded once, values as they came.
+fn query(query: &str) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (percent_decode_str(name).decode_utf8_lossy(), percent_decode_str(value).decode_utf8_lossy())
+        (percent_decode_str(name).decode_utf8_lossy(), value)
     })
 }
 

@@ -1,6 +1,8 @@
 //! httpfstream
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+#[cfg(feature = "client")]
+pub mod client;
 pub mod docs;
 pub mod error;
 pub mod key;

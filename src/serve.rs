@@ -105,10 +105,10 @@ fn conditions(asked: &HeaderMap, tag: &str, live: bool, rest: &mut HeaderMap) ->
 
 async fn body(hub: &Arc<Hub>, key: &Key, stat: &Stat, request: Request<Empty<Bytes>>) -> Result<Response<OwnBody>> {
     #[cfg(target_os = "linux")]
-    if stat.state != State::Live {
-        if let Some(response) = file_body(hub, key, stat, &request).await? {
-            return Ok(response);
-        }
+    if stat.state != State::Live
+        && let Some(response) = file_body(hub, key, stat, &request).await?
+    {
+        return Ok(response);
     }
     let snapshot =
         Snapshot { hub: Arc::clone(hub), key: key.clone(), life: stat.life, len: stat.len, modified: stat.modified };

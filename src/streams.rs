@@ -7,11 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{Request, Response};
 use tokio::sync::broadcast;
 
+use crate::answer::answer;
+use crate::body::ResponseBody;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Config, Cursor, Found, Hub, Lease, Step};
+use crate::intent::{Intent, Verb};
 use crate::key::Key;
+use crate::options::Options;
+use crate::respond::problem;
 use crate::storage::{End, EntryStream, Life, Open, Stat, State, Storage};
 
 /// When committed bytes are made to survive a power loss. They survive the process's death in any case, if the
@@ -209,6 +215,33 @@ impl Streams {
     /// [`NotFound`](ErrorKind::NotFound) if it is absent.
     pub async fn delete(&self, key: impl TryInto<Key, Error = Error>) -> Result<()> {
         self.hub.delete(&key.try_into()?).await
+    }
+
+    /// Serves one resource from a route of the application's own: GET, HEAD and FOLLOW, over a WebSocket or without. An
+    /// upgrade without a verb follows; an absent resource is 404; whatever would change something is refused.
+    ///
+    /// Nobody is asked whether this is allowed: that is the route's to do, before. Foreign web pages are refused as in
+    /// [`HttpFStreamLayer::allow_origins`](crate::HttpFStreamLayer::allow_origins).
+    ///
+    /// The request has to be the server's own, extensions and all: the upgrade is in there.
+    pub async fn serve<B>(&self, key: impl AsRef<str>, request: Request<B>) -> Response<ResponseBody> {
+        let mut options = Options { read_only: true, ..Options::default() };
+        options.rules.plain = true;
+        options.rules.default_verb = Some(Verb::Follow);
+        let (mut head, _) = request.into_parts();
+        let intent = match Key::new(key.as_ref()) {
+            Ok(key) => match options.rules.intent_for(&head, || Ok(key)) {
+                // A method that means nothing here.
+                Intent::Pass => Intent::MethodNotAllowed { allow: "GET, HEAD" },
+                intent => intent,
+            },
+            Err(error) => Intent::Refuse(error),
+        };
+        let response = match answer(&self.hub, &options, intent, &mut head).await {
+            Some(response) => response,
+            None => problem(&ErrorKind::NotFound.into()),
+        };
+        response.map(ResponseBody::own)
     }
 
     /// Tells what happens to resources from now on. A listener that falls behind is told how much it

@@ -1,8 +1,4 @@
 //! Pages.
-pub mod mounting {
-    //! m
-}
-/// x
-pub mod surviving {
-    //! Surviving.
-}
+
+pub mod mounting;
+pub mod surviving;

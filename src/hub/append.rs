@@ -79,11 +79,11 @@ impl Lease {
             }
             // What is appended from here on may miss this sync, and asks for one of its own.
             due.store(false, Ordering::Release);
-            if let Err(error) = sync.await {
-                if !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Poisoned) {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(key = %resource.key, error, "a sync failed; the appender ends");
-                }
+            if let Err(error) = sync.await
+                && !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Poisoned)
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(key = %resource.key, error, "a sync failed; the appender ends");
             }
         });
     }

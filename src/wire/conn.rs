@@ -54,6 +54,10 @@ pub(crate) struct Conn<IO> {
     inbuf: BytesMut,
     read_large: bool,
     out: Pieces,
+    /// Bytes of pongs that were queued since `out` was empty.
+    pongs: usize,
+    /// The I/O may hold written bytes back: TLS does.
+    unflushed: bool,
     /// Counts reads that brought anything: a sign of life.
     heard: u64,
     /// The message that is arriving, for those who want whole ones.
@@ -71,6 +75,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             inbuf: BytesMut::new(),
             read_large: false,
             out: Pieces::default(),
+            pongs: 0,
+            unflushed: false,
             heard: 0,
             message: Pieces::default(),
             behind: None,
@@ -85,6 +91,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     /// Whether the peer stands between two messages, so that an end here cuts nothing.
     pub(crate) fn between_messages(&self) -> bool {
         self.decoder.between_messages()
+    }
+
+    /// Whether everything that was queued is written and gone.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.out.is_empty() && !self.unflushed
+    }
+
+    /// What the peer's close frame gave as its reason: see [`Decoder::close_reason`].
+    pub(crate) fn close_reason(&self) -> &str {
+        self.decoder.close_reason()
     }
 
     /// What is to be written; [`flush`](Self::flush) writes it.
@@ -120,14 +136,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                 Ok(None) => {}
                 Err(Breach { code, reason }) => return Poll::Ready(Inbound::Breach { code, reason }),
             }
-            // A peer that pings without reading the answers must not make us gather them.
-            while !self.out.is_empty() {
-                match self.poll_flush(cx) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(error)) => return Poll::Ready(Inbound::Broken(error)),
-                    Poll::Pending if self.out.len() > SMALL_READ => return Poll::Pending,
-                    Poll::Pending => break,
-                }
+            match self.poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Inbound::Broken(error)),
+                // A peer that pings without reading the answers must not make us gather them. Otherwise what it
+                // says is heard while it doesn't read: its close above all.
+                Poll::Pending if self.pongs > SMALL_READ => return Poll::Pending,
+                Poll::Pending => {}
             }
             match ready!(self.poll_fill(cx)) {
                 Ok(0) => {
@@ -198,7 +213,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             }
         }
-        self.io.flush().await
+        match tokio::time::timeout(stall, poll_fn(|cx| self.poll_flush(cx))).await {
+            Ok(flushed) => flushed,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// Ends the connection in good order: sends a close frame, waits for the peer's end, all within `patience`.
@@ -231,7 +249,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         while let Some(event) = self.decoder.decode(&mut self.inbuf)? {
             match event {
                 Event::Data { payload, end } => return Ok(Some(Inbound::Data { payload, end })),
-                Event::Ping(payload) => self.put(Kind::Pong, &payload),
+                Event::Ping(payload) => {
+                    let before = self.out.len();
+                    self.put(Kind::Pong, &payload);
+                    self.pongs += self.out.len() - before;
+                }
                 Event::Pong => return Ok(Some(Inbound::Pong)),
                 Event::Close(code) => return Ok(Some(Inbound::Close(code))),
             }
@@ -247,6 +269,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         self.out.advance(wrote);
+        self.unflushed = true;
+        if self.out.is_empty() {
+            self.pongs = 0;
+        }
         Poll::Ready(Ok(wrote))
     }
 
@@ -254,7 +280,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         while self.out.has_remaining() {
             ready!(self.poll_write_some(cx))?;
         }
-        Pin::new(&mut self.io).poll_flush(cx)
+        if self.unflushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads once; 0 is the end.

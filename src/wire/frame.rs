@@ -55,6 +55,8 @@ pub(crate) struct Decoder {
     in_message: bool,
     /// Payload bytes that the message's frames have declared so far.
     message_len: u64,
+    /// Of the close frame: UTF-8, at most 123 bytes.
+    close_reason: Bytes,
 }
 
 #[derive(Debug)]
@@ -67,12 +69,17 @@ struct DataFrame {
 impl Decoder {
     /// `max_message` bounds the payload of one message, in bytes.
     pub(crate) fn new(role: Role, max_message: u64) -> Self {
-        Self { role, max_message, frame: None, in_message: false, message_len: 0 }
+        Self { role, max_message, frame: None, in_message: false, message_len: 0, close_reason: Bytes::new() }
     }
 
     /// Whether the stream stands between two messages, so that an end here cuts nothing.
     pub(crate) fn between_messages(&self) -> bool {
         self.frame.is_none() && !self.in_message
+    }
+
+    /// What the peer's close frame gave as its reason, empty if nothing. It is the peer's text: not to be trusted.
+    pub(crate) fn close_reason(&self) -> &str {
+        std::str::from_utf8(&self.close_reason).unwrap_or_default()
     }
 
     /// The next event, or `None` if `buf` has to grow first.
@@ -121,7 +128,7 @@ impl Decoder {
                     if let Some(mask) = header.mask {
                         apply_mask(&mut payload, mask);
                     }
-                    return Self::control(control, payload.freeze()).map(Some);
+                    return self.control(control, payload.freeze()).map(Some);
                 }
                 OpCode::Data(data) => {
                     match data {
@@ -161,7 +168,7 @@ impl Decoder {
         Ok(())
     }
 
-    fn control(control: Control, payload: Bytes) -> Result<Event, Breach> {
+    fn control(&mut self, control: Control, mut payload: Bytes) -> Result<Event, Breach> {
         match control {
             Control::Ping => Ok(Event::Ping(payload)),
             Control::Pong => Ok(Event::Pong),
@@ -169,14 +176,15 @@ impl Decoder {
                 0 => Ok(Event::Close(None)),
                 1 => Err(Breach::protocol("close frame of one byte")),
                 _ => {
-                    let code = u16::from_be_bytes([payload[0], payload[1]]);
+                    let code = payload.get_u16();
                     // RFC 6455 section 7.4: these are never sent, or not registered.
                     if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
                         return Err(Breach::protocol("close code that must not be sent"));
                     }
-                    if std::str::from_utf8(&payload[2..]).is_err() {
+                    if std::str::from_utf8(&payload).is_err() {
                         return Err(Breach { code: 1007, reason: "close reason is not UTF-8".into() });
                     }
+                    self.close_reason = payload;
                     Ok(Event::Close(Some(code)))
                 }
             },

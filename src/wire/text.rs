@@ -45,7 +45,7 @@ impl Framer {
             pieces.push(piece);
         }
         let mut pieces = pieces.take_all().into_iter().peekable();
-        while let Some(mut piece) = pieces.next() {
+        for mut piece in pieces {
             if !self.held.is_empty() {
                 let mut joined = BytesMut::with_capacity(self.held.len() + piece.len());
                 joined.extend_from_slice(&self.held);
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn original_clients_get_text_even_if_it_is_none() {
-        let bytes: Vec<u8> = (0..60_000u32).map(|i| (i * 31 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..60_000u32).map(|i| ((i * 31) >> 3) as u8).collect();
         for cut in [1, 7, 60_000] {
             let chunks: Vec<&[u8]> = bytes.chunks(cut).collect();
             let got = frames(&mut Framer::new(true), &chunks);

@@ -651,10 +651,11 @@ impl Append for FsAppend {
         }
         let lease = &self.held.lease;
         let len = data.iter().map(|d| d.len() as u64).sum();
-        if len <= MAX_INLINE && lease.root.syncing.load(Ordering::Relaxed) == 0 {
-            if let Some(appended) = lease.append_inline(data, len) {
-                return appended;
-            }
+        if len <= MAX_INLINE
+            && lease.root.syncing.load(Ordering::Relaxed) == 0
+            && let Some(appended) = lease.append_inline(data, len)
+        {
+            return appended;
         }
         self.busy = true;
         let (held, data) = (Arc::clone(&self.held), data.to_vec());

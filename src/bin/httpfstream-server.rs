@@ -1,0 +1,276 @@
+//! Serves a folder of resources that can be appended to and followed.
+
+mod shared;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::exit;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Parser;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use httpfstream::storage::FsStorage;
+use httpfstream::{Access, BoxError, Denied, Grant, HttpFStream, HttpFStreamLayer, NotFound, Verb};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tower::{Layer, Service};
+
+use self::shared::exit::{FAILED, FINISHED};
+
+const PROGRAM: &str = "httpfstream-server";
+/// What a shutdown leaves to those who are not done; it has to be over in ten seconds.
+const GRACE: Duration = Duration::from_secs(8);
+/// How long a request's head may take.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Serves a folder of resources that can be appended to and followed while they grow.
+///
+/// Exit codes: 0 stopped in good order (SIGTERM, SIGINT), 1 failed, 2 wrong usage.
+#[derive(Parser, Debug)]
+#[command(name = PROGRAM, version)]
+struct Args {
+    /// The folder that holds the data. Made where it is missing.
+    #[arg(long, env = "HTTPFSTREAM_ROOT", default_value = "httpfstream-data")]
+    root: PathBuf,
+
+    /// The address to listen on. Without a host (`:8080`) that is all interfaces.
+    #[arg(long, env = "HTTPFSTREAM_HTTP", default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
+    http: String,
+
+    /// Ask everybody for this bearer token.
+    #[arg(long, env = "HTTPFSTREAM_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
+    /// Refuse to append and to delete.
+    #[arg(long)]
+    read_only: bool,
+
+    /// A web page's origin (`https://app.example`) that may append and follow, besides this server's own; `*` is all.
+    /// Can be repeated.
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Vec<String>,
+
+    /// A name that requests may have in `Host`, where the server listens only on loopback; `*` is all. Can be repeated.
+    ///
+    /// Otherwise only loopback names are let in: a web page could make its own name point here (DNS rebinding).
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+
+    /// The largest resource, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = u64::MAX, hide_default_value = true)]
+    max_resource_size: u64,
+
+    /// Log each request.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn main() {
+    let args: Args = shared::args::parse();
+    let level = if args.verbose { "httpfstream=debug,httpfstream_server=debug" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HTTPFSTREAM_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let ran = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(BoxError::from)
+        .and_then(|runtime| runtime.block_on(run(args)));
+    exit(match ran {
+        Ok(()) => FINISHED,
+        Err(error) => {
+            eprintln!("{PROGRAM}: {}", shared::exit::causes(&*error));
+            FAILED
+        }
+    })
+}
+
+async fn run(args: Args) -> Result<(), BoxError> {
+    let storage = FsStorage::open(&args.root)
+        .map_err(|error| format!("{}: {}", args.root.display(), shared::exit::causes(&error)))?;
+    let listener = listen(&args.http).await.map_err(|error| format!("can't listen on {}: {error}", args.http))?;
+    let addr = listener.local_addr()?;
+
+    let mut layer = HttpFStreamLayer::new(storage)
+        .plain_http(true)
+        .default_verb(Verb::Follow)
+        .allow_origins(args.allow_origin.clone())
+        .max_resource_size(args.max_resource_size);
+    if args.read_only {
+        layer = layer.read_only();
+    }
+    if let Some(token) = args.token.clone() {
+        let token: Arc<str> = token.into();
+        layer = layer.authorize(move |access| std::future::ready(check(&token, &access)));
+    }
+    let streams = layer.streams();
+    let server = Server {
+        service: layer.layer(NotFound),
+        hosts: addr.ip().is_loopback().then(|| args.allow_host.clone().into()),
+    };
+    banner(&args, addr);
+
+    // Installed before the first connection, so that no signal is missed.
+    let mut signals = Signals::new()?;
+    let graceful = GracefulShutdown::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => server.clone().connection(stream, &graceful),
+                Err(error) => {
+                    // Out of file descriptors, mostly: what is open goes on, and will end.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            () = signals.next() => break,
+        }
+    }
+    drop(listener);
+    eprintln!("{PROGRAM}: stopping; once more stops at once");
+    tokio::select! {
+        _ = async {
+            streams.shutdown(GRACE).await;
+            tokio::time::timeout(Duration::from_secs(1), graceful.shutdown()).await
+        } => Ok(()),
+        () = signals.next() => Err("stopped at once; what was not synced yet is in the system's hands".into()),
+    }
+}
+
+/// Whether the request carries the token.
+fn check(token: &str, access: &Access) -> Result<Grant, Denied> {
+    let given = access.head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given =
+        given.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let given = given.map_or("", |(_, given)| given.trim());
+    // Takes as long for a good beginning as for a bad one.
+    let differs = given.len() != token.len() || given.bytes().zip(token.bytes()).fold(0, |d, (a, b)| d | (a ^ b)) != 0;
+    if differs { Err(Denied::Unauthorized) } else { Ok(Grant::new()) }
+}
+
+#[derive(Clone)]
+struct Server {
+    service: HttpFStream<NotFound>,
+    /// On loopback: what `Host` may say besides loopback's own names.
+    hosts: Option<Arc<[String]>>,
+}
+
+type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+impl Server {
+    fn connection(self, stream: TcpStream, graceful: &GracefulShutdown) {
+        let _ = stream.set_nodelay(true);
+        let service = service_fn(move |request| self.clone().answer(request));
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        builder.http2().timer(TokioTimer::new()).enable_connect_protocol();
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error, "a connection ended badly");
+            }
+        });
+    }
+
+    async fn answer(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        // Without the query: there may be a token in it.
+        let line =
+            tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{} {}", request.method(), request.uri().path()));
+        let response = if self.knows(&request) {
+            let response = self.service.call(request).await?;
+            response.map(|body| body.boxed_unsync())
+        } else {
+            let text = "this server listens on loopback and takes requests only for loopback names; see --allow-host\n";
+            let mut response = Response::new(Full::from(text).map_err(|never| match never {}).boxed_unsync());
+            *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+            response
+        };
+        if let Some(line) = line {
+            tracing::debug!(status = response.status().as_u16(), "{line}");
+        }
+        Ok(response)
+    }
+
+    fn knows(&self, request: &Request<Incoming>) -> bool {
+        let Some(allowed) = &self.hosts else { return true };
+        let host = match request.uri().authority() {
+            Some(authority) => Some(authority.as_str()),
+            None => request.headers().get(header::HOST).and_then(|host| host.to_str().ok()),
+        };
+        // HTTP/1.0 has no `Host`, and no browser speaks it.
+        let Some(host) = host else { return true };
+        let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
+        let name = authority.host();
+        let ip: Option<IpAddr> = name.trim_matches(['[', ']']).parse().ok();
+        name.eq_ignore_ascii_case("localhost")
+            || name.to_ascii_lowercase().ends_with(".localhost")
+            || ip.is_some_and(|ip| ip.is_loopback())
+            || allowed.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(name))
+    }
+}
+
+/// Go's `:8080` is all interfaces, over both families where the system has them.
+async fn listen(address: &str) -> io::Result<TcpListener> {
+    if let Some(port) = address.strip_prefix(':') {
+        let port: u16 = port.parse().map_err(|_| io::Error::other("the port is not a number up to 65535"))?;
+        let any: [IpAddr; 2] = [[0u16; 8].into(), [0u8; 4].into()];
+        return TcpListener::bind(&any.map(|ip| SocketAddr::new(ip, port))[..]).await;
+    }
+    let addresses: Vec<SocketAddr> = lookup_host(address).await?.collect();
+    TcpListener::bind(&addresses[..]).await
+}
+
+fn banner(args: &Args, addr: SocketAddr) {
+    let public = !addr.ip().is_loopback();
+    let base = match addr.ip().is_unspecified() {
+        true => format!("http://localhost:{}", addr.port()),
+        false => format!("http://{addr}"),
+    };
+    let root = std::fs::canonicalize(&args.root).unwrap_or_else(|_| Path::new(&args.root).to_owned());
+    eprintln!(
+        "{PROGRAM} {} is listening on {base}{}",
+        env!("CARGO_PKG_VERSION"),
+        if addr.ip().is_unspecified() { " (all interfaces)" } else { "" }
+    );
+    eprintln!("  the data lies in {}", root.display());
+    eprintln!("  follow:  httpfstream-follow {base}/foo.txt");
+    eprintln!("  append:  date | httpfstream-append {base}/foo.txt");
+    eprintln!("  read:    curl {base}/foo.txt");
+    match (public, &args.token) {
+        (false, _) => eprintln!("  to be reached from elsewhere, listen on all interfaces: -http=:{}", addr.port()),
+        (true, None) if !args.read_only => {
+            eprintln!("  anybody who reaches this address can append and delete: see --token and --read-only");
+        }
+        _ => {}
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

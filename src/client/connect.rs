@@ -1,0 +1,96 @@
+//! TCP to the server, with TLS where the URL asks for it, up to hyper's side of it.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::builder::Settings;
+use super::request::Verb;
+use super::url::Target;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The most that hyper buffers of an answer's head.
+const MAX_HEAD: usize = 64 * 1024;
+/// The most headers of an answer.
+const MAX_HEADERS: usize = 100;
+
+/// Sends one request; hyper runs the connection in a task, which ends with the handle.
+pub(super) struct Connection {
+    pub(super) sender: SendRequest<Empty<Bytes>>,
+    pub(super) driver: AbortOnDropHandle<()>,
+}
+
+/// Connects within the time limit.
+pub(super) async fn connect(settings: &Settings, target: &Target, verb: Verb) -> Result<Connection> {
+    let limit = settings.connect_timeout;
+    match timeout(limit, Box::pin(start(settings, target, verb, limit))).await {
+        Ok(connection) => connection,
+        Err(elapsed) => Err(failed(format!("no connection to {} within {limit:?}", target.host), elapsed)),
+    }
+}
+
+async fn start(settings: &Settings, target: &Target, verb: Verb, limit: Duration) -> Result<Connection> {
+    let stream = tcp(target, limit).await.map_err(|error| {
+        failed(format!("no connection to {} port {} could be made", target.host, target.port), error)
+    })?;
+    let told = stream.set_nodelay(true).and_then(|()| match verb {
+        // If this process is killed, the system closes the connection for it. A plain TCP end means a clean end of
+        // the resource in the original's dialect, so that has to be a reset: then it is interrupted.
+        Verb::Append => stream.set_zero_linger(),
+        Verb::Follow => Ok(()),
+    });
+    told.map_err(|error| failed("the connection can't be set up".to_owned(), error))?;
+    #[cfg(feature = "tls")]
+    if target.tls {
+        return handshake(settings.tls.connect(&target.host, stream).await?).await;
+    }
+    #[cfg(not(feature = "tls"))]
+    let _ = settings;
+    handshake(stream).await
+}
+
+/// Tries the host's addresses one after the other; a dead one can't use up the time of those behind it.
+async fn tcp(target: &Target, limit: Duration) -> io::Result<TcpStream> {
+    let start = Instant::now();
+    let addresses: Vec<_> = lookup_host((target.host.as_str(), target.port)).await?.collect();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for (tried, address) in addresses.iter().enumerate() {
+        let left = limit.saturating_sub(start.elapsed());
+        let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+        last = match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(elapsed) => elapsed.into(),
+        };
+    }
+    Err(last)
+}
+
+async fn handshake<IO>(io: IO) -> Result<Connection>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|error| failed("the connection can't be set up".to_owned(), error))?;
+    let driver = tokio::spawn(async move {
+        // Whoever awaits the answer or its body is told of an error there.
+        let _ = connection.with_upgrades().await;
+    });
+    Ok(Connection { sender, driver: AbortOnDropHandle::new(driver) })
+}
+
+fn failed(what: String, source: impl Into<crate::error::BoxError>) -> Error {
+    Error::new(ErrorKind::Connection).with_detail(what).with_source(source)
+}

@@ -1,0 +1,148 @@
+//! An answer that is no consent, as an error.
+
+use std::time::Duration;
+
+use bytes::Buf;
+use http::header::{self, HeaderMap};
+use http::{Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+use super::problem::string_member;
+use crate::error::{Error, ErrorKind};
+
+/// The most that is read of a refusal's body, in bytes.
+const MAX_BODY: usize = 4 * 1024;
+/// How long a refusal's body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most that is repeated of what a server says, in characters.
+const MAX_SAID: usize = 300;
+
+pub(super) async fn refusal(response: Response<Incoming>) -> Error {
+    let (head, body) = response.into_parts();
+    let status = head.status;
+    if status.is_redirection() {
+        let location = head.headers.get(header::LOCATION).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let location = location.map_or("elsewhere".into(), |location| printable(&location));
+        let detail = format!("the server redirects to {location} ({status}), which is not followed");
+        return Error::new(ErrorKind::Redirect).with_detail(detail);
+    }
+    let body = beginning(body).await;
+    let text = String::from_utf8_lossy(&body);
+    let (problem, said) = match media_type(&head.headers).as_str() {
+        "application/problem+json" | "application/json" => {
+            (string_member(&text, "type").unwrap_or_default(), string_member(&text, "detail"))
+        }
+        "text/plain" => (String::new(), text.lines().next().map(str::to_owned)),
+        _ => (String::new(), None),
+    };
+    let problem = problem.rsplit(['/', ':', '#']).next().unwrap_or_default();
+    let kind = kind(status, problem, &head.headers);
+    let detail = match said.map(|said| printable(&said)).filter(|said| !said.is_empty()) {
+        Some(said) => format!("the server answered {status}: {said}"),
+        None => format!("the server answered {status}"),
+    };
+    Error::new(kind).with_detail(detail)
+}
+
+/// The statuses that mean something here. `problem` is the last part of the problem's type (RFC 9457), which tells
+/// causes with one status apart.
+fn kind(status: StatusCode, problem: &str, headers: &HeaderMap) -> ErrorKind {
+    match (status.as_u16(), problem) {
+        (400, "bad-path") => ErrorKind::BadPath,
+        (400, _) => ErrorKind::BadRequest,
+        (401, _) => ErrorKind::Unauthorized,
+        (403, _) => ErrorKind::Forbidden,
+        (404, _) => ErrorKind::NotFound,
+        (405, _) => ErrorKind::MethodNotAllowed,
+        (408, _) => ErrorKind::TimedOut,
+        (409, "sealed") => ErrorKind::Sealed,
+        (409, "exists") => ErrorKind::Exists,
+        (409, "conflict") => ErrorKind::Conflict,
+        (409, "fenced") => ErrorKind::Fenced,
+        (409, _) => ErrorKind::Busy,
+        (413, _) => ErrorKind::TooLarge,
+        (414, _) => ErrorKind::PathTooLong,
+        (416, _) => ErrorKind::PastEnd,
+        (426, _) if headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version != "13") => {
+            ErrorKind::WebSocketVersion
+        }
+        (426, _) => ErrorKind::UpgradeRequired,
+        (429, _) => ErrorKind::Overloaded,
+        (501, _) => ErrorKind::NotUpgradable,
+        (503, "shutting-down") => ErrorKind::ShuttingDown,
+        (503, _) => ErrorKind::Overloaded,
+        (507, _) => ErrorKind::Full,
+        _ => ErrorKind::Status,
+    }
+}
+
+fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// What came of the body within the limits; a body that is cut is good enough to explain an error.
+async fn beginning(mut body: Incoming) -> Vec<u8> {
+    let mut read = Vec::new();
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let Ok(mut data) = frame.into_data() else { return };
+            let room = MAX_BODY - read.len();
+            read.extend_from_slice(&data.copy_to_bytes(data.len().min(room)));
+            if read.len() == MAX_BODY {
+                return;
+            }
+        }
+    };
+    let _ = timeout(BODY_TIMEOUT, reading).await;
+    read
+}
+
+/// What a peer says as it may be shown: one line, not long, with nothing that steers a terminal.
+pub(super) fn printable(said: &str) -> String {
+    let line: String = said.chars().take(MAX_SAID).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    line.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_problems_come_back_as_what_they_were() {
+        // Kinds that share a problem type come back as the type's first one.
+        let told = [
+            (ErrorKind::BadRequest, ErrorKind::BadRequest),
+            (ErrorKind::BadPath, ErrorKind::BadPath),
+            (ErrorKind::PathTooLong, ErrorKind::PathTooLong),
+            (ErrorKind::NotFound, ErrorKind::NotFound),
+            (ErrorKind::Busy, ErrorKind::Busy),
+            (ErrorKind::Exists, ErrorKind::Exists),
+            (ErrorKind::Sealed, ErrorKind::Sealed),
+            (ErrorKind::Conflict, ErrorKind::Conflict),
+            (ErrorKind::Fenced, ErrorKind::Fenced),
+            (ErrorKind::PastEnd, ErrorKind::PastEnd),
+            (ErrorKind::TooLarge, ErrorKind::TooLarge),
+            (ErrorKind::Full, ErrorKind::Full),
+            (ErrorKind::Unauthorized, ErrorKind::Unauthorized),
+            (ErrorKind::Forbidden, ErrorKind::Forbidden),
+            (ErrorKind::MethodNotAllowed, ErrorKind::MethodNotAllowed),
+            (ErrorKind::UpgradeRequired, ErrorKind::UpgradeRequired),
+            (ErrorKind::NotUpgradable, ErrorKind::NotUpgradable),
+            (ErrorKind::Overloaded, ErrorKind::Overloaded),
+            (ErrorKind::ShuttingDown, ErrorKind::ShuttingDown),
+            (ErrorKind::Storage, ErrorKind::Status),
+        ];
+        for (sent, expected) in told {
+            assert_eq!(kind(sent.status(), sent.problem(), &HeaderMap::new()), expected, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_cannot_steer_a_terminal() {
+        assert_eq!(printable("\x1b[2Ja\r\nb\u{9b}c "), "[2Ja  b c");
+        assert_eq!(printable(&"é".repeat(1000)).chars().count(), MAX_SAID);
+    }
+}

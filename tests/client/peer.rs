@@ -1,0 +1,160 @@
+//! A server that says exactly what a test wants it to say.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+pub const TEXT: u8 = 1;
+pub const BINARY: u8 = 2;
+pub const CLOSE: u8 = 8;
+pub const PING: u8 = 9;
+pub const PONG: u8 = 10;
+
+/// A server's frame: final unless `first` lacks the bit.
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut out = vec![first];
+    match payload.len() {
+        len @ 0..126 => out.push(len as u8),
+        len @ 126..65536 => {
+            out.push(126);
+            out.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        len => {
+            out.push(127);
+            out.extend_from_slice(&(len as u64).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(payload);
+    out
+}
+
+pub fn close(code: u16, reason: &str) -> Vec<u8> {
+    frame(0x80 | CLOSE, &[&code.to_be_bytes(), reason.as_bytes()].concat())
+}
+
+/// Bounds an await, so that a hang is a failure.
+pub async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("hangs")
+}
+
+/// One accepted connection whose request was read.
+pub struct Peer<IO = TcpStream> {
+    pub io: IO,
+    /// The request's head, in lower case, as hyper writes header names anyway.
+    pub head: String,
+    key: String,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Peer<IO> {
+    pub async fn new(mut io: IO) -> Self {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(within(io.read_u8()).await.expect("a whole request"));
+        }
+        let head = String::from_utf8(head).expect("ASCII");
+        let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap_or_default().to_owned();
+        Self { io, head, key }
+    }
+
+    /// The value of one header of the request.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        within(self.io.write_all(bytes.as_ref())).await.expect("to write");
+        within(self.io.flush()).await.expect("to flush");
+    }
+
+    /// Answers 101 as the original's server does; `extra` is whole header lines.
+    pub async fn upgrade(&mut self, extra: &str) {
+        let accept = derive_accept_key(self.key.as_bytes());
+        self.send(format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n{extra}\r\n"
+        ))
+        .await;
+    }
+
+    /// The next frame: its opcode and payload.
+    pub async fn frame(&mut self) -> (u8, Vec<u8>) {
+        self.try_frame().await.expect("a frame")
+    }
+
+    /// The next frame; an error at the end.
+    pub async fn try_frame(&mut self) -> std::io::Result<(u8, Vec<u8>)> {
+        let io = &mut self.io;
+        within(async {
+            let (first, second) = (io.read_u8().await?, io.read_u8().await?);
+            assert_eq!((first & 0xf0, second & 0x80), (0x80, 0x80), "whole and masked");
+            let len = match second & 0x7f {
+                126 => u64::from(io.read_u16().await?),
+                127 => io.read_u64().await?,
+                len => u64::from(len),
+            };
+            let mask = io.read_u32().await?.to_be_bytes();
+            let mut payload = vec![0; len as usize];
+            io.read_exact(&mut payload).await?;
+            payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
+            Ok((first & 0x0f, payload))
+        })
+        .await
+    }
+
+    /// All data up to the close frame, whose code comes with it. Asserts the opcode of data.
+    pub async fn data_until_close(&mut self, opcode: u8) -> (Vec<u8>, u16) {
+        let mut data = Vec::new();
+        loop {
+            match self.frame().await {
+                (CLOSE, payload) => return (data, u16::from_be_bytes([payload[0], payload[1]])),
+                (PONG, _) => {}
+                (got, payload) => {
+                    assert_eq!(got, opcode);
+                    assert!(payload.len() <= 64 * 1024, "frame of {} bytes", payload.len());
+                    data.extend_from_slice(&payload);
+                }
+            }
+        }
+    }
+
+    /// Waits for the peer's end, whatever it still sends.
+    pub async fn drain(&mut self) {
+        let mut sink = vec![0; 4096];
+        while matches!(within(self.io.read(&mut sink)).await, Ok(1..)) {}
+    }
+}
+
+/// Listens on a free port and plays `script` to the first connection. Returns the URL of `path`.
+pub async fn serve<F, Fut, T>(script: F) -> (String, JoinHandle<T>)
+where
+    F: FnOnce(Peer) -> Fut + Send + 'static,
+    Fut: Future<Output = T> + Send,
+    T: Debug + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/some/log.txt", listener.local_addr().expect("an address"));
+    let task = tokio::spawn(async move {
+        let (io, _) = within(listener.accept()).await.expect("a connection");
+        io.set_nodelay(true).expect("nodelay");
+        let peer = Peer::new(io).await;
+        script(peer).await
+    });
+    (url, task)
+}
+
+/// As [`serve`], for answers that are bytes: sends them and waits for the client to go.
+pub async fn answer(bytes: impl Into<Vec<u8>>) -> String {
+    let bytes = bytes.into();
+    let (url, _) = serve(async move |mut peer| {
+        peer.send(bytes).await;
+        within(peer.io.shutdown()).await.expect("shutdown");
+        peer.drain().await;
+    })
+    .await;
+    url
+}

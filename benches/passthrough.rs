@@ -74,17 +74,17 @@ mod by_head {
         bencher.with_inputs(request).bench_local_values(move |request| service.call(request).now_or_never());
     }
 
-    #[divan::bench]
+    #[divan::bench(sample_size = 16, sample_count = 2000)]
     fn a_bare_service(bencher: Bencher<'_, '_>) {
         run(bencher, Inner);
     }
 
-    #[divan::bench]
+    #[divan::bench(sample_size = 16, sample_count = 2000)]
     fn no_upgrade(bencher: Bencher<'_, '_>) {
         run(bencher, bare_layer().layer(Inner));
     }
 
-    #[divan::bench]
+    #[divan::bench(sample_size = 16, sample_count = 2000)]
     fn another_prefix(bencher: Bencher<'_, '_>) {
         run(bencher, bare_layer().prefix("/streams").layer(Inner));
     }
@@ -105,18 +105,18 @@ mod served_get_falls_through {
         tokio::runtime::Builder::new_current_thread().build().unwrap()
     }
 
-    #[divan::bench]
+    #[divan::bench(sample_size = 16, sample_count = 2000)]
     fn a_bare_service(bencher: Bencher<'_, '_>) {
         run(bencher, &runtime(), Inner);
     }
 
-    #[divan::bench]
+    #[divan::bench(sample_size = 16, sample_count = 2000)]
     fn over_memory(bencher: Bencher<'_, '_>) {
         run(bencher, &runtime(), bare_layer().plain_http(true).layer(Inner));
     }
 
     #[cfg(unix)]
-    #[divan::bench]
+    #[divan::bench(sample_size = 16, sample_count = 2000)]
     fn over_files(bencher: Bencher<'_, '_>) {
         let dir = tempfile::tempdir().unwrap();
         let layer = HttpFStreamLayer::new(storage::FsStorage::open(dir.path()).unwrap());

@@ -122,8 +122,12 @@ fn plain(method: &Method, verb: Verb, key: Key) -> Intent {
 
 /// The rest of a path behind a prefix, matched on segment boundaries.
 fn strip_prefix<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
-    let rest = path.strip_prefix(prefix)?;
-    (prefix.is_empty() || rest.starts_with('/')).then_some(rest)
+    if prefix.is_empty() {
+        // Not left to `strip_prefix`: comparing nothing with the dangling pointer of an empty box makes glibc's memcmp
+        // take a masked load from an unmapped page, and that costs a hundred nanoseconds (seen with AVX-512).
+        return Some(path);
+    }
+    path.strip_prefix(prefix).filter(|rest| rest.starts_with('/'))
 }
 
 fn asked_upgrade(head: &request::Parts) -> Option<Upgrade> {

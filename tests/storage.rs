@@ -271,6 +271,21 @@ async fn clause_3_committed_is_visible_on_every_handle<S: Storage>(one: S, two: 
         assert!(read(&two, &key, stat.life, 0..len).await.unwrap() == pattern(0, len as usize), "{len}");
         assert_eq!(appender.sync().await.unwrap(), len);
     }
+    // A sync is about what is committed when it is first polled, and appends go on meanwhile.
+    let sync = appender.sync();
+    len = appender.append(&bytes(pattern(len, 7))).await.unwrap();
+    let mut sync = std::pin::pin!(sync);
+    let synced = match futures_util::poll!(&mut sync) {
+        std::task::Poll::Ready(synced) => synced.unwrap(),
+        std::task::Poll::Pending => {
+            appender.append(&bytes(pattern(len, 9))).await.unwrap();
+            let synced = sync.await.unwrap();
+            len += 9;
+            synced
+        }
+    };
+    assert!(synced == len || synced == len - 9, "{synced} of {len}");
+    assert!(read(&two, &key, appender.stat().life, 0..len).await.unwrap() == pattern(0, len as usize));
     let stat = appender.finish(End::Finished).await.unwrap();
     assert_eq!((stat.len, stat.state), (len, State::Finished));
     let seen = two.stat(&key).await.unwrap().unwrap();

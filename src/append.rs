@@ -116,7 +116,8 @@ where
         let arrived = tokio::select! {
             biased;
             message = conn.message(BATCH) => Some(message),
-            () = std::future::ready(()) => None,
+            // Once around the runtime, for it may not have looked at the socket yet.
+            () = tokio::task::yield_now() => None,
         };
         let Some(message) = arrived else { return Ended::Stopping };
         if let Some(ended) = take(conn.between_messages(), lease, terms, message).await {

@@ -32,6 +32,8 @@ where
 {
     let mut conn = Conn::new(io, Role::Server, MAX_MESSAGE);
     let ended = tokio::select! {
+        // First what it has to be told, as far as that can be done at once.
+        biased;
         ended = following(&mut conn, cursor, terms) => ended,
         () = hub.hard.cancelled() => None,
     };

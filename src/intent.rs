@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, Method, Version, header, request};
+use http::{HeaderMap, Method, Request, Version, header};
 use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -71,20 +71,20 @@ pub(crate) enum Intent {
 
 impl Rules {
     /// What this request wants, its path naming the resource.
-    pub(crate) fn intent(&self, head: &request::Parts) -> Intent {
-        match strip_prefix(head.uri.path(), &self.prefix) {
-            Some(path) => self.intent_for(head, || Key::from_url_path(path)),
+    pub(crate) fn intent<B>(&self, request: &Request<B>) -> Intent {
+        match strip_prefix(request.uri().path(), &self.prefix) {
+            Some(path) => self.intent_for(request, || Key::from_url_path(path)),
             None => Intent::Pass,
         }
     }
 
     /// What this request wants of a resource, whatever its path.
-    pub(crate) fn intent_for(&self, head: &request::Parts, key: impl FnOnce() -> Result<Key>) -> Intent {
-        let upgrade = asked_upgrade(head);
+    pub(crate) fn intent_for<B>(&self, request: &Request<B>, key: impl FnOnce() -> Result<Key>) -> Intent {
+        let upgrade = asked_upgrade(request);
         if upgrade.is_none() && !self.plain {
             return Intent::Pass;
         }
-        let Verbs { verb, by_header } = match verbs(head) {
+        let Verbs { verb, by_header } = match verbs(request) {
             Ok(verbs) => verbs,
             Err(NotOurs::Unknown) => return Intent::Pass,
             Err(NotOurs::Contradiction) => {
@@ -95,7 +95,7 @@ impl Rules {
         // The key comes last: what is foreign by its head costs no allocation.
         match (verb.or(self.default_verb.filter(|_| upgrade.is_some())), upgrade) {
             (None, Some(_)) => Intent::Pass,
-            (None, None) => match head.method {
+            (None, None) => match *request.method() {
                 Method::GET | Method::HEAD => key().map_or(Intent::Pass, |key| Intent::Serve { key }),
                 Method::DELETE => key().map_or(Intent::Pass, |key| Intent::Delete { key }),
                 _ => Intent::Pass,
@@ -104,7 +104,7 @@ impl Rules {
                 Err(error) => Intent::Refuse(error),
                 Ok(key) => match upgrade {
                     Some(upgrade) => Intent::Socket { verb, key, upgrade, by_header },
-                    None => plain(&head.method, verb, key),
+                    None => plain(request.method(), verb, key),
                 },
             },
         }
@@ -130,14 +130,14 @@ fn strip_prefix<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
     path.strip_prefix(prefix).filter(|rest| rest.starts_with('/'))
 }
 
-fn asked_upgrade(head: &request::Parts) -> Option<Upgrade> {
-    if head.method == Method::GET && head.version == Version::HTTP_11 {
-        let upgrade = head.headers.get(header::UPGRADE)?;
+fn asked_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
+    if request.method() == Method::GET && request.version() == Version::HTTP_11 {
+        let upgrade = request.headers().get(header::UPGRADE)?;
         let websocket = tokens(upgrade.as_bytes()).any(|token| token.eq_ignore_ascii_case(b"websocket"));
-        return (websocket && asks_connection_upgrade(&head.headers)).then_some(Upgrade::Http1);
+        return (websocket && asks_connection_upgrade(request.headers())).then_some(Upgrade::Http1);
     }
-    if head.method == Method::CONNECT {
-        let protocol = head.extensions.get::<hyper::ext::Protocol>()?;
+    if request.method() == Method::CONNECT {
+        let protocol = request.extensions().get::<hyper::ext::Protocol>()?;
         return protocol.as_str().eq_ignore_ascii_case("websocket").then_some(Upgrade::Http2);
     }
     None
@@ -163,7 +163,7 @@ enum NotOurs {
 }
 
 /// The verb of a request, from wherever it may be given.
-fn verbs(head: &request::Parts) -> Result<Verbs, NotOurs> {
+fn verbs<B>(request: &Request<B>) -> Result<Verbs, NotOurs> {
     let mut found: Option<Option<Verb>> = None;
     let mut add = |value: &[u8]| {
         let verb = Verb::parse(value);
@@ -175,11 +175,11 @@ fn verbs(head: &request::Parts) -> Result<Verbs, NotOurs> {
         Ok(())
     };
     let mut by_header = false;
-    for value in head.headers.get_all("x-verb") {
+    for value in request.headers().get_all("x-verb") {
         add(value.as_bytes().trim_ascii())?;
         by_header = true;
     }
-    for (_, value) in query(head.uri.query().unwrap_or("")).filter(|(name, _)| name == "verb") {
+    for (_, value) in query(request.uri().query().unwrap_or("")).filter(|(name, _)| name == "verb") {
         add(&Cow::from(percent_decode_str(value)))?;
     }
     match found {
@@ -200,7 +200,6 @@ fn query(query: &str) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::Request;
 
     /// One line tells what a request wants.
     fn told(rules: &Rules, method: &str, uri: &str, headers: &[(&str, &str)]) -> String {
@@ -211,7 +210,7 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        match rules.intent(&request.body(()).unwrap().into_parts().0) {
+        match rules.intent(&request.body(()).unwrap()) {
             Intent::Pass => "pass".into(),
             Intent::Refuse(error) => error.kind().status().as_str().into(),
             Intent::MethodNotAllowed { allow } => format!("405 {allow}"),

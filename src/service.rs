@@ -70,11 +70,11 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let (mut head, body) = request.into_parts();
-        let intent = self.options.rules.intent(&head);
+        let intent = self.options.rules.intent(&request);
         if matches!(intent, Intent::Pass) {
-            return ResponseFuture::inner(self.inner.call(Request::from_parts(head, body)));
+            return ResponseFuture::inner(self.inner.call(request));
         }
+        let (mut head, body) = request.into_parts();
         // The one that was polled ready goes with the request, which may be its own after all.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);

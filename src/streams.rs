@@ -228,15 +228,15 @@ impl Streams {
         let mut options = Options { read_only: true, ..Options::default() };
         options.rules.plain = true;
         options.rules.default_verb = Some(Verb::Follow);
-        let (mut head, _) = request.into_parts();
         let intent = match Key::new(key.as_ref()) {
-            Ok(key) => match options.rules.intent_for(&head, || Ok(key)) {
+            Ok(key) => match options.rules.intent_for(&request, || Ok(key)) {
                 // A method that means nothing here.
                 Intent::Pass => Intent::MethodNotAllowed { allow: "GET, HEAD" },
                 intent => intent,
             },
             Err(error) => Intent::Refuse(error),
         };
+        let (mut head, _) = request.into_parts();
         let response = match answer(&self.hub, &options, intent, &mut head).await {
             Some(response) => response,
             None => problem(&ErrorKind::NotFound.into()),

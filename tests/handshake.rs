@@ -3,11 +3,10 @@
 
 mod common;
 
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 
 use common::spy::Spy;
-use common::{HANDSHAKE, Raw, Server, client_frame, memory_layer, serve, stores};
+use common::{HANDSHAKE, Raw, Server, client_frame, log, memory_layer, serve, stores};
 use httpfstream::storage::{MemoryStorage, State};
 use httpfstream::{Access, Denied, Grant, HttpFStreamLayer, Verb};
 
@@ -228,56 +227,9 @@ async fn fault_17_a_foreign_page_can_not_delete() {
     }
 }
 
-/// Keeps every field of every event and span, of this whole process.
-struct Log(Mutex<String>);
-
-impl tracing::Subscriber for &'static Log {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        span.record(&mut Fields(&self.0));
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, values: &tracing::span::Record<'_>) {
-        values.record(&mut Fields(&self.0));
-    }
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        event.record(&mut Fields(&self.0));
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
-struct Fields<'a>(&'a Mutex<String>);
-
-impl tracing::field::Visit for Fields<'_> {
-    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-        let mut log = self.0.lock().unwrap();
-        writeln!(log, "{field}={value:?}").unwrap();
-    }
-    fn record_error(&mut self, field: &tracing::field::Field, value: &(dyn std::error::Error + 'static)) {
-        let mut error = Some(value);
-        while let Some(cause) = error {
-            self.record_debug(field, &format_args!("{cause} {cause:?}"));
-            error = cause.source();
-        }
-    }
-}
-
-fn log() -> &'static Log {
-    static LOG: std::sync::OnceLock<&'static Log> = std::sync::OnceLock::new();
-    LOG.get_or_init(|| {
-        let log: &'static Log = Box::leak(Box::new(Log(Mutex::default())));
-        tracing::subscriber::set_global_default(log).unwrap();
-        log
-    })
-}
-
 #[tokio::test]
 async fn fault_19_a_denied_request_is_answered_before_the_upgrade_and_its_token_is_not_logged() {
-    let log = log();
+    let log = log::install();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&asked);
     let spy = Spy::new(MemoryStorage::new(1 << 20));
@@ -318,7 +270,7 @@ async fn fault_19_a_denied_request_is_answered_before_the_upgrade_and_its_token_
     assert_eq!(server.get("/a").await.status, 401);
     assert_eq!(server.get("/a?token=good-s3cr3t").await.text(), "stored");
     assert_eq!(server.get("/..?verb=FOLLOW&token=good-s3cr3t").await.status, 400);
-    let log = log.0.lock().unwrap();
+    let log = log.text();
     assert!(log.contains("a request is refused"), "the log is heard");
     // The crates underneath (hyper) may trace what they like; ours may not.
     assert_eq!(log.lines().find(|line| line.contains("s3cr3t")), None, "a token in the log");

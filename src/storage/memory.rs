@@ -1,13 +1,13 @@
 //! Resources in this process's memory, up to a cap.
 
 use std::collections::BTreeMap;
-use std::future::{Ready, ready};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 
+use super::erased::BoxFuture;
 use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, State, Storage, check_range, stream};
 use crate::error::{ErrorKind, Result};
 use crate::key::Key;
@@ -195,7 +195,7 @@ impl MemoryAppend {
 }
 
 impl Append for MemoryAppend {
-    type Sync = Ready<Result<u64>>;
+    type Sync = BoxFuture<'static, Result<u64>>;
 
     fn stat(&self) -> Stat {
         let mut inner = self.storage.lock();
@@ -228,8 +228,9 @@ impl Append for MemoryAppend {
 
     /// Memory has no power to lose: what is committed is all there is.
     fn sync(&self) -> Self::Sync {
-        let mut inner = self.storage.lock();
-        ready(held(&mut inner, &self.key, self.lease).map(|r| r.len))
+        let (storage, key, lease) = (self.storage.clone(), self.key.clone(), self.lease);
+        // What counts is what is committed when this is polled, not now.
+        Box::pin(async move { held(&mut storage.lock(), &key, lease).map(|resource| resource.len) })
     }
 
     async fn finish(mut self, end: End) -> Result<Stat> {

@@ -13,11 +13,18 @@ use httpfstream::{HttpFStreamLayer, Streams, storage};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 
+pub mod log;
 pub mod spy;
 
 /// Awaits an event that has to come: a hang is a failure, not a hang.
 pub async fn soon<F: Future>(what: &str, event: F) -> F::Output {
-    match tokio::time::timeout(Duration::from_secs(30), event).await {
+    within(SOON, what, event).await
+}
+
+const SOON: Duration = Duration::from_secs(30);
+
+pub async fn within<F: Future>(limit: Duration, what: &str, event: F) -> F::Output {
+    match tokio::time::timeout(limit, event).await {
         Ok(output) => output,
         Err(_) => panic!("waited in vain for {what}"),
     }
@@ -49,6 +56,11 @@ pub fn stores() -> [Store; 2] {
 }
 
 impl Store {
+    /// The folder, where there is one.
+    pub fn root(&self) -> Option<&std::path::Path> {
+        self.dir.as_ref().map(tempfile::TempDir::path)
+    }
+
     /// Sees to it that nothing is left but what these keys name.
     pub fn holds_only(&self, keys: &[&str]) {
         if let Some(dir) = &self.dir {
@@ -228,11 +240,17 @@ pub const HANDSHAKE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-We
                              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 /// An answer's head, and its body where that was read.
-#[derive(Debug)]
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let body: String = self.text().chars().take(200).collect();
+        write!(f, "{} {:?} {body:?} ({} bytes)", self.status, self.headers, self.body.len())
+    }
 }
 
 impl Answer {
@@ -331,11 +349,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Raw<IO> {
 
     /// The next frame.
     pub async fn frame(&mut self) -> Frame {
+        self.frame_within(SOON).await
+    }
+
+    /// The next frame, for tests that move the clock.
+    pub async fn frame_within(&mut self, limit: Duration) -> Frame {
         loop {
             if let Some(frame) = self.take_frame() {
                 return frame;
             }
-            match soon("a frame", self.stream.read_buf(&mut self.buf)).await {
+            match within(limit, "a frame", self.stream.read_buf(&mut self.buf)).await {
                 Ok(n) if n > 0 => {}
                 _ => return Frame::Eof,
             }

@@ -170,6 +170,7 @@ impl Lease {
                 Ok(core.committed)
             }
             Err(failed) => {
+                self.begin_new_life_if_cut(core);
                 // Nothing of a failed write may stay: it was not committed.
                 let cut = match self.file.metadata() {
                     Ok(meta) if meta.len() > core.committed => self.file.set_len(core.committed).is_ok(),
@@ -236,6 +237,21 @@ impl Lease {
         Ok(())
     }
 
+    /// Writes down a new life if committed bytes are gone: somebody else cut the file.
+    fn begin_new_life_if_cut(&self, core: &mut Core) {
+        let cut = self.file.metadata().is_ok_and(|meta| meta.len() < core.committed);
+        let (true, Some(record)) = (cut, &mut core.record) else { return };
+        let life = Life::random();
+        let written = life.map_err(io::Error::other).and_then(|life| {
+            let slot = Slot { life: Some(life), ..record.slot };
+            record.write(slot)
+        });
+        if let Err(failed) = written {
+            let failed = &failed as &dyn std::error::Error;
+            tracing::error!(key = %self.key, error = failed, "a file was cut by somebody else, and a record failed");
+        }
+    }
+
     /// Makes what is committed now durable, then says so in the record.
     pub(super) fn sync(&self) -> Result<u64> {
         let (committed, name_durable) = {
@@ -285,6 +301,9 @@ impl Lease {
             return Ok(Stat::new(self.life, core.committed, core.before));
         }
         let finished = self.finish_locked(&mut core, end);
+        if finished.is_err() {
+            self.begin_new_life_if_cut(&mut core);
+        }
         core.end = Some(if finished.is_ok() { ErrorKind::Fenced } else { ErrorKind::Poisoned });
         finished.map_err(error)?;
         let modified = self.file.metadata().and_then(|meta| meta.modified()).ok();

@@ -254,8 +254,8 @@ pub(super) fn error(source: io::Error) -> Error {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => ErrorKind::Full,
         Some(Errno::NAMETOOLONG) => ErrorKind::PathTooLong,
         Some(Errno::ISDIR | Errno::NOTDIR | Errno::NXIO | Errno::EXIST | Errno::OPNOTSUPP) => ErrorKind::Conflict,
-        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => ErrorKind::Forbidden,
         Some(Errno::MFILE | Errno::NFILE) => ErrorKind::Overloaded,
+        // Where the system denies a permission that is the operator's matter, and none of the client's credentials.
         _ => ErrorKind::Storage,
     };
     Error::new(kind).with_source(source)

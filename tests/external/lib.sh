@@ -64,7 +64,7 @@ await_exit() {
     done
     if kill -0 "$1" 2>/dev/null; then fail "process $1 still runs after $2 s"; fi
     exited=0
-    wait "$1" || exited=$?
+    wait "$1" 2>/dev/null || exited=$?
 }
 
 # Expects a process to end with this code within so many seconds.

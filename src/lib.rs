@@ -1,4 +1,54 @@
-//! httpfstream
+//! Tower middleware for live, durable byte streams over HTTP.
+//!
+//! A **resource** is an append-only byte stream at a URL path. One appender at a time writes it, any number of followers
+//! read it: first what is stored, then what arrives, then the end, and whether that was the end or a cut. Appenders and
+//! followers come over WebSocket, or from inside the process. What is stored can be fetched with a plain GET.
+//!
+//! ```no_run
+//! # #[cfg(unix)]
+//! # #[tokio::main] async fn main() -> Result<(), httpfstream::BoxError> {
+//! use axum::{Router, routing::get};
+//! use httpfstream::{HttpFStreamLayer, storage::FsStorage};
+//!
+//! let logs = HttpFStreamLayer::new(FsStorage::open("./logs")?).prefix("/streams");
+//! let app = Router::new().route("/", get(|| async { "my application" })).layer(logs);
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+//! axum::serve(listener, app).await?;
+//! # Ok(()) }
+//! # #[cfg(not(unix))] fn main() {}
+//! ```
+//!
+//! Now `new WebSocket('ws://localhost:8080/streams/build.log?verb=APPEND')` appends, `?verb=FOLLOW` follows, and
+//! `curl http://localhost:8080/streams/build.log` gets what is there. Everybody may do that: see
+//! [`authorize`](HttpFStreamLayer::authorize).
+//!
+//! # Where things are
+//!
+//! | | |
+//! |---|---|
+//! | [`HttpFStreamLayer`], [`HttpFStream`] | the layer, and the service that it makes |
+//! | [`Access`], [`Grant`], [`Denied`] | who may do what |
+//! | [`Streams`] | append, follow, list, delete, listen, serve and shut down in the process; [`Appender`], [`Follower`], [`Events`] |
+//! | [`storage`] | where bytes live: files, memory, or one's own, with the contract that it has to keep |
+//! | [`Error`], [`ErrorKind`] | what went wrong |
+//! | [`Key`] | the name of a resource |
+//! | `client` (feature `client`) | append and follow from other programs |
+//! | [`docs`] | pages: [the protocol](docs::protocol), [mounting](docs::mounting), [what survives what](docs::surviving), [migrating](docs::migrating) |
+//!
+//! # How it works
+//!
+//! A resource is bytes in a [`storage`] plus one number, the committed length. The appender makes bytes committed and
+//! then moves the number. A follower is a position: it reads from there up to the number, writes that to its socket
+//! as one piece, and waits for the number's next change. Nothing is queued per follower. So nobody waits for anybody,
+//! nobody misses or repeats a byte, and a slow follower simply reads larger pieces later.
+//!
+//! # Features
+//!
+//! None is on by default.
+//!
+//! - `client`: the client library, for `http` and `ws`.
+//! - `tls`: `https` and `wss` for the client, with the system's root certificates.
+//! - `cli`: the programs `httpfstream-server`, `httpfstream-append` and `httpfstream-follow`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 #[cfg(feature = "client")]
@@ -36,3 +86,8 @@ pub use crate::key::Key;
 pub use crate::layer::HttpFStreamLayer;
 pub use crate::service::{HttpFStream, NotFound};
 pub use crate::streams::{AppendRequest, Appender, Durability, Event, Events, Follower, Streams, StreamsBuilder};
+
+/// Tests the README's code.
+#[cfg(all(doctest, unix, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

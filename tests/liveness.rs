@@ -285,7 +285,7 @@ fn fault_37_permission_denied_is_told_with_its_cause_in_the_log() {
     std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     let probe = dir.path().join("probe");
     std::fs::write(&probe, "").unwrap();
-    std::fs::set_permissions(&probe, Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&probe, Permissions::from_mode(0o0)).unwrap();
     let privileged = std::fs::File::open(&probe).is_ok();
     if privileged {
         std::os::unix::fs::chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();

@@ -13,7 +13,7 @@ async fn write(server: &Server, key: &str, bytes: impl Into<Vec<u8>>) {
     appender.finish().await.unwrap();
 }
 
-fn range<'a>(answer: &'a Answer) -> (u16, &'a [u8], Option<&'a str>) {
+fn range(answer: &Answer) -> (u16, &[u8], Option<&str>) {
     (answer.status, &answer.body, answer.header("content-range"))
 }
 

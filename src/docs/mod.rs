@@ -1,4 +1,20 @@
-//! Pages.
+//! Pages: what doesn't belong to one type.
+//!
+//! | Page | |
+//! |---|---|
+//! | [`protocol`] | what is spoken on the wire |
+//! | [`mounting`] | where the layer goes: axum, hyper, tower, the order of layers, proxies, shutdown |
+//! | [`surviving`] | what survives what, and who is told what |
+//! | [`migrating`] | from the original, sourcegraph/httpfstream |
 
-pub mod mounting;
-pub mod surviving;
+#[doc = include_str!("protocol.md")]
+pub mod protocol {}
+
+#[doc = include_str!("mounting.md")]
+pub mod mounting {}
+
+#[doc = include_str!("surviving.md")]
+pub mod surviving {}
+
+#[doc = include_str!("migrating.md")]
+pub mod migrating {}

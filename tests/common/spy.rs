@@ -4,8 +4,8 @@ use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use httpfstream::storage::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
@@ -42,12 +42,15 @@ pub struct Watch {
     calls: Arc<watch::Sender<Calls>>,
     /// Syncs fail from now on.
     pub fail_syncs: Arc<AtomicBool>,
+    meanwhile: Arc<Mutex<Option<Hook>>>,
 }
+
+type Hook = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 impl<S> Spy<S> {
     pub fn new(inner: S) -> Self {
         let calls = Arc::new(watch::Sender::new(Calls::default()));
-        Self { inner, watch: Watch { calls, fail_syncs: Arc::default() } }
+        Self { inner, watch: Watch { calls, fail_syncs: Arc::default(), meanwhile: Arc::default() } }
     }
 }
 
@@ -60,6 +63,18 @@ impl Watch {
     pub async fn until(&self, what: &str, so: impl FnMut(&Calls) -> bool) -> Calls {
         let mut calls = self.calls.subscribe();
         soon(what, calls.wait_for(so)).await.unwrap().clone()
+    }
+
+    /// Does this before and after each look into the storage, while whoever looks waits.
+    pub fn meanwhile<F: Future<Output = ()> + Send + 'static>(&self, hook: impl Fn() -> F + Send + Sync + 'static) {
+        *self.meanwhile.lock().unwrap() = Some(Arc::new(move || Box::pin(hook())));
+    }
+
+    async fn pass(&self) {
+        let hook = self.meanwhile.lock().unwrap().clone();
+        if let Some(hook) = hook {
+            hook().await;
+        }
     }
 
     fn count(&self, count: impl FnOnce(&mut Calls)) {
@@ -77,12 +92,18 @@ impl<S: Storage> Storage for Spy<S> {
 
     async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
         self.watch.count(|calls| calls.stats += 1);
-        self.inner.stat(key).await
+        self.watch.pass().await;
+        let stat = self.inner.stat(key).await;
+        self.watch.pass().await;
+        stat
     }
 
     async fn read(&self, key: &Key, life: Life, range: Range<u64>) -> Result<ByteStream> {
         self.watch.count(|calls| calls.reads += 1);
-        self.inner.read(key, life, range).await
+        self.watch.pass().await;
+        let bytes = self.inner.read(key, life, range).await;
+        self.watch.pass().await;
+        bytes
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {

@@ -134,9 +134,10 @@ impl Lease {
 
     /// An error if the file is no longer what it was: removed, or shorter.
     pub(super) fn check_file(&self) -> Result<()> {
-        let waiting = matches!(self.core.try_lock(), Ok(core) if core.waiting.is_some());
+        // In this order: an append may come in between.
+        let committed = self.committed.load(Ordering::Acquire);
         let meta = self.file.metadata().map_err(error)?;
-        if !waiting && (meta.nlink() == 0 || meta.len() < self.committed.load(Ordering::Acquire)) {
+        if meta.nlink() == 0 || meta.len() < committed {
             return Err(truncated());
         }
         Ok(())
@@ -174,7 +175,7 @@ impl Lease {
                 // Nothing of a failed write may stay: it was not committed.
                 let cut = match self.file.metadata() {
                     Ok(meta) if meta.len() > core.committed => self.file.set_len(core.committed).is_ok(),
-                    Ok(meta) => meta.len() == core.committed && meta.nlink() + u64::from(core.waiting.is_some()) > 0,
+                    Ok(meta) => meta.len() == core.committed && meta.nlink() > 0,
                     Err(_) => false,
                 };
                 if failed.kind() != ErrorKind::Full || !cut {

@@ -806,4 +806,24 @@ mod tests {
         assert_eq!((stat.state, stat.life, &all[..]), (State::Sealed, sealed.life, &b"all of it"[..]));
         assert_eq!(storage.open(&key, Open::Continue).await.unwrap_err().kind(), ErrorKind::Sealed);
     }
+
+    /// Seen to fail with the file's length asked before the committed one.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn reading_beside_an_appender_is_never_taken_for_a_cut_file() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let mut append = storage.open(&key, Open::Create).await.unwrap();
+        let life = append.stat().life;
+        let appending = tokio::spawn(async move {
+            for _ in 0..50_000 {
+                append.append(&bytes(b"x")).await.unwrap();
+            }
+            append.finish(End::Finished).await.unwrap()
+        });
+        while !appending.is_finished() {
+            storage.read(&key, life, 0..0).await.map(drop).unwrap();
+        }
+        assert_eq!(appending.await.unwrap().len, 50_000);
+    }
 }

@@ -90,16 +90,16 @@ mod network {
 
         let mut build = client::open_append(&*url).await?;
         let early = tokio::spawn(read(url.clone(), "early"));
-        build.append("compiling\n".into()).await?;
+        build.append("compiling\n").await?;
         sleep(Duration::from_millis(100)).await;
         let late = tokio::spawn(read(url.clone(), "late"));
         let busy = client::open_append(&*url).await.map(drop).map_err(|error| error.kind());
         println!("  a second appender: {busy:?}");
         assert_eq!(busy, Err(ErrorKind::Busy));
         sleep(Duration::from_millis(100)).await;
-        build.append("testing\n".into()).await?;
+        build.append("testing\n").await?;
         sleep(Duration::from_millis(100)).await;
-        build.append("ok\n".into()).await?;
+        build.append("ok\n").await?;
         // Returns when the server has stored and synced everything.
         build.finish().await?;
         for follower in [early, late] {
@@ -109,7 +109,7 @@ mod network {
         assert_eq!(read(url.clone(), "last").await?, b"compiling\ntesting\nok\n");
 
         let mut lost = client::open_append(&*format!("{url}.lost")).await?;
-        lost.append("compil".into()).await?;
+        lost.append("compil").await?;
         let follower = tokio::spawn(read(format!("{url}.lost"), "unlucky"));
         sleep(Duration::from_millis(100)).await;
         drop(lost);

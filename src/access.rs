@@ -65,7 +65,7 @@ pub enum Denied {
     Unauthorized,
     /// 403: not this one.
     Forbidden,
-    /// 404: doesn't even tell whether there is such a resource.
+    /// 404, or the inner service's answer to a plain GET: doesn't even tell whether there is such a resource.
     NotFound,
 }
 

@@ -128,6 +128,9 @@ async fn plain_follow(hub: &Arc<Hub>, options: &Options, key: Key, head: &reques
 /// GET or HEAD without a verb.
 async fn read(hub: &Arc<Hub>, options: &Options, key: Key, head: &request::Parts) -> Option<Response<OwnBody>> {
     let allowed = authorize(options, Verb::Follow, key.clone(), head).await;
+    if hidden(&allowed) {
+        return None;
+    }
     let meant = allowed.as_ref().map_or(&key, |(meant, _)| meant);
     let stat = existing(hub.stat(meant).await)?;
     let served = match (allowed, stat) {
@@ -147,6 +150,9 @@ async fn delete(hub: &Arc<Hub>, options: &Options, key: Key, head: &request::Par
         Ok(()) => authorize(options, Verb::Delete, key.clone(), head).await,
         Err(error) => Err(error),
     };
+    if hidden(&allowed) {
+        return None;
+    }
     let meant = allowed.as_ref().map_or(&key, |(meant, _)| meant);
     if let Err(error) = existing(hub.stat(meant).await)? {
         return Some(problem(&error));
@@ -163,6 +169,11 @@ async fn delete(hub: &Arc<Hub>, options: &Options, key: Key, head: &request::Par
         }
         Err(error) => problem(&error),
     })
+}
+
+/// Whether the application wants the request answered as if there were no resource: by the inner service then.
+fn hidden<T>(allowed: &Result<T>) -> bool {
+    allowed.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// `None` where there is nothing that could be a resource: the request is not ours then.

@@ -14,7 +14,7 @@ use crate::wire::frame::{Kind, Role};
 use crate::wire::pieces::Pieces;
 use crate::wire::{Conn, Inbound, Message};
 
-/// About as many bytes are gathered into one append: one write, one wake.
+/// At most as many bytes are gathered into one append: one write, one wake.
 const BATCH: usize = 256 * 1024;
 
 /// What an appending connection may do.
@@ -97,7 +97,7 @@ where
             () = fenced.cancelled() => return close(&ErrorKind::Fenced.into()),
             () = hub.soft.cancelled() => break,
             () = expiry(terms.until) => return close(&expired()),
-            message = conn.message(BATCH) => message,
+            message = conn.message(batch(lease, terms)) => message,
             () = pulse.tick() => match pulse.beat(conn.heard()) {
                 Beat::Dead => return close(&ErrorKind::TimedOut.into()),
                 Beat::Ping if terms.bare => continue,
@@ -115,7 +115,7 @@ where
     loop {
         let arrived = tokio::select! {
             biased;
-            message = conn.message(BATCH) => Some(message),
+            message = conn.message(batch(lease, terms)) => Some(message),
             // Once around the runtime, for it may not have looked at the socket yet.
             () = tokio::task::yield_now() => None,
         };
@@ -139,6 +139,12 @@ async fn take(between_messages: bool, lease: &mut Lease, terms: Terms, message: 
         Message::Other(Inbound::Breach { code, reason }) => Some(Ended::Close(code, reason.into_owned())),
         Message::Other(Inbound::Pong | Inbound::Data { .. }) => None,
     }
+}
+
+/// How much may be gathered: a batch ends before the message that is too much for the resource.
+fn batch(lease: &Lease, terms: Terms) -> usize {
+    let room = terms.max_resource.saturating_sub(lease.resource().len());
+    usize::try_from(room).unwrap_or(usize::MAX).min(BATCH)
 }
 
 async fn append(lease: &mut Lease, mut pieces: Pieces, max: u64) -> Result<()> {

@@ -122,6 +122,11 @@ impl Error {
         }
     }
 
+    /// The HTTP status that answers a request which failed so, for handlers that pass it on.
+    pub fn status(&self) -> StatusCode {
+        self.kind.status()
+    }
+
     /// Whether the same call may succeed later without anything being changed by the caller.
     pub fn is_retryable(&self) -> bool {
         matches!(
@@ -265,6 +270,12 @@ impl std::error::Error for Error {
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
         Self::new(kind)
+    }
+}
+
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
     }
 }
 

@@ -124,6 +124,14 @@ impl TryFrom<String> for Key {
     }
 }
 
+impl TryFrom<&String> for Key {
+    type Error = Error;
+
+    fn try_from(s: &String) -> Result<Self> {
+        Self::new(s)
+    }
+}
+
 impl TryFrom<&Key> for Key {
     type Error = Error;
 

@@ -102,8 +102,8 @@ impl HttpFStreamLayer {
     /// Asks who may do what. Called for each request that is ours, before the storage is touched and before any
     /// upgrade; it gets the request's head with whatever layers outside put into its extensions.
     ///
-    /// A plain GET that is denied is answered so only if the resource exists; else it goes on to the inner service, as
-    /// it would without the check.
+    /// A plain GET or DELETE that is denied is answered so only if the resource (as the URL names it) exists; else it
+    /// goes on to the inner service, as it would without the check. With [`Denied::NotFound`] it always does.
     ///
     /// Default: everybody may do everything.
     pub fn authorize<F, Fut>(mut self, check: F) -> Self
@@ -128,8 +128,8 @@ impl HttpFStreamLayer {
         self
     }
 
-    /// How often a peer over a WebSocket is pinged. An appender that is silent for two intervals is given up; one like
-    /// the original's client, which can't answer, is not pinged.
+    /// How often a peer over a WebSocket is pinged. An appender that is silent for two intervals is given up (looked at
+    /// once an interval, so after two to three); one like the original's client, which can't answer, is not pinged.
     ///
     /// Default: 30 seconds. Zero is taken as one millisecond.
     pub fn ping_interval(mut self, every: Duration) -> Self {
@@ -138,7 +138,8 @@ impl HttpFStreamLayer {
     }
 
     /// How long the silence of a peer is borne that isn't given up for missed pings: an appender that can't answer
-    /// them, and a follower, which may have much to read before it comes to one.
+    /// them, and a follower, which may have much to read before it comes to one. It may take up to twice as long until
+    /// it is noticed.
     ///
     /// Default: 10 minutes.
     pub fn silence_timeout(mut self, limit: Duration) -> Self {

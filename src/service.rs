@@ -37,7 +37,8 @@ impl HttpFStream<NotFound> {
     /// A service of its own, as `ServeDir` is one: what is no resource is 404, plain GET and HEAD are answered, and a
     /// WebSocket upgrade without a verb follows.
     ///
-    /// For more configuration: `HttpFStreamLayer::new(storage).plain_http(true).layer(NotFound)`.
+    /// For more configuration, start from what this is:
+    /// `HttpFStreamLayer::new(storage).plain_http(true).default_verb(Verb::Follow).layer(NotFound)`.
     pub fn new<T: Storage>(storage: T) -> Self {
         HttpFStreamLayer::new(storage).plain_http(true).default_verb(Verb::Follow).layer(NotFound)
     }

@@ -179,28 +179,40 @@ impl Streams {
     /// [`Busy`](ErrorKind::Busy) if somebody else appends; [`Sealed`](ErrorKind::Sealed);
     /// [`BadPath`](ErrorKind::BadPath) and [`PathTooLong`](ErrorKind::PathTooLong) as [`Key::new`];
     /// [`ShuttingDown`](ErrorKind::ShuttingDown); what the storage says.
-    pub fn append(&self, key: impl TryInto<Key, Error = Error>) -> AppendRequest {
-        AppendRequest { streams: self.clone(), key: key.try_into(), how: Open::Continue }
+    pub fn append<K>(&self, key: K) -> AppendRequest
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        AppendRequest { streams: self.clone(), key: key.try_into().map_err(Error::from), how: Open::Continue }
     }
 
     /// Follows a resource from its start: what is stored, then what is appended, to the end.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); otherwise as [`append`](Self::append).
-    pub async fn follow(&self, key: impl TryInto<Key, Error = Error>) -> Result<Follower> {
+    pub async fn follow<K>(&self, key: K) -> Result<Follower>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
         let key = key.try_into()?;
         let cursor = match self.hub.follow(&key).await?.ok_or(ErrorKind::NotFound)? {
             Found::Live(cursor) => cursor,
             Found::AtRest(stat) => Cursor::at_rest(&self.hub, &key, &stat),
         };
-        Ok(Follower { cursor, ready: Vec::new().into_iter(), end: None })
+        Ok(Follower { cursor, ready: Vec::new().into_iter(), offset: 0, ended: None })
     }
 
     /// What is known of a resource; `None` if it is absent.
     ///
     /// # Errors
     /// Those of the storage.
-    pub async fn stat(&self, key: impl TryInto<Key, Error = Error>) -> Result<Option<Stat>> {
+    pub async fn stat<K>(&self, key: K) -> Result<Option<Stat>>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
         self.hub.stat(&key.try_into()?).await
     }
 
@@ -213,7 +225,11 @@ impl Streams {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) if it is absent.
-    pub async fn delete(&self, key: impl TryInto<Key, Error = Error>) -> Result<()> {
+    pub async fn delete<K>(&self, key: K) -> Result<()>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
         self.hub.delete(&key.try_into()?).await
     }
 
@@ -373,38 +389,43 @@ impl fmt::Debug for Appender {
 pub struct Follower {
     cursor: Cursor,
     ready: std::vec::IntoIter<Bytes>,
-    end: Option<State>,
+    offset: u64,
+    ended: Option<Result<(), ErrorKind>>,
 }
 
 impl Follower {
-    /// The next bytes, as soon as there are any; `None` at the end, when [`end`](Self::end) tells which it was.
+    /// The next bytes, as soon as there are any; `None` at the clean end, however often it is called.
     ///
     /// # Cancel safety
     /// Cancel safe: no byte is lost.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) if the resource was deleted; [`ShuttingDown`](ErrorKind::ShuttingDown); those
-    /// of the storage. None of them is the end of the resource.
+    /// [`Interrupted`](ErrorKind::Interrupted) where the appender was lost: all bytes were handed out, but they are not
+    /// the whole. [`NotFound`](ErrorKind::NotFound) if the resource was deleted;
+    /// [`ShuttingDown`](ErrorKind::ShuttingDown); those of the storage.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
             if let Some(bytes) = self.ready.next() {
+                self.offset += bytes.len() as u64;
                 return Ok(Some(bytes));
             }
-            if self.end.is_some() {
-                return Ok(None);
+            match self.ended {
+                None => {}
+                Some(Ok(())) => return Ok(None),
+                Some(Err(kind)) => return Err(kind.into()),
             }
             match self.cursor.next().await? {
                 Step::Data(mut pieces) => self.ready = pieces.take_all().into_iter(),
-                Step::End(state) => self.end = Some(state),
-                Step::Cut(kind) => return Err(kind.into()),
+                Step::End(State::Interrupted) => self.ended = Some(Err(ErrorKind::Interrupted)),
+                Step::End(_) => self.ended = Some(Ok(())),
+                Step::Cut(kind) => self.ended = Some(Err(kind)),
             }
         }
     }
 
-    /// How the resource ended: `Finished` or `Sealed` if this was all, `Interrupted` if its appender was lost. `None`
-    /// before [`next_chunk`](Self::next_chunk) returned `None`.
-    pub fn end(&self) -> Option<State> {
-        self.end
+    /// The offset of the next byte that will be handed out, from the resource's start.
+    pub fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// The life that is followed.
@@ -415,6 +436,6 @@ impl Follower {
 
 impl fmt::Debug for Follower {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Follower").field("end", &self.end).finish_non_exhaustive()
+        f.debug_struct("Follower").field("offset", &self.offset).field("ended", &self.ended).finish_non_exhaustive()
     }
 }

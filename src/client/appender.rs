@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -77,8 +76,8 @@ impl Appender {
     ///
     /// # Cancel safety
     /// Not cancel safe: if the future is dropped, some of the bytes may have been taken over.
-    pub async fn append(&mut self, data: Bytes) -> Result<()> {
-        self.write_all(&data).await
+    pub async fn append(&mut self, data: impl AsRef<[u8]>) -> Result<()> {
+        self.write_all(data.as_ref()).await
     }
 
     /// Appends everything `reader` gives, up to its end, as it comes. Returns the number of bytes.

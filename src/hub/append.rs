@@ -116,16 +116,19 @@ impl Drop for Lease {
 /// Ends the storage's appender, then the live resource. In this order: whoever finds it no longer live finds the
 /// storage at rest.
 async fn end_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Box<dyn DynAppend>, end: End) -> Result<Stat> {
+    let opened_at = resource.opened_at;
     let ended = append.finish(end).await;
     match &ended {
         Ok(stat) => {
-            // An appender that came and went without a byte leaves its followers nothing to finish.
-            hub.end(&resource, stat.len, Phase::Ended(end.state()));
+            // An appender that was lost without a byte leaves the resource as it was, and its followers are told that.
+            hub.end(&resource, stat.len, Phase::Ended(stat.state));
+            let untouched = end == End::Interrupted && stat.len == opened_at;
             let (key, stat) = (resource.key.clone(), stat.clone());
-            hub.emit(match end {
-                End::Finished | End::Sealed => Event::Finished { key, stat },
-                End::Interrupted => Event::Interrupted { key, stat },
-            });
+            match end {
+                End::Interrupted if untouched => {}
+                End::Interrupted => hub.emit(Event::Interrupted { key, stat }),
+                End::Finished | End::Sealed => hub.emit(Event::Finished { key, stat }),
+            }
         }
         Err(error) => {
             if !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Poisoned) {

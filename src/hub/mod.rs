@@ -62,6 +62,8 @@ enum Entry {
 pub(crate) struct Resource {
     pub(crate) key: Key,
     pub(crate) life: Life,
+    /// Its length before its appender came.
+    opened_at: u64,
     progress: watch::Sender<Progress>,
     tail: Mutex<Tail>,
     /// Cancelled when the resource is no longer live.
@@ -266,6 +268,7 @@ impl Opening {
         let resource = Arc::new(Resource {
             key: self.key.clone(),
             life: stat.life,
+            opened_at: stat.len,
             progress: watch::Sender::new(Progress { len: stat.len, phase: Phase::Live }),
             tail: Mutex::new(Tail::new(stat.len, self.hub.config.tail_cache)),
             ended: CancellationToken::new(),

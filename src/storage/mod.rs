@@ -129,6 +129,17 @@ impl State {
     }
 }
 
+impl std::str::FromStr for State {
+    type Err = crate::Error;
+
+    /// The inverse of [`as_str`](Self::as_str).
+    fn from_str(name: &str) -> Result<Self> {
+        let all = [Self::Live, Self::Finished, Self::Interrupted, Self::Sealed];
+        let found = all.into_iter().find(|state| state.as_str() == name);
+        found.ok_or_else(|| crate::Error::new(ErrorKind::BadRequest).with_detail("there is no such state"))
+    }
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

@@ -62,6 +62,8 @@ pub(crate) struct Conn<IO> {
     heard: u64,
     /// The message that is arriving, for those who want whole ones.
     message: Pieces,
+    /// That message is complete, and had no room in the batch before it.
+    message_waits: bool,
     /// What came behind a batch of messages and is told next.
     behind: Option<Inbound>,
 }
@@ -79,6 +81,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             unflushed: false,
             heard: 0,
             message: Pieces::default(),
+            message_waits: false,
             behind: None,
         }
     }
@@ -162,9 +165,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         poll_fn(|cx| self.poll_inbound(cx)).await
     }
 
-    /// All complete messages that have arrived, as one; at least one, and not many more bytes than `enough`.
-    pub(crate) fn poll_message(&mut self, cx: &mut Context<'_>, enough: usize) -> Poll<Message> {
+    /// The complete messages that have arrived, as one: no more of them than make `most` bytes, but at least one.
+    pub(crate) fn poll_message(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Message> {
         let mut whole = Pieces::default();
+        if std::mem::take(&mut self.message_waits) {
+            whole.append(&mut self.message);
+        }
         loop {
             if let Some(behind) = self.behind.take() {
                 return Poll::Ready(Message::Other(behind));
@@ -179,11 +185,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             match next {
                 Inbound::Data { payload, end: false } => self.message.push(payload),
                 Inbound::Data { payload, end: true } => {
-                    whole.append(&mut self.message);
-                    whole.push(payload);
-                    if whole.len() >= enough {
+                    if !whole.is_empty() && whole.len() + self.message.len() + payload.len() > most {
+                        self.message.push(payload);
+                        self.message_waits = true;
                         return Poll::Ready(Message::Data(whole));
                     }
+                    whole.append(&mut self.message);
+                    whole.push(payload);
                 }
                 Inbound::Pong if !whole.is_empty() => {}
                 other if whole.is_empty() => return Poll::Ready(Message::Other(other)),
@@ -197,8 +205,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     }
 
     /// [`poll_message`](Self::poll_message) as a future. Cancel safe.
-    pub(crate) async fn message(&mut self, enough: usize) -> Message {
-        poll_fn(|cx| self.poll_message(cx, enough)).await
+    pub(crate) async fn message(&mut self, most: usize) -> Message {
+        poll_fn(|cx| self.poll_message(cx, most)).await
     }
 
     /// Writes what is queued. Each step has to make progress within `stall`.

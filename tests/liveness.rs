@@ -284,7 +284,7 @@ fn fault_37_permission_denied_is_told_with_its_cause_in_the_log() {
     std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     let probe = dir.path().join("probe");
     std::fs::write(&probe, "").unwrap();
-    std::fs::set_permissions(&probe, Permissions::from_mode(0o0)).unwrap();
+    std::fs::set_permissions(&probe, Permissions::from_mode(0o000)).unwrap();
     let privileged = std::fs::File::open(&probe).is_ok();
     if privileged {
         std::os::unix::fs::chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -310,9 +310,9 @@ async fn fault_37_child() {
     std::fs::write(root.join("sub/readonly"), "x").unwrap();
     std::fs::create_dir(root.join("closed")).unwrap();
     std::fs::write(root.join("closed/x"), "x").unwrap();
-    mode("sub/secret", 0);
+    mode("sub/secret", 0o000);
     mode("sub/readonly", 0o444);
-    mode("closed", 0);
+    mode("closed", 0o000);
     mode("", 0o555);
     // What can't be read.
     for target in ["/sub/secret", "/closed/x"] {

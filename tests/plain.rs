@@ -299,6 +299,29 @@ async fn a_finished_resource_that_is_appended_to_while_it_is_sent_ends_where_it_
 }
 
 #[tokio::test]
+async fn over_http2_too_it_ends_where_it_was_announced() {
+    use http_body_util::BodyExt;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    for store in stores() {
+        let server = serve(store.layer).await;
+        let data = pattern(0, 4_000_000);
+        write(&server, "a", data.clone()).await;
+        let stream = tokio::net::TcpStream::connect(server.addr).await.unwrap();
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (mut client, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::get(format!("http://{}/a", server.addr));
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+        let response = soon("an answer", client.send_request(request)).await.unwrap();
+        assert_eq!(response.headers()["content-length"], "4000000");
+        // The window is small: most of the body is yet to be read from the store.
+        write(&server, "a", pattern(0, 100_000)).await;
+        let body = soon("the body", response.into_body().collect()).await.unwrap().to_bytes();
+        assert!(body == data, "{}: {} bytes", store.name, body.len());
+    }
+}
+
+#[tokio::test]
 async fn a_file_dropped_in_is_served() {
     let (layer, dir) = fs_layer();
     let server = serve(layer).await;

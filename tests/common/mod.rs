@@ -1,5 +1,5 @@
 //! A server on a port of the system's choosing, and a client that can misbehave.
-#![allow(dead_code, unreachable_pub, clippy::wrong_self_convention, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::wrong_self_convention)]
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -155,7 +155,7 @@ async fn append(lease: &mut Lease, mut pieces: Pieces, max: u64) -> Result<()> {
 }
 
 fn close(error: &Error) -> Ended {
-    if error.kind() == ErrorKind::Storage {
+    if matches!(error.kind(), ErrorKind::Storage | ErrorKind::Full | ErrorKind::Overloaded) {
         tracing::error!(error = error as &dyn std::error::Error, "appending failed");
     }
     Ended::Close(error.kind().close_code(), error.to_string())

@@ -280,11 +280,26 @@ impl Lease {
             }
             _ => Ok(()),
         });
-        synced.map(|()| committed).map_err(|failed| {
-            // The kernel marks what it failed to write as clean: no retry could be believed.
+        if let Err(failed) = synced {
             core.end = Some(ErrorKind::Poisoned);
-            error(failed)
-        })
+            self.distrust(&mut core);
+            return Err(error(failed));
+        }
+        Ok(committed)
+    }
+
+    /// After a failed sync: the kernel marks what it failed to write as clean, so that no retry could be believed. What
+    /// is above the durable length is cut, which is a new life.
+    fn distrust(&self, core: &mut Core) {
+        let Some(record) = &mut core.record else { return };
+        let cut = Life::random().map_err(io::Error::other).and_then(|life| {
+            record.write(Slot { life: Some(life), ..record.slot })?;
+            self.file.set_len(record.slot.durable)
+        });
+        if let Err(failed) = cut {
+            let failed = &failed as &dyn std::error::Error;
+            tracing::error!(key = %self.key, error = failed, "what a failed sync left could not be cut off");
+        }
     }
 
     /// Ends the lease.
@@ -320,7 +335,10 @@ impl Lease {
         }
         // Also gives back what was allocated ahead.
         self.file.set_len(core.committed)?;
-        self.file.sync_all()?;
+        if let Err(failed) = self.file.sync_all() {
+            self.distrust(core);
+            return Err(failed);
+        }
         if !core.name_durable {
             root.top.sync_parent(&self.key)?;
             core.name_durable = true;

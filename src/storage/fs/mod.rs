@@ -60,7 +60,7 @@ mod record;
 use self::lease::{Lease, Opened};
 use self::path::{Dir, Found, conflict, error};
 use self::read::FileStream;
-use self::record::{Kept, Record, Slot, open_name, rest_name};
+use self::record::{Kept, Looked, Record, Slot, open_name, rest_name};
 
 /// The largest append that is written on the caller's thread. Larger ones, and all while this root syncs, go to the
 /// blocking pool: an inline write of 64 bytes was seen to stall for 33–136 ms behind another file's sync.
@@ -105,6 +105,8 @@ struct Root {
 struct Table {
     by_key: BTreeMap<Key, Entry>,
     inodes: HashSet<(u64, u64)>,
+    /// Counts each open, end and delete: a look into the files during which it moved may have seen a mixture.
+    epoch: u64,
     /// Lives that ended just now: an inode used again within a clock tick would look like the same life.
     ended: VecDeque<(Instant, Life)>,
 }
@@ -385,9 +387,29 @@ impl Root {
         })
     }
 
-    /// What is at the key, as a reader sees it.
+    /// What is at the key, as a reader sees it, open or not.
     fn find(&self, key: &Key) -> Result<Option<AtRest>> {
-        self.look(key, false)
+        loop {
+            let (epoch, held) = {
+                let table = self.table();
+                let held = match table.by_key.get(key) {
+                    Some(Entry::Held(lease)) => Some(Arc::clone(lease)),
+                    _ => None,
+                };
+                (table.epoch, held)
+            };
+            if let Some(lease) = held {
+                let file = lease.file.try_clone().map_err(error)?;
+                let (stat, id) = (lease.stat(), lease.life.to_bits());
+                return Ok(Some(AtRest { stat, file, unsettled: false, recorded_life: None, id }));
+            }
+            let found = self.look(key, false);
+            // An appender that came meanwhile may have added to the file after its record was looked for: what was
+            // found would be taken for a resource at rest.
+            if self.table().epoch == epoch {
+                return found;
+            }
+        }
     }
 
     fn find_for_append(&self, key: &Key) -> Result<Option<AtRest>> {
@@ -406,20 +428,34 @@ impl Root {
         };
         let id = identity(&file).map_err(error)?;
         let open = Record::open(&self.records, &open_name(key)).map_err(error)?;
-        let unsettled = open.is_some();
+        let unsettled = !matches!(open, Looked::Absent);
         let record = match open {
-            Some(open) => Some(open),
-            None => Record::open(&self.records, &rest_name(key)).map_err(error)?,
+            Looked::Absent => Record::open(&self.records, &rest_name(key)).map_err(error)?,
+            open => open,
         };
-        // A record of another file is about one that somebody replaced.
-        let slot = record.filter(|record| record.id == id && record.key == *key).map(|record| record.slot);
         let meta = file.metadata().map_err(error)?;
-        let (state, len) = match slot {
-            None => (State::Finished, meta.len()),
-            Some(Slot { kept: Kept::Open, .. }) => (State::Interrupted, meta.len()),
-            Some(Slot { kept: Kept::Rest(state), len, .. }) => (state, len.min(meta.len())),
+        let slot = match record {
+            Looked::Absent => None,
+            // Who knows what is missing: it is not whole, and nothing of it continues what was seen before.
+            Looked::Garbled => Some(Slot {
+                kept: Kept::Open,
+                life: Some(Life::from_bits(!id)),
+                len: meta.len(),
+                durable: meta.len(),
+                boot: self.boot,
+                existed: true,
+            }),
+            // A record of another file is about one that somebody replaced.
+            Looked::Whole(record) => (record.id == id && record.key == *key).then_some(record.slot),
         };
-        let recorded_life = slot.and_then(|slot| slot.life);
+        let (state, len, cut) = match slot {
+            None => (State::Finished, meta.len(), false),
+            Some(Slot { kept: Kept::Open, .. }) => (State::Interrupted, meta.len(), false),
+            Some(Slot { kept: Kept::Rest(state), len, .. }) => (state, len.min(meta.len()), meta.len() < len),
+        };
+        // Somebody else cut it: other bytes may come where some were seen.
+        let cut_life = cut.then(|| Life::from_bits(!id ^ u128::from(len)));
+        let recorded_life = cut_life.or(slot.and_then(|slot| slot.life));
         let life = recorded_life.unwrap_or(Life::from_bits(id));
         let stat = Stat::new(life, len, state).modified(meta.modified().ok());
         Ok(Some(AtRest { stat, file, unsettled, recorded_life, id }))
@@ -448,7 +484,12 @@ impl Root {
             }
             None => self.find(key)?.ok_or(ErrorKind::NotFound)?.stat.life,
         };
-        self.table().ended.push_back((Instant::now(), life));
+        {
+            let mut table = self.table();
+            table.epoch += 1;
+            table.forget_old_lives();
+            table.ended.push_back((Instant::now(), life));
+        }
         self.top.remove(key)?;
         let records = [open_name(key), rest_name(key)].map(|name| self.records.remove_file(&name).map_err(error));
         for removed in records {
@@ -461,16 +502,23 @@ impl Root {
 
     /// Settles whatever a process that died left behind.
     fn recover(&self) -> std::io::Result<()> {
-        for (name, _) in self.new.names()? {
-            self.new.remove_file(&name)?;
+        for (name, kind) in self.new.names()? {
+            if kind.is_file() {
+                self.new.remove_file(&name)?;
+            }
         }
         for (name, _) in self.records.names()? {
             if name.ends_with(".tmp") {
                 self.records.remove_file(&name)?;
             } else if name.ends_with(".open") {
-                match Record::open(&self.records, &name)? {
-                    Some(record) if open_name(&record.key) == name => self.settle(&record.key)?,
-                    _ => tracing::warn!(record = name, "a bookkeeping record can't be read; it is left alone"),
+                let settled = match Record::open(&self.records, &name)? {
+                    Looked::Whole(record) if open_name(&record.key) == name => self.settle(&record.key),
+                    _ => Err(std::io::Error::other("the record can't be read")),
+                };
+                if let Err(failed) = settled {
+                    // It is tried again when the resource is appended to; the others must not wait for that.
+                    let failed = &failed as &dyn std::error::Error;
+                    tracing::error!(record = name, error = failed, "what an appender left open could not be settled");
                 }
             }
         }
@@ -480,7 +528,11 @@ impl Root {
     /// Ends what an appender left open: cuts what may be lost, and writes down how the resource stands. Idempotent.
     fn settle(&self, key: &Key) -> std::io::Result<()> {
         let (open, rest) = (open_name(key), rest_name(key));
-        let Some(mut record) = Record::open(&self.records, &open)? else { return Ok(()) };
+        let mut record = match Record::open(&self.records, &open)? {
+            Looked::Absent => return Ok(()),
+            Looked::Garbled => return self.settle_garbled(key),
+            Looked::Whole(record) => record,
+        };
         let file = match self.top.find(key, true) {
             Ok(Found::File(file)) => Some(file),
             Ok(Found::Absent | Found::Symlink) => None,
@@ -492,12 +544,18 @@ impl Root {
             return self.records.sync();
         };
         let before = record.slot;
+        if before.kept != Kept::Open {
+            // Its end was written down, after its data was synced; only the name is left to do.
+            self.records.rename(&open, &rest)?;
+            return self.records.sync();
+        }
         let size = file.metadata()?.len();
         let mut len = size;
         let mut life = before.life;
         if before.boot != self.boot {
+            // A record is made for bytes to come, and some may have been seen and be gone, whatever the length says.
             len = size.min(before.durable);
-            if !(before.existed && before.durable == before.len && size == before.len) {
+            if before.existed || len > 0 {
                 life = Some(Life::random().map_err(std::io::Error::other)?);
             }
             file.set_len(len)?;
@@ -517,6 +575,25 @@ impl Root {
         let kept = Kept::Rest(State::Interrupted);
         record.write(Slot { kept, life, len, durable: len, boot: self.boot, existed: true })?;
         self.records.rename(&open, &rest)?;
+        self.records.sync()
+    }
+
+    /// Puts a readable record in the place of one that can't be read.
+    fn settle_garbled(&self, key: &Key) -> std::io::Result<()> {
+        let (open, rest) = (open_name(key), rest_name(key));
+        if let Ok(Found::File(file)) = self.top.find(key, true) {
+            file.sync_all()?;
+            let (id, len) = (identity(&file)?, file.metadata()?.len());
+            let (kept, life) = (Kept::Rest(State::Interrupted), Some(Life::from_bits(!id)));
+            Record::create(
+                &self.records,
+                &rest,
+                key,
+                id,
+                Slot { kept, life, len, durable: len, boot: self.boot, existed: true },
+            )?;
+        }
+        self.records.remove_file(&open)?;
         self.records.sync()
     }
 
@@ -543,12 +620,10 @@ impl Root {
                 }
             } else if kind.is_file() && path.starts_with(prefix) {
                 let Ok(key) = Key::new(&path) else { continue };
-                let stat = match self.held(&key) {
-                    Some(lease) => Some(lease.stat()),
-                    None => self.find(&key)?.map(|found| found.stat),
-                };
-                let Some(stat) = stat else { continue };
-                if send.blocking_send(Ok((key, stat))).is_err() {
+                // One that can't be looked at doesn't end the list.
+                let found = self.find(&key).map(|found| found.map(|found| (key, found.stat)));
+                let Some(entry) = found.transpose() else { continue };
+                if send.blocking_send(entry).is_err() {
                     return Ok(());
                 }
             }
@@ -591,7 +666,9 @@ struct Reservation<'a> {
 impl Reservation<'_> {
     /// The key is open from here on.
     fn fill(self, lease: Arc<Lease>) {
-        self.root.table().by_key.insert(self.key.clone(), Entry::Held(lease));
+        let mut table = self.root.table();
+        table.epoch += 1;
+        table.by_key.insert(self.key.clone(), Entry::Held(lease));
     }
 }
 
@@ -617,6 +694,7 @@ impl Held {
         let mut table = lease.root.table();
         let ours = matches!(table.by_key.get(&lease.key), Some(Entry::Held(held)) if Arc::ptr_eq(held, lease));
         if ours {
+            table.epoch += 1;
             table.by_key.remove(&lease.key);
             table.inodes.remove(&lease.inode);
         }
@@ -716,14 +794,19 @@ mod tests {
         vec![Bytes::from_static(data)]
     }
 
+    /// Rewrites a record, as a crash between two system calls may leave it.
+    fn rewrite(path: &Path, name: &str, change: impl FnOnce(Slot) -> Slot) {
+        let records = Dir::open(&path.join(".httpfstream/records")).unwrap();
+        let Looked::Whole(mut record) = Record::open(&records, name).unwrap() else { panic!("no record {name}") };
+        let slot = change(record.slot);
+        record.write(slot).unwrap();
+    }
+
     /// Opens the root as the system's next boot would.
     fn open_after_reboot(path: &Path) -> FsStorage {
         // Each record is made to be of another boot: all that the storage can know of one.
-        let records = Dir::open(&path.join(".httpfstream/records")).unwrap();
-        for (name, _) in records.names().unwrap() {
-            let mut record = Record::open(&records, &name).unwrap().unwrap();
-            let slot = Slot { boot: [0xee; 16], ..record.slot };
-            record.write(slot).unwrap();
+        for name in records(path) {
+            rewrite(path, &name, |slot| Slot { boot: [0xee; 16], ..slot });
         }
         FsStorage::open(path).unwrap()
     }
@@ -825,5 +908,79 @@ mod tests {
             storage.read(&key, life, 0..0).await.map(drop).unwrap();
         }
         assert_eq!(appending.await.unwrap().len, 50_000);
+    }
+
+    /// A kill between the writing of the end and the record's renaming, in a finish or while settling.
+    #[tokio::test]
+    async fn an_end_that_was_written_down_counts_though_its_record_has_the_old_name() {
+        for (existed, end) in [(false, State::Interrupted), (false, State::Sealed), (true, State::Interrupted)] {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let mut expected = Vec::new();
+            if existed {
+                let mut append = storage.open(&key, Open::Create).await.unwrap();
+                append.append(&bytes(b"before ")).await.unwrap();
+                append.finish(End::Interrupted).await.unwrap();
+                expected.extend_from_slice(b"before ");
+            }
+            let mut append = storage.open(&key, Open::Continue).await.unwrap();
+            append.append(&bytes(b"and after")).await.unwrap();
+            append.sync().await.unwrap();
+            expected.extend_from_slice(b"and after");
+            crash(storage, append).await;
+            let len = expected.len() as u64;
+            rewrite(tmp.path(), &open_name(&key), |slot| Slot { kept: Kept::Rest(end), len, durable: len, ..slot });
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let (stat, all) = content(&storage, &key).await;
+            assert_eq!((stat.state, all), (end, expected), "existed: {existed}");
+            assert_eq!(records(tmp.path()), [rest_name(&key)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn another_boot_begins_a_new_life_though_the_length_is_as_before() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let mut append = storage.open(&key, Open::Create).await.unwrap();
+        append.append(&bytes(b"finished")).await.unwrap();
+        append.finish(End::Finished).await.unwrap();
+        let mut append = storage.open(&key, Open::Continue).await.unwrap();
+        let life = append.stat().life;
+        append.append(&bytes(b" seen by followers")).await.unwrap();
+        crash(storage, append).await;
+        // What delayed allocation leaves: the size as it was last synced.
+        File::options().write(true).open(tmp.path().join("a")).unwrap().set_len(8).unwrap();
+        let (stat, all) = content(&open_after_reboot(tmp.path()), &key).await;
+        assert_eq!((stat.state, &all[..]), (State::Interrupted, &b"finished"[..]));
+        assert_ne!(stat.life, life, "what was seen behind it is gone");
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_never_makes_a_resource_whole() {
+        for settled in [false, true] {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let mut append = storage.open(&key, Open::Create).await.unwrap();
+            let life = append.stat().life;
+            append.append(&bytes(b"who knows")).await.unwrap();
+            crash(storage, append).await;
+            if settled {
+                drop(FsStorage::open(tmp.path()).unwrap());
+            }
+            let [name] = &records(tmp.path())[..] else { panic!("one record") };
+            std::fs::write(tmp.path().join(".httpfstream/records").join(name), b"garbage").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let (stat, all) = content(&storage, &key).await;
+            assert_eq!((stat.state, &all[..]), (State::Interrupted, &b"who knows"[..]));
+            assert_ne!(stat.life, life);
+            let mut append = storage.open(&key, Open::Continue).await.unwrap();
+            assert_eq!(append.stat().life, stat.life);
+            append.append(&bytes(b"!")).await.unwrap();
+            assert_eq!(append.finish(End::Finished).await.unwrap().life, stat.life);
+            assert_eq!(content(&storage, &key).await.0.life, stat.life);
+        }
     }
 }

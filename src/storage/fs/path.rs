@@ -39,8 +39,7 @@ impl Dir {
     /// Opens or makes a directory right beneath this one.
     pub(super) fn make_dir(&self, name: &str) -> io::Result<Self> {
         match mkdirat(&self.0, name, DIR_MODE) {
-            Ok(()) => fsync(&self.0)?,
-            Err(Errno::EXIST) => {}
+            Ok(()) | Err(Errno::EXIST) => fsync(&self.0)?,
             Err(errno) => return Err(errno.into()),
         }
         Ok(Self(openat(&self.0, name, DIR, Mode::empty())?))
@@ -109,13 +108,20 @@ impl Dir {
         Ok(())
     }
 
-    /// Makes the name of the key's file durable.
+    /// Makes the name of the key's file durable, and those of the folders above it: whoever made them may have been
+    /// killed before they were.
     pub(super) fn sync_parent(&self, key: &Key) -> io::Result<()> {
-        match self.parent(key) {
-            Ok(Parent::Dir(parent, _)) => Ok(fsync(parent.as_fd(self))?),
-            Ok(_) => Err(io::ErrorKind::NotFound.into()),
-            Err(error) => Err(io::Error::other(error)),
+        fsync(&self.0)?;
+        let mut at = Handle::Top;
+        let mut segments = key.segments().peekable();
+        while let Some(segment) = segments.next() {
+            if segments.peek().is_none() {
+                break;
+            }
+            at = Handle::Sub(openat(at.as_fd(self), segment, DIR, Mode::empty())?);
+            fsync(at.as_fd(self))?;
         }
+        Ok(())
     }
 
     /// Opens a file right beneath this directory.
@@ -209,9 +215,9 @@ impl Dir {
             }
             let next = match openat(at.as_fd(self), segment, DIR, Mode::empty()) {
                 Err(Errno::NOENT) => {
+                    // Made durable with the file's name, see `sync_parent`.
                     match mkdirat(at.as_fd(self), segment, DIR_MODE) {
-                        Ok(()) => fsync(at.as_fd(self))?,
-                        Err(Errno::EXIST) => {}
+                        Ok(()) | Err(Errno::EXIST) => {}
                         Err(errno) => return Err(errno.into()),
                     }
                     openat(at.as_fd(self), segment, DIR, Mode::empty())?

@@ -57,6 +57,15 @@ pub(super) struct Record {
     pub(super) slot: Slot,
 }
 
+/// What is under a record's name.
+#[derive(Debug)]
+pub(super) enum Looked {
+    Absent,
+    /// Something that can't be read: not by a crash, for a record gets its name when it is whole, but by a bad disk.
+    Garbled,
+    Whole(Record),
+}
+
 /// The name of a key's record, without its ending.
 fn stem(key: &Key) -> String {
     let hash = Sha256::digest(key.as_str().as_bytes());
@@ -116,9 +125,9 @@ impl Record {
         Ok(())
     }
 
-    /// Opens a record; `None` if there is none, or none that is whole (its creation was cut).
-    pub(super) fn open(dir: &Dir, name: &str) -> io::Result<Option<Self>> {
-        let Some(file) = dir.open_file(name)? else { return Ok(None) };
+    /// Opens a record.
+    pub(super) fn open(dir: &Dir, name: &str) -> io::Result<Looked> {
+        let Some(file) = dir.open_file(name)? else { return Ok(Looked::Absent) };
         let mut bytes = vec![0; SLOTS as usize + SLOT as usize + SLOT_LEN + SUM];
         let mut filled = 0;
         while filled < bytes.len() {
@@ -127,7 +136,7 @@ impl Record {
                 n => filled += n,
             }
         }
-        Ok(Self::parse(file, &bytes))
+        Ok(Self::parse(file, &bytes).map_or(Looked::Garbled, Looked::Whole))
     }
 
     fn parse(file: File, bytes: &[u8]) -> Option<Self> {
@@ -191,7 +200,11 @@ mod tests {
         let mut record = Record::create(&dir, "r", &key, 42, slot(1)).unwrap();
         record.write(slot(2)).unwrap();
         record.write(slot(3)).unwrap();
-        let read = Record::open(&dir, "r").unwrap().unwrap();
+        let open = |name| match Record::open(&dir, name).unwrap() {
+            Looked::Whole(record) => Some(record),
+            Looked::Garbled | Looked::Absent => None,
+        };
+        let read = open("r").unwrap();
         assert_eq!((read.id, &read.key, read.slot, read.seq), (42, &key, slot(3), 3));
         let path = tmp.path().join("r");
         let whole = std::fs::read(&path).unwrap();
@@ -199,18 +212,18 @@ mod tests {
             let mut torn = whole.clone();
             torn[at as usize] ^= 1;
             std::fs::write(&path, torn).unwrap();
-            assert_eq!(Record::open(&dir, "r").unwrap().unwrap().slot, slot(2));
+            assert_eq!(open("r").unwrap().slot, slot(2));
         }
         for at in [0, 9, 30, 32] {
             let mut torn = whole.clone();
             torn[at] ^= 1;
             std::fs::write(&path, torn).unwrap();
-            assert!(Record::open(&dir, "r").unwrap().is_none(), "head byte {at}");
+            assert!(matches!(Record::open(&dir, "r").unwrap(), Looked::Garbled), "head byte {at}");
         }
         for len in [0, 20, 8191, 8192 + 50] {
             std::fs::write(&path, &whole[..len]).unwrap();
-            assert!(Record::open(&dir, "r").unwrap().is_none(), "{len} bytes");
+            assert!(matches!(Record::open(&dir, "r").unwrap(), Looked::Garbled), "{len} bytes");
         }
-        assert!(Record::open(&dir, "absent").unwrap().is_none());
+        assert!(matches!(Record::open(&dir, "absent").unwrap(), Looked::Absent));
     }
 }

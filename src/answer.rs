@@ -1,6 +1,7 @@
 //! From an intent to an answer: checks first, the storage last, a connection at the very end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Response, StatusCode, header, request};
 use tokio::time::Instant;
@@ -14,7 +15,7 @@ use crate::intent::{Intent, Upgrade, Verb};
 use crate::key::Key;
 use crate::options::Options;
 use crate::respond::{describe, problem};
-use crate::serve::serve;
+use crate::serve::{depends_on_another, serve};
 use crate::storage::{Open, Stat, State};
 use crate::upgrade::Granted;
 
@@ -49,6 +50,9 @@ async fn authorize(options: &Options, verb: Verb, key: Key, head: &request::Part
     }
     let Some(authorize) = &options.authorize else { return Ok((key, None)) };
     let (key, left) = authorize.check(verb, &key, head).await?.apply(key);
+    if left == Some(Duration::ZERO) {
+        return Err(ErrorKind::Unauthorized.into());
+    }
     Ok((key, left.map(|left| Instant::now() + left)))
 }
 
@@ -64,13 +68,14 @@ async fn append(
     let (key, until) = authorize(options, Verb::Append, key, head).await?;
     let lease = hub.open(&key, Open::Continue).await?;
     let resource = lease.resource();
-    describe(response.headers_mut(), resource.life, resource.len(), State::Live);
+    describe(response.headers_mut(), &Stat::new(resource.life, resource.len(), State::Live));
     let terms = append::Terms {
         times: options.times,
         max_message: options.max_message,
         max_resource: options.max_resource,
         until,
-        bare: append::is_bare(&head.headers),
+        // Over HTTP/2 an end is told as one, and a cut may look like it.
+        bare: upgrade == Upgrade::Http1 && append::is_bare(&head.headers),
     };
     let task_hub = Arc::clone(hub);
     hub.tasks.spawn(async move {
@@ -105,7 +110,7 @@ async fn follow(
         Found::AtRest(stat) => (Cursor::at_rest(hub, &key, &stat), stat.state),
     };
     let (mut response, pending) = granted.split()?;
-    describe(response.headers_mut(), cursor.life(), cursor.len(), state);
+    describe(response.headers_mut(), &Stat::new(cursor.life(), cursor.len(), state));
     let terms = follow::Terms { times: options.times, until, original };
     let task_hub = Arc::clone(hub);
     hub.tasks.spawn(async move {
@@ -154,11 +159,13 @@ async fn delete(hub: &Arc<Hub>, options: &Options, key: Key, head: &request::Par
         return None;
     }
     let meant = allowed.as_ref().map_or(&key, |(meant, _)| meant);
-    if let Err(error) = existing(hub.stat(meant).await)? {
-        return Some(problem(&error));
-    }
+    let stat = match existing(hub.stat(meant).await)? {
+        Ok(stat) => stat,
+        Err(error) => return Some(problem(&error)),
+    };
     let deleted = match allowed {
         Err(error) => Err(error),
+        Ok(_) if depends_on_another(&head.headers, &stat) => Err(ErrorKind::Precondition.into()),
         Ok((key, _)) => hub.delete(&key).await,
     };
     Some(match deleted {

@@ -1,6 +1,7 @@
 //! The append loop over a WebSocket without a subprotocol: the original's dialect (protocol section 3).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, header};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Hub, Lease};
-use crate::socket::{Beat, CLOSING, Pulse, Times, expiry};
+use crate::socket::{Beat, Pulse, Times, closing, expiry};
 use crate::storage::End;
 use crate::wire::frame::{Kind, Role};
 use crate::wire::pieces::Pieces;
@@ -16,6 +17,9 @@ use crate::wire::{Conn, Inbound, Message};
 
 /// At most as many bytes are gathered into one append: one write, one wake.
 const BATCH: usize = 256 * 1024;
+
+/// How long what a sender has sent by the time of a shutdown may take to be stored.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// What an appending connection may do.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +58,7 @@ where
 {
     let mut conn = Conn::new(io, Role::Server, terms.max_message);
     let ended = appending(&hub, &mut conn, &mut lease, terms).await;
-    let closing = match ended {
+    let last = match ended {
         Ended::Finished => match lease.finish(End::Finished).await {
             Ok(_) => Some((1000, String::new())),
             Err(error) => Some((error.kind().close_code(), error.to_string())),
@@ -76,8 +80,8 @@ where
             None
         }
     };
-    if let Some((code, reason)) = closing {
-        conn.close(code, &reason, CLOSING).await;
+    if let Some((code, reason)) = last {
+        conn.close(code, &reason, closing(&hub)).await;
     }
 }
 
@@ -94,7 +98,7 @@ where
     loop {
         let message = tokio::select! {
             biased;
-            () = fenced.cancelled() => return close(&ErrorKind::Fenced.into()),
+            () = fenced.cancelled() => return close(&lease.resource().ended_as().into()),
             () = hub.soft.cancelled() => break,
             () = expiry(terms.until) => return close(&expired()),
             message = conn.message(batch(lease, terms)) => message,
@@ -111,19 +115,22 @@ where
             return ended;
         }
     }
-    // The server stops. What has arrived by now still counts, a finish above all.
-    loop {
+    // The server stops. What has arrived by now still counts, a finish above all; but a sender that doesn't pause
+    // must not hold the server up.
+    let stopped = Instant::now();
+    while stopped.elapsed() < LAST_WORDS {
         let arrived = tokio::select! {
             biased;
             message = conn.message(batch(lease, terms)) => Some(message),
             // Once around the runtime, for it may not have looked at the socket yet.
             () = tokio::task::yield_now() => None,
         };
-        let Some(message) = arrived else { return Ended::Stopping };
+        let Some(message) = arrived else { break };
         if let Some(ended) = take(conn.between_messages(), lease, terms, message).await {
             return ended;
         }
     }
+    Ended::Stopping
 }
 
 async fn take(between_messages: bool, lease: &mut Lease, terms: Terms, message: Message) -> Option<Ended> {
@@ -132,7 +139,8 @@ async fn take(between_messages: bool, lease: &mut Lease, terms: Terms, message: 
         Message::Other(Inbound::Close(code)) => match code {
             // A close without a code is what `socket.close()` in a browser sends.
             Some(1000) | None if between_messages => Some(Ended::Finished),
-            code => Some(Ended::Left(code.unwrap_or(1000))),
+            Some(1000) | None => Some(Ended::Close(1002, "closed inside a message".to_owned())),
+            Some(code) => Some(Ended::Left(code)),
         },
         Message::Other(Inbound::Eof { between_messages: true }) if terms.bare => Some(Ended::Finished),
         Message::Other(Inbound::Eof { .. } | Inbound::Broken(_)) => Some(Ended::Gone),

@@ -48,6 +48,8 @@ pub enum ErrorKind {
     Poisoned,
     /// The position asked for is past the end of what is stored.
     PastEnd,
+    /// The request depends on the resource being, or not being, in a state that it isn't in (`If-Match` and the like).
+    Precondition,
     /// A message or the resource would be larger than the limit.
     TooLarge,
     /// The disk, the quota or the memory cap is full. Nothing of the failed append was stored.
@@ -155,6 +157,7 @@ impl ErrorKind {
             Self::Fenced => "another appender took over, or the resource was deleted",
             Self::Poisoned => "this appender failed or was cancelled before; open the resource anew",
             Self::PastEnd => "the position is past the end of the resource",
+            Self::Precondition => "the resource is not what the request depends on",
             Self::TooLarge => "the message or the resource is over the size limit",
             Self::Full => "the storage is full",
             Self::Unauthorized => "credentials are missing or not valid",
@@ -190,6 +193,7 @@ impl ErrorKind {
             Self::Conflict => "conflict",
             Self::Fenced => "fenced",
             Self::PastEnd => "past-end",
+            Self::Precondition => "precondition",
             Self::TooLarge => "too-large",
             Self::Full => "full",
             Self::Unauthorized => "unauthorized",
@@ -211,6 +215,7 @@ impl ErrorKind {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Busy | Self::Exists | Self::Sealed | Self::Conflict | Self::Fenced => StatusCode::CONFLICT,
             Self::PastEnd => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::Precondition => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Full => StatusCode::INSUFFICIENT_STORAGE,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -243,6 +248,7 @@ impl ErrorKind {
             | Self::Conflict
             | Self::Poisoned
             | Self::PastEnd
+            | Self::Precondition
             | Self::Full
             | Self::UpgradeRequired
             | Self::NotUpgradable

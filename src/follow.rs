@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::error::ErrorKind;
 use crate::hub::{Cursor, Hub, Step};
-use crate::socket::{Beat, CLOSING, Pulse, Times, expiry};
+use crate::socket::{Beat, Pulse, Times, closing, expiry};
 use crate::storage::State;
 use crate::wire::frame::{Kind, Role};
 use crate::wire::text::Framer;
@@ -38,8 +38,7 @@ where
         () = hub.hard.cancelled() => None,
     };
     if let Some((code, reason)) = ended {
-        let patience = if code == ErrorKind::TimedOut.close_code() { terms.times.stall.min(CLOSING) } else { CLOSING };
-        conn.close(code, reason, patience).await;
+        conn.close(code, reason, closing(&hub)).await;
     }
 }
 

@@ -93,7 +93,7 @@ impl Rules {
             }
         };
         // The key comes last: what is foreign by its head costs no allocation.
-        match (verb.or(self.default_verb.filter(|_| upgrade.is_some())), upgrade) {
+        match (verb.or(self.default_verb.filter(|verb| upgrade.is_some() && *verb != Verb::Delete)), upgrade) {
             (None, Some(_)) => Intent::Pass,
             (None, None) => match *request.method() {
                 Method::GET | Method::HEAD => key().map_or(Intent::Pass, |key| Intent::Serve { key }),

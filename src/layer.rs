@@ -15,6 +15,10 @@ use crate::service::HttpFStream;
 use crate::storage::Storage;
 use crate::streams::Streams;
 
+/// Bounds of what times can be set to: longer ones mean never.
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// Adds appending to and following of resources to a service.
 ///
 /// By itself it takes only WebSocket upgrades that carry a verb, so that an application's own routes can't be shadowed
@@ -83,7 +87,7 @@ impl HttpFStreamLayer {
         self
     }
 
-    /// What a WebSocket upgrade without a verb means.
+    /// What a WebSocket upgrade without a verb means: to append or to follow (nothing else goes over one).
     ///
     /// Default: it is not ours, and goes on to the inner service.
     pub fn default_verb(mut self, verb: Verb) -> Self {
@@ -133,7 +137,7 @@ impl HttpFStreamLayer {
     ///
     /// Default: 30 seconds. Zero is taken as one millisecond.
     pub fn ping_interval(mut self, every: Duration) -> Self {
-        self.options.times.ping = every.max(Duration::from_millis(1));
+        self.options.times.ping = every.clamp(SHORTEST, LONGEST);
         self
     }
 
@@ -143,7 +147,7 @@ impl HttpFStreamLayer {
     ///
     /// Default: 10 minutes.
     pub fn silence_timeout(mut self, limit: Duration) -> Self {
-        self.options.times.silence = limit.max(Duration::from_millis(1));
+        self.options.times.silence = limit.clamp(SHORTEST, LONGEST);
         self
     }
 
@@ -152,7 +156,7 @@ impl HttpFStreamLayer {
     ///
     /// Default: 60 seconds.
     pub fn stall_timeout(mut self, limit: Duration) -> Self {
-        self.options.times.stall = limit;
+        self.options.times.stall = limit.clamp(SHORTEST, LONGEST);
         self
     }
 

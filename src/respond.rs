@@ -1,26 +1,31 @@
 //! The answers that every part of the layer gives.
 
+use std::time::UNIX_EPOCH;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::body::{OwnBody, full};
 use crate::error::Error;
-use crate::storage::{Life, State};
+use crate::storage::{Stat, State};
 
 const STREAM_STATE: HeaderName = HeaderName::from_static("stream-state");
 const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
 
 /// Says how the resource stands, as every answer about one does.
-pub(crate) fn describe(headers: &mut HeaderMap, life: Life, len: u64, state: State) {
-    headers.insert(STREAM_STATE, HeaderValue::from_static(state.as_str()));
-    headers.insert(UPLOAD_OFFSET, HeaderValue::from(len));
-    if let Ok(etag) = HeaderValue::from_str(&etag(life, len)) {
+pub(crate) fn describe(headers: &mut HeaderMap, stat: &Stat) {
+    headers.insert(STREAM_STATE, HeaderValue::from_static(stat.state.as_str()));
+    headers.insert(UPLOAD_OFFSET, HeaderValue::from(stat.len));
+    if let Ok(etag) = HeaderValue::from_str(&etag(stat)) {
         headers.insert(header::ETAG, etag);
     }
 }
 
-/// The entity tag of a resource at a length: strong, since its bytes never change.
-pub(crate) fn etag(life: Life, len: u64) -> String {
-    format!("\"{life}-{len:x}\"")
+/// The entity tag of a resource as it stands (RFC 9110 section 8.8.3): strong, since the bytes of a life never change.
+/// At rest it holds the time of the last change too, for files that somebody else writes over.
+pub(crate) fn etag(stat: &Stat) -> String {
+    let changed = stat.modified.filter(|_| stat.state != State::Live);
+    let changed = changed.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| format!("-{:x}", at.as_nanos()));
+    format!("\"{}-{:x}{}\"", stat.life, stat.len, changed.unwrap_or_default())
 }
 
 /// A problem (RFC 9457) for a request that failed.

@@ -33,7 +33,7 @@ pub(crate) async fn serve(
     let live = stat.state == State::Live;
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.method_mut() = if head.method == Method::HEAD { Method::HEAD } else { Method::GET };
-    let tag = etag(stat.life, stat.len);
+    let tag = etag(stat);
     let mut response = match conditions(&head.headers, &tag, live, stat.len == 0, request.headers_mut()) {
         Some(status) => {
             let mut response = Response::new(full(""));
@@ -44,7 +44,7 @@ pub(crate) async fn serve(
     };
     let status = response.status();
     let headers = response.headers_mut();
-    describe(headers, stat.life, stat.len, stat.state);
+    describe(headers, stat);
     if status == StatusCode::RANGE_NOT_SATISFIABLE && stat.len == 0 {
         headers.insert(header::CONTENT_RANGE, HeaderValue::from_static("bytes */0"));
     }
@@ -67,21 +67,11 @@ pub(crate) async fn serve(
 /// Evaluates what depends on our own entity tag (RFC 9110 section 13) and copies the rest for tower-http, which has
 /// tags of its own.
 fn conditions(asked: &HeaderMap, tag: &str, live: bool, empty: bool, rest: &mut HeaderMap) -> Option<StatusCode> {
-    let listed = |name, weak: bool| {
-        let mut values = asked.get_all(name).into_iter().peekable();
-        values.peek()?;
-        Some(values.any(|value| {
-            value.to_str().unwrap_or("").split(',').map(str::trim).any(|listed| {
-                let listed = if weak { listed.strip_prefix("W/").unwrap_or(listed) } else { listed };
-                listed == "*" || listed == tag
-            })
-        }))
-    };
-    let if_match = listed(header::IF_MATCH, false);
+    let if_match = lists(asked, header::IF_MATCH, tag);
     if if_match == Some(false) {
         return Some(StatusCode::PRECONDITION_FAILED);
     }
-    let if_none_match = listed(header::IF_NONE_MATCH, true);
+    let if_none_match = lists(asked, header::IF_NONE_MATCH, tag);
     if if_none_match == Some(true) {
         return Some(StatusCode::NOT_MODIFIED);
     }
@@ -99,12 +89,50 @@ fn conditions(asked: &HeaderMap, tag: &str, live: bool, empty: bool, rest: &mut 
             copy(header::IF_MODIFIED_SINCE);
         }
     }
-    // A date is no strong validator here: a range that depends on one is not given.
-    if asked.get(header::IF_RANGE).is_none_or(|value| value.as_bytes() == tag.as_bytes()) {
+    // A date is no strong validator here: a range that depends on one is not given. Nor is one that can't be read: to
+    // ignore it is what RFC 9110 section 14.2 asks for.
+    let unchanged = asked.get(header::IF_RANGE).is_none_or(|value| value.as_bytes() == tag.as_bytes());
+    if unchanged && asked.get(header::RANGE).is_some_and(is_one_range) {
         copy(header::RANGE);
     }
     // tower-http would answer with a first byte, which isn't there.
     (empty && rest.contains_key(header::RANGE)).then_some(StatusCode::RANGE_NOT_SATISFIABLE)
+}
+
+/// Whether a header of entity tags lists this one (or any): strongly compared for `If-Match`, else weakly. `None`
+/// without such a header.
+fn lists(asked: &HeaderMap, name: header::HeaderName, tag: &str) -> Option<bool> {
+    let weak = name != header::IF_MATCH;
+    let mut values = asked.get_all(name).into_iter().peekable();
+    values.peek()?;
+    Some(values.any(|value| {
+        value.to_str().unwrap_or("").split(',').map(str::trim).any(|listed| {
+            let listed = if weak { listed.strip_prefix("W/").unwrap_or(listed) } else { listed };
+            listed == "*" || listed == tag
+        })
+    }))
+}
+
+/// Whether a request that changes something depends on another state of the resource than it is in.
+pub(crate) fn depends_on_another(asked: &HeaderMap, stat: &Stat) -> bool {
+    let tag = etag(stat);
+    lists(asked, header::IF_MATCH, &tag) == Some(false) || lists(asked, header::IF_NONE_MATCH, &tag) == Some(true)
+}
+
+/// `bytes=N-M`, `bytes=N-` or `bytes=-N`.
+fn is_one_range(value: &HeaderValue) -> bool {
+    let range = value.to_str().ok().and_then(|value| value.split_once('='));
+    let Some((first, last)) = range.filter(|(unit, _)| *unit == "bytes").and_then(|(_, range)| range.split_once('-'))
+    else {
+        return false;
+    };
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match (number(first), number(last)) {
+        (true, true) => first.parse::<u64>().ok().zip(last.parse().ok()).is_some_and(|(first, last)| first <= last),
+        (true, false) => last.is_empty(),
+        (false, true) => first.is_empty(),
+        (false, false) => false,
+    }
 }
 
 async fn body(hub: &Arc<Hub>, key: &Key, stat: &Stat, request: Request<Empty<Bytes>>) -> Result<Response<OwnBody>> {
@@ -135,6 +163,10 @@ async fn file_body(
     let mut service = tower_http::services::ServeFile::new(path);
     let Ok(response) = service.try_call(request.clone()).await else { return Ok(None) };
     drop(file);
+    // Where /proc is missing, the name of a handle leads nowhere.
+    if response.status() == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
     // A file that was appended to since is not what the stat told: the snapshot is exact.
     let total = match response.headers().get(header::CONTENT_RANGE) {
         Some(range) => range.to_str().ok().and_then(|range| range.rsplit('/').next()),

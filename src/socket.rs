@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::hub::Hub;
+
 /// Times of a connection, from the layer's configuration.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
@@ -21,7 +23,9 @@ impl Default for Times {
 }
 
 /// How long a closing connection may take to hear out and to be heard out.
-pub(crate) const CLOSING: Duration = Duration::from_secs(5);
+pub(crate) fn closing(hub: &Hub) -> Duration {
+    Duration::from_secs(if hub.soft.is_cancelled() { 1 } else { 5 })
+}
 
 /// Watches whether a peer is alive. The only timer of a connection.
 pub(crate) struct Pulse {

@@ -20,6 +20,9 @@ use crate::options::Options;
 use crate::respond::problem;
 use crate::storage::{End, EntryStream, Life, Open, Stat, State, Storage};
 
+/// How long what was cut at the end of a shutdown's grace may take to go.
+const LAST_STEP: Duration = Duration::from_secs(1);
+
 /// When committed bytes are made to survive a power loss. They survive the process's death in any case, if the
 /// storage keeps them elsewhere. A finish always syncs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,7 +273,7 @@ impl Streams {
     ///
     /// At once nothing new is let in, and appenders over sockets are ended: what they sent in full is stored and
     /// synced, their followers get it, and the resource is interrupted. In-process appenders may go on to their finish.
-    /// After `grace`, or when the last one is done, everything that still runs is cut.
+    /// After `grace` everything that still runs is cut, and given one more second.
     ///
     /// Neither hyper nor axum knows of upgraded connections: call this beside their own graceful shutdown.
     ///
@@ -289,7 +292,8 @@ impl Streams {
         if tokio::time::timeout(grace, done).await.is_err() {
             hub.cut_all();
             hub.hard.cancel();
-            hub.tasks.wait().await;
+            // A storage that hangs is left behind.
+            let _ = tokio::time::timeout(LAST_STEP, hub.tasks.wait()).await;
         }
     }
 }

@@ -199,3 +199,55 @@ async fn fault_29_two_hubs_on_one_storage_are_refused_by_the_storage() {
     appender.finish().await.unwrap();
     assert_eq!(follower.to_end().await, (b"y".to_vec(), Some(1000)));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_27_who_joins_while_an_appender_opens_is_told_of_no_end() {
+    for store in stores() {
+        let streams = store.layer.streams();
+        for round in 0..150 {
+            let key = format!("k{round}");
+            let mut before = streams.append(&key).await.unwrap();
+            before.append("before ").await.unwrap();
+            before.finish().await.unwrap();
+            let (finish, finishing) = tokio::sync::oneshot::channel::<()>();
+            let appending = tokio::spawn({
+                let (streams, key) = (streams.clone(), key.clone());
+                async move {
+                    let mut appender = streams.append(&key).await.unwrap();
+                    appender.append("one ").await.unwrap();
+                    appender.append("two ").await.unwrap();
+                    finishing.await.unwrap();
+                    appender.append("three").await.unwrap();
+                    appender.finish().await.unwrap();
+                }
+            });
+            let mut joins = tokio::task::JoinSet::new();
+            let (joined, mut all_joined) = tokio::sync::mpsc::channel::<()>(1);
+            for wait in 0..12 {
+                let (streams, key) = (streams.clone(), key.clone());
+                let joined = joined.clone();
+                joins.spawn(async move {
+                    for _ in 0..wait {
+                        tokio::task::yield_now().await;
+                    }
+                    let mut follower = streams.follow(&key).await.unwrap();
+                    drop(joined);
+                    let mut got = Vec::new();
+                    while let Some(bytes) = soon("a chunk", follower.next_chunk()).await.unwrap() {
+                        got.extend(bytes);
+                    }
+                    got
+                });
+            }
+            drop(joined);
+            assert_eq!(soon("all to join", all_joined.recv()).await, None);
+            finish.send(()).unwrap();
+            while let Some(got) = joins.join_next().await {
+                let got = String::from_utf8(got.unwrap()).unwrap();
+                // Either all was over with the first appender, or the second one's end is the end.
+                assert!(got == "before " || got == "before one two three", "{} {round}: {got:?}", store.name);
+            }
+            appending.await.unwrap();
+        }
+    }
+}

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf, Stdin, stdin};
 use tokio::sync::oneshot;
 
 use self::shared::client::ClientArgs;
-use self::shared::exit::{FAILED, FINISHED, STOPPED, report};
+use self::shared::exit::{FAILED, FINISHED, INTERRUPTED, report};
 
 const PROGRAM: &str = "httpfstream-append";
 /// What is in stdin's pipe when a signal comes is still sent, if it can be read within this time.
@@ -23,8 +23,8 @@ const REST: Duration = Duration::from_millis(100);
 /// Ctrl-C sends what was read, finishes the resource and waits for the server's confirmation; a second one stops at
 /// once.
 ///
-/// Exit codes: 0 finished and confirmed, 1 failed, 2 wrong usage, 3 interrupted (stdin could not be read to its end), 4 absent,
-/// 130 stopped before the end was confirmed.
+/// Exit codes: 0 finished and confirmed, 1 failed, 2 wrong usage, 3 interrupted (stdin could not be read to its end, or a
+/// signal stopped it before the end was confirmed), 4 absent.
 #[derive(Parser, Debug)]
 #[command(name = PROGRAM, version)]
 struct Args {
@@ -60,7 +60,7 @@ async fn run(args: &ClientArgs) -> i32 {
     let opening = async { args.client()?.open_append(url.clone()).await };
     let opened = tokio::select! {
         opened = opening => opened,
-        () = signals.next() => return STOPPED,
+        () = signals.next() => return INTERRUPTED,
     };
     let appending = async {
         let mut appender = opened?;
@@ -86,7 +86,7 @@ async fn watch(mut signals: Signals, stop: oneshot::Sender<()>) {
     let _ = stop.send(());
     signals.next().await;
     eprintln!("{PROGRAM}: stopped before the server confirmed the end");
-    exit(STOPPED);
+    exit(INTERRUPTED);
 }
 
 /// Stdin, until its end or a signal.

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
-use http::{Request, Response, StatusCode, header};
+use clap::builder::NonEmptyStringValueParser;
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use httpfstream::storage::FsStorage;
-use httpfstream::{Access, BoxError, Denied, Grant, HttpFStream, HttpFStreamLayer, NotFound, Verb};
+use httpfstream::{BoxError, HttpFStream, HttpFStreamLayer, NotFound, Verb};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -29,7 +30,7 @@ use self::shared::exit::{FAILED, FINISHED};
 
 const PROGRAM: &str = "httpfstream-server";
 /// What a shutdown leaves to those who are not done; it has to be over in ten seconds.
-const GRACE: Duration = Duration::from_secs(8);
+const GRACE: Duration = Duration::from_secs(7);
 /// How long a request's head may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -48,26 +49,32 @@ struct Args {
     http: String,
 
     /// Ask everybody for this bearer token.
-    #[arg(long, env = "HTTPFSTREAM_TOKEN", hide_env_values = true)]
+    #[arg(long, env = "HTTPFSTREAM_TOKEN", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     token: Option<String>,
 
     /// Refuse to append and to delete.
-    #[arg(long)]
+    #[arg(long, env = "HTTPFSTREAM_READ_ONLY")]
     read_only: bool,
 
     /// A web page's origin (`https://app.example`) that may append and follow, besides this server's own; `*` is all.
     /// Can be repeated.
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(long, env = "HTTPFSTREAM_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
     allow_origin: Vec<String>,
 
     /// A name that requests may have in `Host`, where the server listens only on loopback; `*` is all. Can be repeated.
     ///
     /// Otherwise only loopback names are let in: a web page could make its own name point here (DNS rebinding).
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, env = "HTTPFSTREAM_ALLOW_HOST", value_delimiter = ',', value_name = "NAME")]
     allow_host: Vec<String>,
 
     /// The largest resource, in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = u64::MAX, hide_default_value = true)]
+    #[arg(
+        long,
+        env = "HTTPFSTREAM_MAX_RESOURCE_SIZE",
+        value_name = "BYTES",
+        default_value_t = u64::MAX,
+        hide_default_value = true
+    )]
     max_resource_size: u64,
 
     /// Log each request.
@@ -110,14 +117,11 @@ async fn run(args: Args) -> Result<(), BoxError> {
     if args.read_only {
         layer = layer.read_only();
     }
-    if let Some(token) = args.token.clone() {
-        let token: Arc<str> = token.into();
-        layer = layer.authorize(move |access| std::future::ready(check(&token, &access)));
-    }
     let streams = layer.streams();
     let server = Server {
         service: layer.layer(NotFound),
         hosts: addr.ip().is_loopback().then(|| args.allow_host.clone().into()),
+        token: args.token.clone().map(Into::into),
     };
     banner(&args, addr);
 
@@ -140,23 +144,12 @@ async fn run(args: Args) -> Result<(), BoxError> {
     drop(listener);
     eprintln!("{PROGRAM}: stopping; once more stops at once");
     tokio::select! {
+        // Plain downloads go on as long as the connections that the layer has.
         _ = async {
-            streams.shutdown(GRACE).await;
-            tokio::time::timeout(Duration::from_secs(1), graceful.shutdown()).await
+            tokio::join!(streams.shutdown(GRACE), tokio::time::timeout(GRACE, graceful.shutdown()))
         } => Ok(()),
         () = signals.next() => Err("stopped at once; what was not synced yet is in the system's hands".into()),
     }
-}
-
-/// Whether the request carries the token.
-fn check(token: &str, access: &Access) -> Result<Grant, Denied> {
-    let given = access.head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given =
-        given.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    let given = given.map_or("", |(_, given)| given.trim());
-    // Takes as long for a good beginning as for a bad one.
-    let differs = given.len() != token.len() || given.bytes().zip(token.bytes()).fold(0, |d, (a, b)| d | (a ^ b)) != 0;
-    if differs { Err(Denied::Unauthorized) } else { Ok(Grant::new()) }
 }
 
 #[derive(Clone)]
@@ -164,6 +157,8 @@ struct Server {
     service: HttpFStream<NotFound>,
     /// On loopback: what `Host` may say besides loopback's own names.
     hosts: Option<Arc<[String]>>,
+    /// Asked for before anything is looked up: who has none learns nothing.
+    token: Option<Arc<str>>,
 }
 
 type Body = UnsyncBoxBody<Bytes, BoxError>;
@@ -174,10 +169,15 @@ impl Server {
         let service = service_fn(move |request| self.clone().answer(request));
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        builder.http2().timer(TokioTimer::new()).enable_connect_protocol();
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT).enable_connect_protocol();
+        let watcher = graceful.watcher();
         tokio::spawn(async move {
+            // hyper's own limit begins with the first byte.
+            if !matches!(tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut [0])).await, Ok(Ok(1..))) {
+                return;
+            }
+            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+            let connection = watcher.watch(connection);
             if let Err(error) = connection.await {
                 tracing::debug!(error, "a connection ended badly");
             }
@@ -188,19 +188,41 @@ impl Server {
         // Without the query: there may be a token in it.
         let line =
             tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{} {}", request.method(), request.uri().path()));
-        let response = if self.knows(&request) {
-            let response = self.service.call(request).await?;
-            response.map(|body| body.boxed_unsync())
-        } else {
+        let refused = if !self.knows(&request) {
             let text = "this server listens on loopback and takes requests only for loopback names; see --allow-host\n";
-            let mut response = Response::new(Full::from(text).map_err(|never| match never {}).boxed_unsync());
-            *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
-            response
+            Some((StatusCode::MISDIRECTED_REQUEST, text))
+        } else if !self.trusts(&request) {
+            Some((StatusCode::UNAUTHORIZED, "this server wants a bearer token\n"))
+        } else {
+            None
+        };
+        let response = match refused {
+            None => self.service.call(request).await?.map(|body| body.boxed_unsync()),
+            Some((status, text)) => {
+                let mut response = Response::new(Full::from(text).map_err(|never| match never {}).boxed_unsync());
+                *response.status_mut() = status;
+                if status == StatusCode::UNAUTHORIZED {
+                    let challenge = HeaderValue::from_static("Bearer");
+                    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+                }
+                response
+            }
         };
         if let Some(line) = line {
             tracing::debug!(status = response.status().as_u16(), "{line}");
         }
         Ok(response)
+    }
+
+    /// Whether the request carries the token, if one is asked for.
+    fn trusts(&self, request: &Request<Incoming>) -> bool {
+        let Some(token) = &self.token else { return true };
+        let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let given = given.and_then(|value| value.split_once(' '));
+        let Some((_, given)) = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else { return false };
+        let given = given.trim();
+        // Takes as long for a good beginning as for a bad one.
+        given.len() == token.len() && given.bytes().zip(token.bytes()).fold(0, |d, (a, b)| d | (a ^ b)) == 0
     }
 
     fn knows(&self, request: &Request<Incoming>) -> bool {

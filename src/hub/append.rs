@@ -10,7 +10,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::{Hub, Phase, Resource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::erased::DynAppend;
-use crate::storage::{End, Stat};
+use crate::storage::{End, Stat, State};
 use crate::streams::Event;
 
 /// The right to append to a resource. Dropping it means that the appender was lost.
@@ -45,7 +45,7 @@ impl Lease {
             return Err(ErrorKind::ShuttingDown.into());
         }
         if self.resource.ended.is_cancelled() {
-            return Err(ErrorKind::Fenced.into());
+            return Err(self.resource.ended_as().into());
         }
         let append = self.append.as_mut().ok_or(ErrorKind::Poisoned)?;
         let before = self.resource.len();
@@ -70,7 +70,7 @@ impl Lease {
         }
         let sync = append.sync();
         let due = Arc::clone(&self.sync_due);
-        let resource = Arc::clone(&self.resource);
+        let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
         self.runtime.spawn(async move {
             tokio::select! {
                 // The end syncs by itself.
@@ -82,8 +82,9 @@ impl Lease {
             if let Err(error) = sync.await
                 && !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Poisoned)
             {
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(key = %resource.key, error, "a sync failed; the appender ends");
+                let cause = &error as &dyn std::error::Error;
+                tracing::error!(key = %resource.key, error = cause, "a sync failed; the appender ends");
+                hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::Storage));
             }
         });
     }
@@ -136,6 +137,10 @@ async fn end_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Box<dyn DynAppen
                 tracing::error!(key = %resource.key, error, "ending a resource failed");
             }
             hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::Storage));
+            if error.kind() != ErrorKind::Fenced {
+                let stat = Stat::new(resource.life, resource.len(), State::Interrupted);
+                hub.emit(Event::Interrupted { key: resource.key.clone(), stat });
+            }
         }
     }
     ended

@@ -167,15 +167,33 @@ impl Hub {
     }
 
     /// Deletes a resource; its appender is fenced, its followers are told that it is cut.
-    pub(crate) async fn delete(&self, key: &Key) -> Result<()> {
-        let resource = match self.live().get(key) {
-            Some(Entry::Live(resource)) => Some(Arc::clone(resource)),
-            _ => None,
+    pub(crate) async fn delete(self: &Arc<Self>, key: &Key) -> Result<()> {
+        let resource = loop {
+            let opening = {
+                let mut live = self.live();
+                match live.get(key) {
+                    Some(Entry::Live(resource)) => break Ok(Arc::clone(resource)),
+                    Some(Entry::Opening(settled)) => settled.clone(),
+                    None => {
+                        // Nobody opens it meanwhile: the storage would fence an appender that is live here.
+                        let settled = CancellationToken::new();
+                        live.insert(key.clone(), Entry::Opening(settled.clone()));
+                        break Err(Opening { hub: Arc::clone(self), key: key.clone(), settled });
+                    }
+                }
+            };
+            opening.cancelled().await;
         };
-        self.storage.delete(key).await?;
-        if let Some(resource) = resource {
-            self.end(&resource, resource.len(), Phase::Cut(ErrorKind::NotFound));
+        let deleted = self.storage.delete(key).await;
+        if let Ok(resource) = resource {
+            match &deleted {
+                Ok(()) => self.end(&resource, resource.len(), Phase::Cut(ErrorKind::NotFound)),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Busy) => {}
+                // Its appender may be fenced already.
+                Err(_) => self.end(&resource, resource.len(), Phase::Cut(ErrorKind::Storage)),
+            }
         }
+        deleted?;
         self.emit(Event::Deleted { key: key.clone() });
         Ok(())
     }
@@ -247,6 +265,14 @@ impl Hub {
 impl Resource {
     pub(crate) fn len(&self) -> u64 {
         self.progress.borrow().len
+    }
+
+    /// What its appender is told once it has been ended from outside.
+    pub(crate) fn ended_as(&self) -> ErrorKind {
+        match self.progress.borrow().phase {
+            Phase::Cut(kind @ (ErrorKind::ShuttingDown | ErrorKind::Storage)) => kind,
+            _ => ErrorKind::Fenced,
+        }
     }
 
     fn tail(&self) -> MutexGuard<'_, Tail> {

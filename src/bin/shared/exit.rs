@@ -14,9 +14,6 @@ pub(crate) const USAGE: i32 = 2;
 pub(crate) const INTERRUPTED: i32 = 3;
 /// There is no such resource.
 pub(crate) const ABSENT: i32 = 4;
-/// Stopped by a signal, as shells count it for SIGINT.
-pub(crate) const STOPPED: i32 = 130;
-
 /// Says on stderr, in one line, what failed and what to do about it. Returns the exit code.
 pub(crate) fn report(program: &str, doing: &str, error: &Error) -> i32 {
     eprintln!("{program}: {}", explanation(doing, error));

@@ -983,4 +983,32 @@ mod tests {
             assert_eq!(content(&storage, &key).await.0.life, stat.life);
         }
     }
+
+    /// Seen to fail without the second look at the table's epoch.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_opened_during_a_look_is_not_taken_for_interrupted() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        storage.open(&key, Open::Create).await.unwrap().finish(End::Finished).await.unwrap();
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let mut looking = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let (storage, key, stopped) = (storage.clone(), key.clone(), stopped.clone());
+            looking.spawn(async move {
+                while !*stopped.borrow() {
+                    assert_ne!(storage.stat(&key).await.unwrap().unwrap().state, State::Interrupted);
+                }
+            });
+        }
+        for _ in 0..1_000 {
+            let mut append = storage.open(&key, Open::Continue).await.unwrap();
+            append.append(&bytes(b"x")).await.unwrap();
+            append.finish(End::Finished).await.unwrap();
+        }
+        stop.send(true).unwrap();
+        while let Some(looked) = looking.join_next().await {
+            looked.unwrap();
+        }
+    }
 }

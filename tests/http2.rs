@@ -1,0 +1,97 @@
+//! WebSockets over HTTP/2 (RFC 8441): extended CONNECT, many on one connection.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use bytes::Bytes;
+use common::{Raw, Server, fs_layer, memory_layer, pattern, serve, soon};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty};
+use httpfstream::storage::State;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+/// A connection that has seen the server's settings, so that it knows of extended CONNECT.
+async fn connect(server: &Server) -> SendRequest<Empty<Bytes>> {
+    let io = TokioIo::new(TcpStream::connect(server.addr).await.unwrap());
+    let (mut send, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get(format!("http://{}/", server.addr)).body(Empty::new()).unwrap();
+    let response = soon("an answer", send.send_request(request)).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "inner");
+    send
+}
+
+async fn ask(send: &mut SendRequest<Empty<Bytes>>, protocol: &'static str, path: &str) -> Response<Incoming> {
+    let request = Request::connect(format!("http://localhost{path}"))
+        .header("sec-websocket-version", "13")
+        .extension(hyper::ext::Protocol::from_static(protocol))
+        .body(Empty::new())
+        .unwrap();
+    soon("an answer", send.send_request(request)).await.unwrap()
+}
+
+async fn open(send: &mut SendRequest<Empty<Bytes>>, path: &str) -> Raw<TokioIo<Upgraded>> {
+    let response = ask(send, "websocket", path).await;
+    assert_eq!(response.status(), 200);
+    let stream = TokioIo::new(soon("the stream", hyper::upgrade::on(response)).await.unwrap());
+    Raw { stream, buf: Vec::new() }
+}
+
+#[tokio::test]
+async fn fault_13_appending_and_following_over_extended_connect() {
+    let (layer, _dir) = fs_layer();
+    let server = serve(layer).await;
+    let mut send = connect(&server).await;
+    let data = pattern(0, 300_000);
+    let mut appender = open(&mut send, "/a?verb=APPEND").await;
+    appender.send_frame(0x82, &data[..100_000]).await;
+    let mut followers = Vec::new();
+    for _ in 0..5 {
+        followers.push(open(&mut send, "/a?verb=FOLLOW").await);
+    }
+    let appending = async {
+        for chunk in data[100_000..].chunks(10_000) {
+            appender.send_frame(0x82, chunk).await;
+        }
+        appender.send_close(1000).await;
+        appender.to_end().await
+    };
+    let following = async {
+        for mut follower in followers {
+            assert!(follower.to_end().await == (data.clone(), Some(1000)));
+        }
+    };
+    let (appended, ()) = tokio::join!(appending, following);
+    assert_eq!(appended, (vec![], Some(1000)));
+    // A body can't answer a CONNECT: what is at rest comes as messages too.
+    let mut late = open(&mut send, "/a?verb=FOLLOW").await;
+    assert!(late.to_end().await == (data, Some(1000)));
+    assert_eq!(ask(&mut send, "websocket", "/absent?verb=FOLLOW").await.status(), 404);
+}
+
+#[tokio::test]
+async fn fault_13_another_protocol_passes_on() {
+    let server = serve(memory_layer()).await;
+    let mut send = connect(&server).await;
+    let response = ask(&mut send, "connect-udp", "/a?verb=FOLLOW").await;
+    assert!(response.status().is_client_error() || response.status().is_server_error(), "{}", response.status());
+    assert_eq!(server.streams.stat("a").await.unwrap(), None);
+}
+
+/// hyper reports a stream that was cancelled as its end.
+#[tokio::test]
+async fn an_appender_whose_stream_is_cancelled_is_lost() {
+    let server = serve(memory_layer()).await;
+    let mut send = connect(&server).await;
+    let mut appender = open(&mut send, "/a?verb=APPEND").await;
+    let mut follower = open(&mut send, "/a?verb=FOLLOW").await;
+    appender.send_frame(0x82, b"half").await;
+    assert_eq!(follower.data(4).await, b"half");
+    drop(appender);
+    assert_eq!(follower.to_end().await, (vec![], Some(1011)));
+    assert_eq!(server.at_rest("a").await.unwrap().state, State::Interrupted);
+}

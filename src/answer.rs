@@ -66,7 +66,10 @@ async fn append(
     options.origins.check(head)?;
     let (mut response, pending) = Granted::check(upgrade, head)?.split()?;
     let (key, until) = authorize(options, Verb::Append, key, head).await?;
-    let lease = hub.open(&key, Open::Continue).await?;
+    let lease = match hub.open(&key, Open::Continue).await {
+        Ok(lease) => lease,
+        Err(error) => return Ok(told_with(&error, hub.stat(&key).await.ok().flatten())),
+    };
     let resource = lease.resource();
     describe(response.headers_mut(), &Stat::new(resource.life, resource.len(), State::Live));
     let terms = append::Terms {
@@ -121,11 +124,23 @@ async fn follow(
     Ok(response)
 }
 
+/// A problem, with how the resource stands.
+fn told_with(error: &Error, stat: Option<Stat>) -> Response<OwnBody> {
+    let mut response = problem(error);
+    if let Some(stat) = stat {
+        describe(response.headers_mut(), &stat);
+    }
+    response
+}
+
 /// FOLLOW without an upgrade.
 async fn plain_follow(hub: &Arc<Hub>, options: &Options, key: Key, head: &request::Parts) -> Result<Response<OwnBody>> {
     let (key, _) = authorize(options, Verb::Follow, key, head).await?;
     match hub.follow(&key).await?.ok_or(ErrorKind::NotFound)? {
-        Found::Live(_) => Err(ErrorKind::UpgradeRequired.into()),
+        Found::Live(cursor) => {
+            let stat = Stat::new(cursor.life(), cursor.len(), State::Live);
+            Ok(told_with(&ErrorKind::UpgradeRequired.into(), Some(stat)))
+        }
         Found::AtRest(stat) => serve(hub, &key, head, &stat, &options.content_type).await,
     }
 }

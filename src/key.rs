@@ -12,13 +12,15 @@ use crate::error::{Error, ErrorKind, Result};
 const MAX_KEY: usize = 4096;
 /// The longest segment of a key, in bytes: what file systems take.
 const MAX_SEGMENT: usize = 255;
+/// The most segments of a key: each is a folder to be made, and to be made durable.
+const MAX_SEGMENTS: usize = 128;
 
 /// The name of a resource: `logs/build-7.txt`.
 ///
 /// # Invariants
 /// - One or more segments joined by single `/`, none at either end.
 /// - No segment is empty, `.` or `..`, is longer than 255 bytes, or holds `\`, NUL or another control character.
-/// - At most 4,096 bytes of UTF-8.
+/// - At most 4,096 bytes of UTF-8, and 128 segments.
 ///
 /// So a key is one relative path that stays where it is put, and two different keys never name one path
 /// (on a file system that tells upper from lower case).
@@ -36,14 +38,14 @@ impl Key {
         if name.len() > MAX_KEY {
             return Err(ErrorKind::PathTooLong.into());
         }
-        for segment in name.split('/') {
+        for (depth, segment) in name.split('/').enumerate() {
             if segment.is_empty() {
                 return Err(bad("the path has an empty segment, or a slash at its end"));
             }
             if segment == "." || segment == ".." {
                 return Err(bad("the path has a segment `.` or `..`"));
             }
-            if segment.len() > MAX_SEGMENT {
+            if segment.len() > MAX_SEGMENT || depth >= MAX_SEGMENTS {
                 return Err(ErrorKind::PathTooLong.into());
             }
             if segment.chars().any(|c| c == '\\' || c.is_control()) {
@@ -206,8 +208,11 @@ mod tests {
         }
         assert_eq!(kind(&format!("/{}", "x".repeat(256))), Some(ErrorKind::PathTooLong));
         assert_eq!(kind(&format!("/{}", "x".repeat(255))), None);
-        assert_eq!(kind(&"/x".repeat(2049)), Some(ErrorKind::PathTooLong));
-        assert_eq!(kind(&"/x".repeat(2048)), None);
+        assert_eq!(kind(&"/x".repeat(129)), Some(ErrorKind::PathTooLong));
+        assert_eq!(kind(&"/x".repeat(128)), None);
+        let long = format!("/{}", "x".repeat(254)).repeat(16);
+        assert_eq!(kind(&long), None);
+        assert_eq!(kind(&format!("{long}/{}", "x".repeat(20))), Some(ErrorKind::PathTooLong));
         assert_eq!(kind(&"/%78".repeat(4000)), Some(ErrorKind::PathTooLong));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use tokio::sync::broadcast;
 
 use crate::answer::answer;
@@ -248,7 +248,9 @@ impl Streams {
         options.rules.plain = true;
         options.rules.default_verb = Some(Verb::Follow);
         let intent = match Key::new(key.as_ref()) {
-            Ok(key) => match options.rules.intent_for(&request, || Ok(key)) {
+            Ok(key) => match options.rules.intent_for(&request, || Ok(key.clone())) {
+                // A verb that is not ours, of the route's own perhaps.
+                Intent::Pass if matches!(*request.method(), Method::GET | Method::HEAD) => Intent::Serve { key },
                 // A method that means nothing here.
                 Intent::Pass => Intent::MethodNotAllowed { allow: "GET, HEAD" },
                 intent => intent,

@@ -26,8 +26,13 @@ async fn one_appends_others_follow_and_the_rest_is_a_plain_200() {
     let live = server.get("/logs/a.txt").await;
     assert_eq!((live.status, live.text().as_str()), (200, "one two three"));
     assert_eq!(live.header("stream-state"), Some("live"));
-    assert_eq!(server.get("/logs/a.txt?verb=FOLLOW").await.status, 426);
-    assert_eq!(server.upgrade("/logs/a.txt?verb=APPEND", &[]).await.0.status, 409);
+    for (answer, status) in [
+        (server.get("/logs/a.txt?verb=FOLLOW").await, 426),
+        (server.upgrade("/logs/a.txt?verb=APPEND", &[]).await.0, 409),
+    ] {
+        assert_eq!((answer.status, answer.header("stream-state")), (status, Some("live")));
+        assert_eq!(answer.header("upload-offset"), Some("13"));
+    }
 
     drop(appender);
     for mut follower in [early, late] {

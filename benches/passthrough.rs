@@ -3,7 +3,8 @@
 //! `cargo bench --bench passthrough`. The target: under 100 ns over the bare service and no allocation where the head
 //! alone tells that a request is foreign. (`tests/passthrough.rs` holds the allocations; times are only looked at.)
 //!
-//! The inner service gives the request back as its response, so that neither making nor dropping it is measured.
+//! The inner service drops the request and answers with an empty body: what every service does at the least. Making the
+//! request is not measured.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::convert::Infallible;
@@ -30,7 +31,7 @@ fn main() {
 struct Inner;
 
 impl Service<Asked> for Inner {
-    type Response = Response<Asked>;
+    type Response = Response<Empty<bytes::Bytes>>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;
 
@@ -39,7 +40,8 @@ impl Service<Asked> for Inner {
     }
 
     fn call(&mut self, request: Asked) -> Self::Future {
-        ready(Ok(Response::new(request)))
+        drop(request);
+        ready(Ok(Response::new(Empty::new())))
     }
 }
 

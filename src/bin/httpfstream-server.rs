@@ -3,7 +3,7 @@
 mod shared;
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::exit;
@@ -86,7 +86,8 @@ fn main() {
     let args: Args = shared::args::parse();
     let level = if args.verbose { "httpfstream=debug,httpfstream_server=debug" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("HTTPFSTREAM_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).init();
     let ran =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BoxError::from).and_then(|runtime| {
             let ran = runtime.block_on(run(args));

@@ -65,7 +65,7 @@ impl Granted {
 /// What tungstenite looks at. It takes one `Connection` header, where there may be several.
 fn handshake_headers(headers: &HeaderMap) -> HeaderMap {
     let mut picked = HeaderMap::with_capacity(4);
-    for name in [header::UPGRADE, header::SEC_WEBSOCKET_KEY, header::SEC_WEBSOCKET_VERSION] {
+    for name in [header::SEC_WEBSOCKET_KEY, header::SEC_WEBSOCKET_VERSION] {
         if let Some(value) = headers.get(&name) {
             picked.insert(name, value.clone());
         }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf, Stdin, stdin};
 use tokio::sync::oneshot;
 
 use self::shared::client::ClientArgs;
-use self::shared::exit::{FAILED, FINISHED, INTERRUPTED, report};
+use self::shared::exit::{FAILED, FINISHED, INTERRUPTED, exit_with, report};
 
 const PROGRAM: &str = "httpfstream-append";
 /// What is in stdin's pipe when a signal comes is still sent, if it can be read within this time.
@@ -34,14 +34,7 @@ struct Args {
 
 fn main() {
     let Args { client } = shared::args::parse();
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        // Exits while the runtime is there: dropping it would wait for a thread that is blocked in stdin or stdout.
-        Ok(runtime) => exit(runtime.block_on(run(&client))),
-        Err(error) => {
-            eprintln!("{PROGRAM}: the system gives too little to start: {error}");
-            exit(FAILED)
-        }
-    }
+    exit_with(PROGRAM, run(&client))
 }
 
 async fn run(args: &ClientArgs) -> i32 {

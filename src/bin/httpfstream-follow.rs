@@ -3,7 +3,6 @@
 mod shared;
 
 use std::io;
-use std::process::exit;
 
 use clap::Parser;
 use httpfstream::client::Follower;
@@ -11,7 +10,7 @@ use httpfstream::{Error, Result};
 use tokio::io::{AsyncWriteExt, stdout};
 
 use self::shared::client::ClientArgs;
-use self::shared::exit::{FAILED, FINISHED, report};
+use self::shared::exit::{FAILED, FINISHED, exit_with, report};
 
 const PROGRAM: &str = "httpfstream-follow";
 
@@ -38,14 +37,7 @@ enum End {
 
 fn main() {
     let Args { client } = shared::args::parse();
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        // Exits while the runtime is there: dropping it would wait for a thread that is blocked in stdin or stdout.
-        Ok(runtime) => exit(runtime.block_on(run(&client))),
-        Err(error) => {
-            eprintln!("{PROGRAM}: the system gives too little to start: {error}");
-            exit(FAILED)
-        }
-    }
+    exit_with(PROGRAM, run(&client))
 }
 
 async fn run(args: &ClientArgs) -> i32 {

@@ -1,6 +1,7 @@
 //! Exit codes and the last line on stderr.
 
 use std::fmt::Write as _;
+use std::process::exit;
 
 use httpfstream::{Error, ErrorKind};
 
@@ -14,6 +15,18 @@ pub(crate) const USAGE: i32 = 2;
 pub(crate) const INTERRUPTED: i32 = 3;
 /// There is no such resource.
 pub(crate) const ABSENT: i32 = 4;
+/// Runs a program to its end, and exits with the code that it gives.
+pub(crate) fn exit_with(program: &str, run: impl Future<Output = i32>) -> ! {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        // Exits while the runtime is there: dropping it would wait for a thread that is blocked in stdin or stdout.
+        Ok(runtime) => exit(runtime.block_on(run)),
+        Err(error) => {
+            eprintln!("{program}: the system gives too little to start: {error}");
+            exit(FAILED)
+        }
+    }
+}
+
 /// Says on stderr, in one line, what failed and what to do about it. Returns the exit code.
 pub(crate) fn report(program: &str, doing: &str, error: &Error) -> i32 {
     eprintln!("{program}: {}", explanation(doing, error));

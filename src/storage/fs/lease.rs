@@ -224,7 +224,7 @@ impl Lease {
             existed: core.existed,
         };
         let name = open_name(&self.key);
-        let mut record = Record::create(&self.root.records, &name, &self.key, core.id, slot).map_err(error)?;
+        let record = Record::create(&self.root.records, &name, &self.key, core.id, slot).map_err(error)?;
         if let Some(waiting) = core.waiting.take() {
             if let Err(failed) = self.root.top.link(&self.root.new, &waiting, &self.key) {
                 core.waiting = Some(waiting);
@@ -233,7 +233,6 @@ impl Lease {
             }
             let _ = self.root.new.remove_file(&waiting);
         }
-        record.slot.durable = core.committed;
         core.record = Some(record);
         Ok(())
     }

@@ -267,10 +267,7 @@ impl Root {
     }
 
     fn held(&self, key: &Key) -> Option<Arc<Lease>> {
-        match self.table().by_key.get(key) {
-            Some(Entry::Held(lease)) => Some(Arc::clone(lease)),
-            _ => None,
-        }
+        self.table().held(key)
     }
 
     /// Counts a sync as long as the guard lives.
@@ -392,11 +389,7 @@ impl Root {
         loop {
             let (epoch, held) = {
                 let table = self.table();
-                let held = match table.by_key.get(key) {
-                    Some(Entry::Held(lease)) => Some(Arc::clone(lease)),
-                    _ => None,
-                };
-                (table.epoch, held)
+                (table.epoch, table.held(key))
             };
             if let Some(lease) = held {
                 let file = lease.file.try_clone().map_err(error)?;
@@ -634,6 +627,13 @@ impl Root {
 }
 
 impl Table {
+    fn held(&self, key: &Key) -> Option<Arc<Lease>> {
+        match self.by_key.get(key) {
+            Some(Entry::Held(lease)) => Some(Arc::clone(lease)),
+            _ => None,
+        }
+    }
+
     /// Refuses a key above or below one that is open: a file can't be a folder too.
     fn check_family(&self, key: &Key) -> Result<()> {
         let mut above = key.as_str();

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
 use crate::error::Result;
+use crate::id::Owner;
 use crate::key::Key;
 
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -20,11 +21,13 @@ pub(crate) trait DynStorage: Send + Sync + 'static {
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<()>>;
     fn follow(&self, key: &Key, life: Life, from: u64) -> StatStream;
     fn file<'a>(&'a self, key: &'a Key, life: Life) -> BoxFuture<'a, Result<Option<File>>>;
+    fn lost(&self) -> EntryStream;
     fn list(&self, prefix: &str) -> EntryStream;
 }
 
 pub(crate) trait DynAppend: Send + 'static {
     fn stat(&self) -> Stat;
+    fn claim(&mut self, owner: Option<Owner>);
     fn append<'a>(&'a mut self, data: &'a [Bytes]) -> BoxFuture<'a, Result<u64>>;
     fn sync(&self) -> BoxFuture<'static, Result<u64>>;
     fn finish(self: Box<Self>, end: End) -> BoxFuture<'static, Result<Stat>>;
@@ -55,6 +58,10 @@ impl<S: Storage> DynStorage for S {
         Box::pin(Storage::file(self, key, life))
     }
 
+    fn lost(&self) -> EntryStream {
+        Storage::lost(self)
+    }
+
     fn list(&self, prefix: &str) -> EntryStream {
         Storage::list(self, prefix)
     }
@@ -63,6 +70,10 @@ impl<S: Storage> DynStorage for S {
 impl<A: Append> DynAppend for A {
     fn stat(&self) -> Stat {
         Append::stat(self)
+    }
+
+    fn claim(&mut self, owner: Option<Owner>) {
+        Append::claim(self, owner);
     }
 
     fn append<'a>(&'a mut self, data: &'a [Bytes]) -> BoxFuture<'a, Result<u64>> {

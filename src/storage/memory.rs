@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use super::erased::BoxFuture;
 use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, State, Storage, check_range, stream};
 use crate::error::{ErrorKind, Result};
+use crate::id::Owner;
 use crate::key::Key;
 
 /// The size of one block of a resource's bytes. A resource shorter than this takes what it needs.
@@ -40,6 +41,7 @@ struct Resource {
     life: Life,
     len: u64,
     state: State,
+    owner: Option<Owner>,
     modified: SystemTime,
     /// All of `BLOCK` bytes.
     full: Vec<Bytes>,
@@ -52,7 +54,7 @@ struct Resource {
 impl Resource {
     fn stat(&self) -> Stat {
         let state = if self.lease.is_some() { State::Live } else { self.state };
-        Stat::new(self.life, self.len, state).modified(Some(self.modified))
+        Stat::new(self.life, self.len, state).modified(Some(self.modified)).owner(self.owner)
     }
 
     fn push(&mut self, mut data: &[u8]) {
@@ -125,6 +127,7 @@ impl Storage for MemoryStorage {
                 life: fresh,
                 len: 0,
                 state: State::Interrupted,
+                owner: None,
                 modified: SystemTime::now(),
                 full: Vec::new(),
                 last: BytesMut::new(),
@@ -133,7 +136,7 @@ impl Storage for MemoryStorage {
             }),
         };
         let stat = resource.stat();
-        Ok(MemoryAppend { storage: self.clone(), key: key.clone(), lease, stat })
+        Ok(MemoryAppend { storage: self.clone(), key: key.clone(), lease, stat, claimed: None })
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
@@ -154,6 +157,12 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
+    fn lost(&self) -> EntryStream {
+        let inner = self.lock();
+        let lost = inner.resources.iter().filter(|(_, r)| r.lease.is_none() && r.state == State::Lost);
+        Box::pin(stream::iter(lost.map(|(key, r)| Ok((key.clone(), r.stat()))).collect::<Vec<_>>()))
+    }
+
     fn list(&self, prefix: &str) -> EntryStream {
         let inner = self.lock();
         let found = inner.resources.iter().filter(|(key, _)| key.as_str().starts_with(prefix));
@@ -168,6 +177,7 @@ pub struct MemoryAppend {
     key: Key,
     lease: u64,
     stat: Stat,
+    claimed: Option<Owner>,
 }
 
 /// The resource, if this lease still holds it.
@@ -181,7 +191,9 @@ impl MemoryAppend {
         let mut inner = storage.lock();
         let resource = held(&mut inner, &self.key, self.lease)?;
         resource.lease = None;
-        let untouched = resource.len == self.stat.len && !matches!(end, Some(End::Finished | End::Sealed));
+        let abandoned = resource.state == State::Lost && end.is_some();
+        let ended = abandoned || matches!(end, Some(End::Finished | End::Sealed));
+        let untouched = resource.len == self.stat.len && !ended;
         if let Some(end) = end.filter(|_| !untouched) {
             resource.state = end.state();
             resource.real = true;
@@ -205,6 +217,10 @@ impl Append for MemoryAppend {
         }
     }
 
+    fn claim(&mut self, owner: Option<Owner>) {
+        self.claimed = owner;
+    }
+
     async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
         let more: u64 = data.iter().map(|d| d.len() as u64).sum();
         let mut inner = self.storage.lock();
@@ -218,7 +234,8 @@ impl Append for MemoryAppend {
         }
         if more > 0 {
             resource.modified = SystemTime::now();
-            resource.state = State::Interrupted;
+            resource.owner = self.claimed;
+            resource.state = if self.claimed.is_some() { State::Lost } else { State::Interrupted };
             resource.real = true;
         }
         let len = resource.len;

@@ -26,10 +26,11 @@
 //! 5. **Failure and cancellation.** After an error or a dropped `append`, what is committed is the old bytes plus a
 //!    prefix of the data; the appender is poisoned and a new open tells the length. [`Full`](ErrorKind::Full) is the
 //!    exception: nothing was stored and the appender goes on. A failed `sync` poisons.
-//! 6. **Dropping** an appender never blocks and means that it was lost; a crash means the same. Opening and releasing
-//!    without appending leaves the resource as it was (an absent one absent).
-//! 7. **Finish** is atomic. A finished or interrupted resource continues at its end when opened again; a sealed one
-//!    fails with [`Sealed`](ErrorKind::Sealed).
+//! 6. **Dropping** an appender never blocks and means that it was lost; a crash means the same. The resource is then
+//!    [`Interrupted`](State::Interrupted), or, if it was [claimed](Append::claim), [`Lost`](State::Lost) with its owner.
+//!    Opening and releasing without appending leaves the resource as it was (an absent one absent).
+//! 7. **Finish** is atomic. A finished, interrupted or lost resource continues at its end, in its life, when opened
+//!    again; a sealed one fails with [`Sealed`](ErrorKind::Sealed).
 //! 8. **A hanging backend** is the hub's to bear: it answers at once, but gives a resource to nobody else before the
 //!    storage has confirmed that the old call ended or is fenced.
 
@@ -44,6 +45,7 @@ use bytes::Bytes;
 use futures_core::Stream;
 
 use crate::error::{ErrorKind, Result};
+use crate::id::Owner;
 use crate::key::Key;
 
 pub(crate) mod erased;
@@ -109,6 +111,8 @@ impl fmt::Debug for Life {
 pub enum State {
     /// An appender is attached.
     Live,
+    /// The appender was lost and may come back: see [`Append::claim`].
+    Lost,
     /// The last appender ended cleanly. May be appended to again.
     Finished,
     /// The last appender was lost and did not come back. May be appended to again.
@@ -122,10 +126,16 @@ impl State {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Live => "live",
+            Self::Lost => "lost",
             Self::Finished => "finished",
             Self::Interrupted => "interrupted",
             Self::Sealed => "sealed",
         }
+    }
+
+    /// Whether more may come by itself: live or lost, nothing has ended yet.
+    pub const fn is_open(self) -> bool {
+        matches!(self, Self::Live | Self::Lost)
     }
 }
 
@@ -134,7 +144,7 @@ impl std::str::FromStr for State {
 
     /// The inverse of [`as_str`](Self::as_str).
     fn from_str(name: &str) -> Result<Self> {
-        let all = [Self::Live, Self::Finished, Self::Interrupted, Self::Sealed];
+        let all = [Self::Live, Self::Lost, Self::Finished, Self::Interrupted, Self::Sealed];
         let found = all.into_iter().find(|state| state.as_str() == name);
         found.ok_or_else(|| crate::Error::new(ErrorKind::BadRequest).with_detail("there is no such state"))
     }
@@ -158,18 +168,27 @@ pub struct Stat {
     pub state: State,
     /// When bytes were last added, where the storage knows.
     pub modified: Option<SystemTime>,
+    /// Whoever [claimed](Append::claim) the resource and appended last in this life, where the storage keeps it.
+    pub owner: Option<Owner>,
 }
 
 impl Stat {
     /// A stat without a modification time.
     pub const fn new(life: Life, len: u64, state: State) -> Self {
-        Self { life, len, state, modified: None }
+        Self { life, len, state, modified: None, owner: None }
     }
 
     /// Adds the modification time.
     #[must_use]
     pub const fn modified(mut self, at: Option<SystemTime>) -> Self {
         self.modified = at;
+        self
+    }
+
+    /// Adds the owner.
+    #[must_use]
+    pub const fn owner(mut self, owner: Option<Owner>) -> Self {
+        self.owner = owner;
         self
     }
 }
@@ -196,7 +215,8 @@ pub enum End {
     Finished,
     /// Cleanly and for good: the resource is sealed.
     Sealed,
-    /// The source of the bytes was lost. A resource that was opened but not appended to stays as it was.
+    /// The source of the bytes was lost and will not come back. A resource that was opened but not appended to stays as
+    /// it was; one that was [lost](State::Lost) is interrupted from now on.
     Interrupted,
 }
 
@@ -263,6 +283,15 @@ pub trait Storage: Clone + Send + Sync + 'static {
         async { Ok(None) }
     }
 
+    /// Lists the resources that are [`Lost`](State::Lost), with their [owner](Stat::owner): what another process left
+    /// when it died or stopped. Asked for once, before anything else.
+    ///
+    /// The default has none: a storage that can't keep owners loses no bytes by that, but no appender's place is kept
+    /// across a restart, and such resources are interrupted.
+    fn lost(&self) -> EntryStream {
+        Box::pin(stream::empty())
+    }
+
     /// Lists the resources whose key starts with `prefix`, in any order.
     ///
     /// The default lists none: a storage that can't list stays usable for everything else.
@@ -277,8 +306,17 @@ pub trait Append: Send + 'static {
     /// What [`sync`](Append::sync) returns: it doesn't borrow the appender, so that appends go on meanwhile.
     type Sync: Future<Output = Result<u64>> + Send + 'static;
 
-    /// The resource as opened, plus what this appender appended: `len` is where the next byte goes.
+    /// The resource as opened, plus what this appender appended: `len` is where the next byte goes, and `owner` is
+    /// whoever appended last, somebody else until this appender does.
     fn stat(&self) -> Stat;
+
+    /// Says whom the resource is to be kept for if this appender is lost; `None`: nobody. Called before the first
+    /// append at most, and takes effect with it, as durably as the bytes: it must not block.
+    ///
+    /// The default keeps nothing: see [`Storage::lost`].
+    fn claim(&mut self, owner: Option<Owner>) {
+        let _ = owner;
+    }
 
     /// Appends the slices in order and returns the committed length.
     ///

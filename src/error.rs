@@ -50,6 +50,10 @@ pub enum ErrorKind {
     PastEnd,
     /// The request depends on the resource being, or not being, in a state that it isn't in (`If-Match` and the like).
     Precondition,
+    /// The resource is in another life than the request asks for: its bytes are not those that were seen before.
+    Life,
+    /// The resource's end is not where the appender believes it to be.
+    Offset,
     /// A message or the resource would be larger than the limit.
     TooLarge,
     /// The disk, the quota or the memory cap is full. Nothing of the failed append was stored.
@@ -158,6 +162,8 @@ impl ErrorKind {
             Self::Poisoned => "this appender failed or was cancelled before; open the resource anew",
             Self::PastEnd => "the position is past the end of the resource",
             Self::Precondition => "the resource is not what the request depends on",
+            Self::Life => "the resource is in another life: its bytes are not those that were seen before",
+            Self::Offset => "the resource does not end where the appender believes",
             Self::TooLarge => "the message or the resource is over the size limit",
             Self::Full => "the storage is full",
             Self::Unauthorized => "credentials are missing or not valid",
@@ -194,6 +200,8 @@ impl ErrorKind {
             Self::Fenced => "fenced",
             Self::PastEnd => "past-end",
             Self::Precondition => "precondition",
+            Self::Life => "life",
+            Self::Offset => "offset",
             Self::TooLarge => "too-large",
             Self::Full => "full",
             Self::Unauthorized => "unauthorized",
@@ -213,9 +221,11 @@ impl ErrorKind {
             Self::BadRequest | Self::BadPath | Self::Protocol => StatusCode::BAD_REQUEST,
             Self::PathTooLong => StatusCode::URI_TOO_LONG,
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::Busy | Self::Exists | Self::Sealed | Self::Conflict | Self::Fenced => StatusCode::CONFLICT,
+            Self::Busy | Self::Exists | Self::Sealed | Self::Conflict | Self::Fenced | Self::Offset => {
+                StatusCode::CONFLICT
+            }
             Self::PastEnd => StatusCode::RANGE_NOT_SATISFIABLE,
-            Self::Precondition => StatusCode::PRECONDITION_FAILED,
+            Self::Precondition | Self::Life => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Full => StatusCode::INSUFFICIENT_STORAGE,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -249,6 +259,8 @@ impl ErrorKind {
             | Self::Poisoned
             | Self::PastEnd
             | Self::Precondition
+            | Self::Life
+            | Self::Offset
             | Self::Full
             | Self::UpgradeRequired
             | Self::NotUpgradable

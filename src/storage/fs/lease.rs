@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -12,8 +12,9 @@ use bytes::Bytes;
 use super::Root;
 use super::path::error;
 use super::read::truncated;
-use super::record::{Kept, Record, Slot, open_name, rest_name};
+use super::record::{Kept, Left, NO_BOOT, Record, Slot, open_name, rest_name};
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Owner;
 use crate::key::Key;
 use crate::storage::{End, Life, Stat, State};
 
@@ -32,6 +33,10 @@ pub(super) struct Lease {
     /// For readers, who need no lock.
     pub(super) file: Arc<File>,
     committed: AtomicU64,
+    /// Whoever appended last before this appender …
+    owner: Option<Owner>,
+    /// … and who this one is, once it has.
+    claimed: OnceLock<Option<Owner>>,
     core: Mutex<Core>,
 }
 
@@ -45,11 +50,11 @@ pub(super) struct Core {
     /// Where a new file waits for its first byte, in the folder of new files.
     waiting: Option<String>,
     name_durable: bool,
-    /// Present from the first append on.
+    /// Present from the first append on, and from the start where a lost appender left it.
     record: Option<Record>,
     existed: bool,
-    /// The state before this appender, and the life that was recorded.
-    before: State,
+    /// How the resource stands if nothing more happens, and the life that was recorded.
+    stands: State,
     recorded_life: Option<Life>,
     id: u128,
 }
@@ -64,6 +69,9 @@ pub(super) struct Opened {
     /// `None` for a new one.
     pub(super) before: Option<State>,
     pub(super) waiting: Option<String>,
+    pub(super) owner: Option<Owner>,
+    /// The open record that a lost appender left, to go on with.
+    pub(super) record: Option<Record>,
 }
 
 impl Lease {
@@ -75,10 +83,11 @@ impl Lease {
             allocated: opened.len,
             can_allocate: true,
             waiting: opened.waiting,
-            name_durable: opened.before.is_some(),
-            record: None,
+            // Of what a lost appender made nobody knows.
+            name_durable: opened.before.is_some() && opened.record.is_none(),
+            record: opened.record,
             existed: opened.before.is_some(),
-            before: opened.before.unwrap_or(State::Interrupted),
+            stands: opened.before.unwrap_or(State::Interrupted),
             recorded_life: opened.recorded_life,
             id: opened.id,
         };
@@ -89,6 +98,8 @@ impl Lease {
             inode: (meta.dev(), meta.ino()),
             file: Arc::new(opened.file),
             committed: AtomicU64::new(opened.len),
+            owner: opened.owner,
+            claimed: OnceLock::new(),
             core: Mutex::new(core),
         })
     }
@@ -105,6 +116,8 @@ impl Lease {
             inode: self.inode,
             file: Arc::clone(&self.file),
             committed: AtomicU64::new(core.committed),
+            owner: self.owner(),
+            claimed: OnceLock::new(),
             core: Mutex::new(Core {
                 end: None,
                 committed: core.committed,
@@ -114,7 +127,7 @@ impl Lease {
                 name_durable: core.name_durable,
                 record: core.record.take(),
                 existed: core.existed,
-                before: core.before,
+                stands: core.stands,
                 recorded_life: core.recorded_life,
                 id: core.id,
             }),
@@ -129,7 +142,13 @@ impl Lease {
     }
 
     pub(super) fn stat(&self) -> Stat {
-        Stat::new(self.life, self.committed.load(Ordering::Acquire), State::Live).modified(Some(SystemTime::now()))
+        let stat = Stat::new(self.life, self.committed.load(Ordering::Acquire), State::Live);
+        stat.modified(Some(SystemTime::now())).owner(self.owner())
+    }
+
+    /// Whoever appended last.
+    fn owner(&self) -> Option<Owner> {
+        self.claimed.get().copied().unwrap_or(self.owner)
     }
 
     /// An error if the file is no longer what it was: removed, or shorter.
@@ -144,29 +163,33 @@ impl Lease {
     }
 
     /// Appends here and now if that can't block for long; `None` if it might.
-    pub(super) fn append_inline(&self, data: &[Bytes], len: u64) -> Option<Result<u64>> {
+    pub(super) fn append_inline(&self, data: &[Bytes], len: u64, claim: Option<Owner>) -> Option<Result<u64>> {
         let mut core = match self.core.try_lock() {
             Ok(core) => core,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        core.record.is_some().then(|| self.append_locked(&mut core, data, len))
+        let recorded = core.record.as_ref().is_some_and(|record| record.slot.owner == claim);
+        recorded.then(|| self.append_locked(&mut core, data, len, claim))
     }
 
-    pub(super) fn append(&self, data: &[Bytes], len: u64) -> Result<u64> {
+    /// Appends, for whoever claims the resource.
+    pub(super) fn append(&self, data: &[Bytes], len: u64, claim: Option<Owner>) -> Result<u64> {
         let mut core = self.lock();
-        self.append_locked(&mut core, data, len)
+        self.append_locked(&mut core, data, len, claim)
     }
 
-    fn append_locked(&self, core: &mut Core, data: &[Bytes], len: u64) -> Result<u64> {
+    fn append_locked(&self, core: &mut Core, data: &[Bytes], len: u64, claim: Option<Owner>) -> Result<u64> {
         core.check()?;
         if len == 0 {
             return Ok(core.committed);
         }
-        let written = self.touch(core).and_then(|()| self.write(core, data, len));
+        let written = self.touch(core, claim).and_then(|()| self.write(core, data, len));
         match written {
             Ok(()) => {
                 core.committed += len;
+                core.stands = if claim.is_some() { State::Lost } else { State::Interrupted };
+                self.claimed.get_or_init(|| claim);
                 self.committed.store(core.committed, Ordering::Release);
                 Ok(core.committed)
             }
@@ -211,8 +234,11 @@ impl Lease {
     }
 
     /// Before the first byte: the record, durably, and a new file gets its name.
-    fn touch(&self, core: &mut Core) -> Result<()> {
-        if core.record.is_some() {
+    fn touch(&self, core: &mut Core, owner: Option<Owner>) -> Result<()> {
+        if let Some(record) = &mut core.record {
+            if record.slot.owner != owner {
+                record.write(Slot { owner, ..record.slot }).map_err(error)?;
+            }
             return Ok(());
         }
         let slot = Slot {
@@ -222,6 +248,7 @@ impl Lease {
             durable: core.committed,
             boot: self.root.boot,
             existed: core.existed,
+            owner,
         };
         let name = open_name(&self.key);
         let record = Record::create(&self.root.records, &name, &self.key, core.id, slot).map_err(error)?;
@@ -239,11 +266,12 @@ impl Lease {
 
     /// Writes down a new life if committed bytes are gone: somebody else cut the file.
     fn begin_new_life_if_cut(&self, core: &mut Core) {
-        let cut = self.file.metadata().is_ok_and(|meta| meta.len() < core.committed);
-        let (true, Some(record)) = (cut, &mut core.record) else { return };
+        let Ok(size) = self.file.metadata().map(|meta| meta.len()) else { return };
+        let (true, Some(record)) = (size < core.committed, &mut core.record) else { return };
         let life = Life::random();
         let written = life.map_err(io::Error::other).and_then(|life| {
-            let slot = Slot { life: Some(life), ..record.slot };
+            let durable = record.slot.durable.min(size);
+            let slot = Slot { kept: Kept::Cut, life: Some(life), len: size, durable, existed: true, ..record.slot };
             record.write(slot)
         });
         if let Err(failed) = written {
@@ -287,14 +315,12 @@ impl Lease {
         Ok(committed)
     }
 
-    /// After a failed sync: the kernel marks what it failed to write as clean, so that no retry could be believed. What
-    /// is above the durable length is cut, which is a new life.
+    /// After a failed sync: the kernel marks what it failed to write as clean, so that no retry could be believed. It is
+    /// as after a power loss: what is above the durable length is cut, which is a new life.
     fn distrust(&self, core: &mut Core) {
         let Some(record) = &mut core.record else { return };
-        let cut = Life::random().map_err(io::Error::other).and_then(|life| {
-            record.write(Slot { life: Some(life), ..record.slot })?;
-            self.file.set_len(record.slot.durable)
-        });
+        let slot = Slot { boot: NO_BOOT, ..record.slot };
+        let cut = record.write(slot).and_then(|()| self.file.set_len(slot.durable));
         if let Err(failed) = cut {
             let failed = &failed as &dyn std::error::Error;
             tracing::error!(key = %self.key, error = failed, "what a failed sync left could not be cut off");
@@ -305,15 +331,16 @@ impl Lease {
     pub(super) fn finish(&self, end: End) -> Result<Stat> {
         let mut core = self.lock();
         core.check()?;
-        let untouched = core.record.is_none();
-        if untouched && end == End::Interrupted {
+        // Nothing was added, by this appender or by one that it took over from.
+        let untouched = match &core.record {
+            None => true,
+            Some(record) => record.slot.left(core.id, core.committed, self.root.boot) == Left::Undone,
+        };
+        if untouched && (end == End::Interrupted || core.record.is_none() && core.existed && core.stands == end.state())
+        {
             core.end = Some(ErrorKind::Fenced);
             core.forget_waiting(&self.root);
-            return Ok(Stat::new(self.life, core.committed, core.before));
-        }
-        if untouched && core.existed && core.before == end.state() {
-            core.end = Some(ErrorKind::Fenced);
-            return Ok(Stat::new(self.life, core.committed, core.before));
+            return Ok(Stat::new(self.life, core.committed, core.stands).owner(self.owner()));
         }
         let finished = self.finish_locked(&mut core, end);
         if finished.is_err() {
@@ -322,12 +349,12 @@ impl Lease {
         core.end = Some(if finished.is_ok() { ErrorKind::Fenced } else { ErrorKind::Poisoned });
         finished.map_err(error)?;
         let modified = self.file.metadata().and_then(|meta| meta.modified()).ok();
-        Ok(Stat::new(self.life, core.committed, end.state()).modified(modified))
+        Ok(Stat::new(self.life, core.committed, end.state()).modified(modified).owner(self.owner()))
     }
 
     fn finish_locked(&self, core: &mut Core, end: End) -> io::Result<()> {
         let root = &*self.root;
-        self.touch(core).map_err(io::Error::other)?;
+        self.touch(core, self.owner()).map_err(io::Error::other)?;
         let meta = self.file.metadata()?;
         if meta.len() < core.committed || meta.nlink() == 0 {
             return Err(io::Error::other("the file was changed or removed by somebody else"));

@@ -84,6 +84,13 @@ pub enum ErrorKind {
     Status,
     /// The storage failed.
     Storage,
+    /// The resource is not in the life that was asked for.
+    Life,
+    /// The resource does not end where the appender believes it to.
+    Offset,
+    /// Client: after a connection broke the resource was not as this appender left it: whether its last bytes are
+    /// stored can't be known.
+    Diverged,
 }
 
 impl Error {
@@ -177,6 +184,11 @@ impl ErrorKind {
             Self::Redirect => "the server redirects elsewhere, which is not followed",
             Self::Status => "the server gave an unexpected answer",
             Self::Storage => "the storage failed",
+            Self::Life => "the resource is not in the life that was asked for",
+            Self::Offset => "the resource does not end at this offset",
+            Self::Diverged => {
+                "the resource is not as this appender left it: whether its last bytes are stored is unknown"
+            }
         }
     }
 
@@ -203,7 +215,9 @@ impl ErrorKind {
             Self::NotUpgradable => "not-upgradable",
             Self::Overloaded | Self::TimedOut => "overloaded",
             Self::ShuttingDown => "shutting-down",
-            Self::Poisoned | Self::Connection | Self::Interrupted | Self::Storage => "storage",
+            Self::Poisoned | Self::Connection | Self::Interrupted | Self::Storage | Self::Diverged => "storage",
+            Self::Life => "life",
+            Self::Offset => "offset",
         }
     }
 
@@ -213,9 +227,11 @@ impl ErrorKind {
             Self::BadRequest | Self::BadPath | Self::Protocol => StatusCode::BAD_REQUEST,
             Self::PathTooLong => StatusCode::URI_TOO_LONG,
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::Busy | Self::Exists | Self::Sealed | Self::Conflict | Self::Fenced => StatusCode::CONFLICT,
+            Self::Busy | Self::Exists | Self::Sealed | Self::Conflict | Self::Fenced | Self::Offset => {
+                StatusCode::CONFLICT
+            }
             Self::PastEnd => StatusCode::RANGE_NOT_SATISFIABLE,
-            Self::Precondition => StatusCode::PRECONDITION_FAILED,
+            Self::Precondition | Self::Life => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Full => StatusCode::INSUFFICIENT_STORAGE,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -225,9 +241,13 @@ impl ErrorKind {
             Self::NotUpgradable => StatusCode::NOT_IMPLEMENTED,
             Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
-            Self::Poisoned | Self::Connection | Self::Interrupted | Self::Redirect | Self::Status | Self::Storage => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::Poisoned
+            | Self::Connection
+            | Self::Interrupted
+            | Self::Redirect
+            | Self::Status
+            | Self::Storage
+            | Self::Diverged => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -256,7 +276,10 @@ impl ErrorKind {
             | Self::Interrupted
             | Self::Redirect
             | Self::Status
-            | Self::Storage => 1011,
+            | Self::Storage
+            | Self::Life
+            | Self::Offset
+            | Self::Diverged => 1011,
         }
     }
 }

@@ -22,8 +22,8 @@ const LARGE_READ: usize = 64 * 1024;
 /// What the peer did.
 #[derive(Debug)]
 pub(crate) enum Inbound {
-    /// A piece of a message.
-    Data { payload: Bytes, end: bool },
+    /// A piece of a message, TEXT or BINARY.
+    Data { payload: Bytes, end: bool, text: bool },
     /// It answered a ping.
     Pong,
     /// It closes, with this code if it gave one. The caller answers with [`Conn::close`].
@@ -183,8 +183,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                 Err(Breach { code, reason }) => Inbound::Breach { code, reason },
             };
             match next {
-                Inbound::Data { payload, end: false } => self.message.push(payload),
-                Inbound::Data { payload, end: true } => {
+                Inbound::Data { payload, end: false, .. } => self.message.push(payload),
+                Inbound::Data { payload, end: true, .. } => {
                     if !whole.is_empty() && whole.len() + self.message.len() + payload.len() > most {
                         self.message.push(payload);
                         self.message_waits = true;
@@ -256,7 +256,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     fn decoded(&mut self) -> Result<Option<Inbound>, Breach> {
         while let Some(event) = self.decoder.decode(&mut self.inbuf)? {
             match event {
-                Event::Data { payload, end } => return Ok(Some(Inbound::Data { payload, end })),
+                Event::Data { payload, end, text } => return Ok(Some(Inbound::Data { payload, end, text })),
                 Event::Ping(payload) => {
                     let before = self.out.len();
                     self.put(Kind::Pong, &payload);

@@ -17,6 +17,8 @@ pub(crate) enum Event {
     Data {
         payload: Bytes,
         end: bool,
+        /// Whether the message is TEXT, which its first frame says.
+        text: bool,
     },
     Ping(Bytes),
     Pong,
@@ -53,6 +55,8 @@ pub(crate) struct Decoder {
     frame: Option<DataFrame>,
     /// A message has begun and not ended.
     in_message: bool,
+    /// That message is TEXT.
+    text: bool,
     /// Payload bytes that the message's frames have declared so far.
     message_len: u64,
     /// Of the close frame: UTF-8, at most 123 bytes.
@@ -69,7 +73,15 @@ struct DataFrame {
 impl Decoder {
     /// `max_message` bounds the payload of one message, in bytes.
     pub(crate) fn new(role: Role, max_message: u64) -> Self {
-        Self { role, max_message, frame: None, in_message: false, message_len: 0, close_reason: Bytes::new() }
+        Self {
+            role,
+            max_message,
+            frame: None,
+            in_message: false,
+            text: false,
+            message_len: 0,
+            close_reason: Bytes::new(),
+        }
     }
 
     /// Whether the stream stands between two messages, so that an end here cuts nothing.
@@ -97,7 +109,7 @@ impl Decoder {
                     mask.rotate_left(take % 4);
                 }
                 if frame.remaining > 0 {
-                    return Ok(Some(Event::Data { payload: payload.freeze(), end: false }));
+                    return Ok(Some(Event::Data { payload: payload.freeze(), end: false, text: self.text }));
                 }
                 let end = frame.last;
                 self.frame = None;
@@ -106,7 +118,7 @@ impl Decoder {
                     self.message_len = 0;
                 }
                 if end || take > 0 {
-                    return Ok(Some(Event::Data { payload: payload.freeze(), end }));
+                    return Ok(Some(Event::Data { payload: payload.freeze(), end, text: self.text }));
                 }
                 continue;
             }
@@ -138,7 +150,9 @@ impl Decoder {
                         Data::Text | Data::Binary if self.in_message => {
                             return Err(Breach::protocol("a message began inside another"));
                         }
-                        _ => {}
+                        Data::Continue => {}
+                        Data::Text | Data::Binary => self.text = data == Data::Text,
+                        Data::Reserved(_) => {}
                     }
                     let total = self.message_len.checked_add(len).filter(|total| *total <= self.max_message);
                     let Some(total) = total else {
@@ -277,7 +291,7 @@ mod tests {
             buf.extend_from_slice(chunk);
             loop {
                 match decoder.decode(&mut buf) {
-                    Ok(Some(Event::Data { payload, end })) => {
+                    Ok(Some(Event::Data { payload, end, .. })) => {
                         message.extend_from_slice(&payload);
                         if end {
                             messages.push(std::mem::take(&mut message));

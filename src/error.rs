@@ -88,6 +88,9 @@ pub enum ErrorKind {
     Status,
     /// The storage failed.
     Storage,
+    /// Client: after a connection broke the resource was not as this appender left it: whether its last bytes are
+    /// stored can't be known.
+    Diverged,
 }
 
 impl Error {
@@ -183,6 +186,9 @@ impl ErrorKind {
             Self::Redirect => "the server redirects elsewhere, which is not followed",
             Self::Status => "the server gave an unexpected answer",
             Self::Storage => "the storage failed",
+            Self::Diverged => {
+                "the resource is not as this appender left it: whether its last bytes are stored is unknown"
+            }
         }
     }
 
@@ -211,7 +217,7 @@ impl ErrorKind {
             Self::NotUpgradable => "not-upgradable",
             Self::Overloaded | Self::TimedOut => "overloaded",
             Self::ShuttingDown => "shutting-down",
-            Self::Poisoned | Self::Connection | Self::Interrupted | Self::Storage => "storage",
+            Self::Poisoned | Self::Connection | Self::Interrupted | Self::Storage | Self::Diverged => "storage",
         }
     }
 
@@ -235,9 +241,13 @@ impl ErrorKind {
             Self::NotUpgradable => StatusCode::NOT_IMPLEMENTED,
             Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
-            Self::Poisoned | Self::Connection | Self::Interrupted | Self::Redirect | Self::Status | Self::Storage => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::Poisoned
+            | Self::Connection
+            | Self::Interrupted
+            | Self::Redirect
+            | Self::Status
+            | Self::Storage
+            | Self::Diverged => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -268,7 +278,8 @@ impl ErrorKind {
             | Self::Interrupted
             | Self::Redirect
             | Self::Status
-            | Self::Storage => 1011,
+            | Self::Storage
+            | Self::Diverged => 1011,
         }
     }
 }

@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{fs_layer, serve, within};
+use httpfstream::ErrorKind;
 use httpfstream::client::Client;
 use httpfstream::storage::State;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 
 /// How one connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,7 @@ impl Random {
 /// Passes connections on, and cuts each after so many bytes, until the cuts are used up.
 struct Proxy {
     addr: SocketAddr,
+    /// How many more may come now.
     cuts: Arc<AtomicU64>,
     /// From now on cuts come within few bytes: whoever appends is finishing.
     hasty: Arc<AtomicBool>,
@@ -69,10 +70,10 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    async fn start(server: SocketAddr, cuts: u64, seed: u64) -> Self {
+    async fn start(server: SocketAddr, seed: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (cuts, hasty) = (Arc::new(AtomicU64::new(cuts)), Arc::new(AtomicBool::new(false)));
+        let (cuts, hasty) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let done: [Arc<AtomicU64>; 5] = Default::default();
         let (left, hurry, counts) = (Arc::clone(&cuts), Arc::clone(&hasty), done.clone());
         let random = Arc::new(Mutex::new(Random(seed | 1)));
@@ -113,8 +114,13 @@ impl Proxy {
         Self { addr, cuts, hasty, done, task }
     }
 
+    fn total(&self) -> u64 {
+        self.done.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     fn summary(&self) -> String {
-        let counts = CUTS.iter().zip(&self.done).map(|(cut, count)| format!("{cut:?} {}", count.load(Ordering::Relaxed)));
+        let counts =
+            CUTS.iter().zip(&self.done).map(|(cut, count)| format!("{cut:?} {}", count.load(Ordering::Relaxed)));
         counts.collect::<Vec<_>>().join(", ")
     }
 }
@@ -144,7 +150,8 @@ async fn pass(
             return (client, server, false);
         }
         let room = after.saturating_sub(passed).min(n as u64) as usize;
-        let takes = |left: &AtomicU64| left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
+        let takes =
+            |left: &AtomicU64| left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
         let over = passed + n as u64 > after && takes(left);
         let n = if over { room } else { n };
         let written = match from_client {
@@ -158,6 +165,19 @@ async fn pass(
         }
         if trickled > 0 && trickled % 100 == 0 {
             tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// The first connection of a stream is up to its user; a follower may ask for what is not there yet.
+async fn again<R: IntoFuture<Output = httpfstream::Result<T>>, T>(open: impl Fn() -> R) -> T {
+    loop {
+        match open().await {
+            Ok(opened) => return opened,
+            Err(error) if error.is_retryable() || error.kind() == ErrorKind::PastEnd => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Err(error) => panic!("{error:?}"),
         }
     }
 }
@@ -176,16 +196,17 @@ async fn fault_24_cut_connections_lose_and_repeat_nothing_in_either_direction() 
 async fn campaign(cuts: u64, seed: u64) {
     let (layer, _dir) = fs_layer();
     let server = serve(layer).await;
-    let proxy = Proxy::start(server.addr, cuts, seed).await;
+    let proxy = Proxy::start(server.addr, seed).await;
     let client = Client::builder()
         .retry_for(Duration::from_secs(60))
         .retry_delays(Duration::from_millis(1), Duration::from_millis(50))
+        .response_timeout(Duration::from_secs(1))
         .silence_timeout(Duration::from_millis(900))
         .build()
         .unwrap();
     let mut random = Random(seed.wrapping_mul(3) | 1);
     let (mut resources, mut bytes) = (0, 0);
-    while proxy.cuts.load(Ordering::Relaxed) > 0 || resources == 0 {
+    while proxy.total() < cuts {
         let url = format!("http://{}/r{resources}", proxy.addr);
         let data: Arc<Vec<u8>> = {
             let mut data = vec![0; 100_000 + random.below(700_000) as usize];
@@ -196,26 +217,20 @@ async fn campaign(cuts: u64, seed: u64) {
             data.into()
         };
         proxy.hasty.store(false, Ordering::Relaxed);
-        let mut out = client.open_append(&url).await.unwrap();
+        proxy.cuts.store(5, Ordering::Relaxed);
+        let id = httpfstream::AppenderId::random().unwrap();
+        let mut out = again(|| client.open_append(&url).appender_id(id.clone())).await;
         let following: Vec<_> = [0, random.below(50_000), data.len() as u64]
             .into_iter()
             .map(|from| {
                 let (client, url, data) = (client.clone(), url.clone(), Arc::clone(&data));
-                let begun = Arc::new(Notify::new());
                 tokio::spawn(async move {
                     // Not before there is something, so that the offset is there.
-                    let mut follower = loop {
-                        match client.follow(&url).offset(from).wait(Duration::from_secs(30)).await {
-                            Ok(follower) => break follower,
-                            Err(error) if error.kind() == httpfstream::ErrorKind::PastEnd => {
-                                tokio::time::sleep(Duration::from_millis(5)).await;
-                            }
-                            Err(error) => panic!("following from {from}: {error:?}"),
-                        }
-                    };
-                    begun.notify_one();
+                    let wait = Duration::from_secs(60);
+                    let mut follower = again(|| client.follow(&url).offset(from).wait(wait)).await;
                     let mut got = Vec::new();
-                    while let Some(chunk) = follower.next_chunk().await.unwrap_or_else(|e| panic!("from {from}: {e:?}")) {
+                    while let Some(chunk) = follower.next_chunk().await.unwrap_or_else(|e| panic!("from {from}: {e:?}"))
+                    {
                         got.extend_from_slice(&chunk.bytes);
                         assert_eq!(chunk.next_offset, from + got.len() as u64);
                     }
@@ -230,6 +245,7 @@ async fn campaign(cuts: u64, seed: u64) {
             at += take;
         }
         proxy.hasty.store(true, Ordering::Relaxed);
+        proxy.cuts.store(3, Ordering::Relaxed);
         let told = out.finish().await;
         told.unwrap_or_else(|error| panic!("finishing resource {resources}: {error:?}"));
         let stat = server.streams.stat(format!("r{resources}")).await.unwrap().unwrap();
@@ -241,5 +257,9 @@ async fn campaign(cuts: u64, seed: u64) {
         resources += 1;
         bytes += data.len();
     }
-    println!("network: seed {seed}: {resources} resources, {bytes} bytes, 3 followers each; cuts: {}", proxy.summary());
+    let total = proxy.total();
+    println!(
+        "network: {total} cuts, seed {seed}: {resources} resources, {bytes} bytes, 3 followers each, all exact; {}",
+        proxy.summary()
+    );
 }

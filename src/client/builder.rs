@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::Client;
+use super::retry::Retry;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 
 type Headers = Pin<Box<dyn Future<Output = Result<HeaderMap, BoxError>> + Send>>;
@@ -18,7 +19,10 @@ pub(super) struct Settings {
     provider: Option<Box<dyn Fn() -> Headers + Send + Sync>>,
     pub(super) connect_timeout: Duration,
     pub(super) response_timeout: Duration,
+    pub(super) silence_timeout: Duration,
     pub(super) max_message_size: u64,
+    pub(super) max_unacknowledged: usize,
+    pub(super) retry: Retry,
     #[cfg(feature = "tls")]
     pub(super) tls: super::tls::Tls,
 }
@@ -75,7 +79,10 @@ impl ClientBuilder {
                 provider: None,
                 connect_timeout: Duration::from_secs(10),
                 response_timeout: Duration::from_secs(60),
+                silence_timeout: Duration::from_secs(90),
                 max_message_size: i64::MAX as u64,
+                max_unacknowledged: 4 * 1024 * 1024,
+                retry: Retry::default(),
                 #[cfg(feature = "tls")]
                 tls: super::tls::Tls::default(),
             },
@@ -86,7 +93,8 @@ impl ClientBuilder {
     /// A closure that is asked for headers before each connection, for credentials that expire. Default: none.
     ///
     /// Its headers replace those of the same name from [`header`](Self::header). If it fails, so does the call that
-    /// needed the connection, with the kind [`Unauthorized`](ErrorKind::Unauthorized).
+    /// needed the connection, with the kind [`Unauthorized`](ErrorKind::Unauthorized), and a stream that needed a new
+    /// one ends: what may pass has to be tried again in here.
     pub fn header_provider<F, Fut, E>(mut self, provider: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -151,12 +159,48 @@ impl ClientBuilder {
         self
     }
 
+    /// How long a server of ours may be silent while a stream is open, before its connection is given up: it is pinged
+    /// each third of that time. At least 3 ms. Default: 90 s.
+    pub fn silence_timeout(mut self, limit: Duration) -> Self {
+        self.settings.silence_timeout = limit.clamp(Duration::from_millis(3), Duration::from_secs(24 * 60 * 60));
+        self
+    }
+
     /// The largest WebSocket message, in bytes, that is accepted from a server. Default: none but the protocol's own,
     /// 2^63 - 1.
     ///
     /// Messages are handed out in pieces as they arrive, so large ones cost no memory.
     pub fn max_message_size(mut self, bytes: u64) -> Self {
         self.settings.max_message_size = bytes.min(i64::MAX as u64);
+        self
+    }
+
+    /// How many bytes an [`Appender`](super::Appender) keeps that the server has not acknowledged, so that it can send
+    /// them again; then it takes no more until the server has caught up. At least 1. Default: 4 MiB.
+    pub fn max_unacknowledged(mut self, bytes: usize) -> Self {
+        self.settings.max_unacknowledged = bytes.max(1);
+        self
+    }
+
+    /// For how long a stream whose connection broke tries to get on, counted from the break or from what moved last:
+    /// an acknowledgement, data, or a connection that held for the [longest delay](Self::retry_delays). Then it fails
+    /// with the last attempt's error. Zero never connects again, [`Duration::MAX`] never gives up. Default: 120 s.
+    ///
+    /// Only what may pass is tried again: broken and refused connections, time limits, servers that stop (1001),
+    /// failed (1011), or are overloaded (503). The first connection of a stream is not: opening it fails at once.
+    pub fn retry_for(mut self, limit: Duration) -> Self {
+        self.settings.retry.limit = limit;
+        self
+    }
+
+    /// The delay before the first new attempt, and the longest one, from 1 ms to a day: it doubles from attempt to
+    /// attempt. Each is prolonged by a random part of itself, so that a thousand clients don't come back as one.
+    /// Default: 100 ms and 10 s.
+    pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Self {
+        let range = Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60);
+        let first = first.clamp(*range.start(), *range.end());
+        self.settings.retry.first = first;
+        self.settings.retry.longest = longest.clamp(first, *range.end());
         self
     }
 
@@ -189,6 +233,12 @@ impl ClientBuilder {
     }
 }
 
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for ClientBuilder {
     /// Shows no header: they hold credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -207,7 +257,7 @@ where
 /// Refuses the headers that make the handshake, or that would change where the request ends.
 fn check_name(name: &HeaderName) -> Result<()> {
     let ours = name.as_str().starts_with("sec-websocket-")
-        || name == "x-verb"
+        || ["x-verb", "appender-id", "upload-offset"].contains(&name.as_str())
         || [
             header::HOST,
             header::CONNECTION,

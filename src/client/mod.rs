@@ -24,24 +24,30 @@
 //! inside the URL is refused: URLs end up in logs. Send credentials as headers ([`ClientBuilder::header_provider`]).
 //! Redirects are never followed, because the credentials would go to wherever they point.
 //!
+//! # Broken connections
+//! Appenders and followers survive them, and restarts of the server, with no byte lost or repeated, if the server speaks
+//! `httpfstream.v1`. A new connection is tried for two minutes, or [as long as is wanted](ClientBuilder::retry_for).
+//! Against a server that speaks only the original's dialect they work as well as that allows, and say so:
+//! [`Appender::is_resumable`], [`Follower::is_resumable`], and an event of the `tracing` crate.
+//!
 //! # Ends
 //! A clean end is told apart from everything else. [`Follower`] ends without an error only if the server said that the
-//! resource is finished; [`Appender::finish`] succeeds only if the server confirmed it. A connection that breaks, a
-//! body that is cut short and an appender that was lost are errors, always.
+//! resource is finished; [`Appender::finish`] succeeds only if the server confirmed it. A connection that breaks for
+//! good, a body that is cut short and an appender that was lost are errors, always.
 //!
 //! # Runtime
 //! Everything here has to be called within a tokio runtime with I/O and time enabled; open connections live in tasks
 //! of that runtime.
 
-mod appender;
+mod append;
 mod builder;
 mod close;
 mod connect;
-mod follower;
-mod pipe;
-mod problem;
+mod control;
+mod follow;
 mod refusal;
 mod request;
+mod retry;
 #[cfg(feature = "tls")]
 mod tls;
 mod url;
@@ -53,13 +59,12 @@ use http::Uri;
 use tokio::io::AsyncRead;
 
 use self::builder::Settings;
-use self::request::{Answer, Verb};
 use self::url::Target;
-use crate::error::{BoxError, Error, ErrorKind, Result};
+use crate::error::{BoxError, Result};
 
-pub use self::appender::Appender;
+pub use self::append::{AppendRequest, Appender};
 pub use self::builder::ClientBuilder;
-pub use self::follower::{Chunk, Follower};
+pub use self::follow::{Chunk, FollowRequest, Follower, Update};
 
 /// Appends everything `reader` gives to the resource at `url`, and finishes it.
 ///
@@ -76,38 +81,37 @@ where
     Client::new()?.append(url, reader).await
 }
 
-/// Opens the resource at `url` for appending.
+/// Opens the resource at `url` for appending, once it is awaited.
 ///
 /// As [`Client::open_append`], with the defaults.
 ///
 /// # Errors
 /// As [`Client::open_append`].
-pub async fn open_append<U>(url: U) -> Result<Appender>
+pub fn open_append<U>(url: U) -> AppendRequest
 where
     U: TryInto<Uri>,
     U::Error: Into<BoxError>,
 {
-    Client::new()?.open_append(url).await
+    AppendRequest::new(Client::new().and_then(|client| client.at(url)))
 }
 
-/// Follows the resource at `url` from its first byte to its end.
+/// Follows the resource at `url` up to its end, once it is awaited.
 ///
 /// As [`Client::follow`], with the defaults.
 ///
 /// # Errors
 /// As [`Client::follow`].
-pub async fn follow<U>(url: U) -> Result<Follower>
+pub fn follow<U>(url: U) -> FollowRequest
 where
     U: TryInto<Uri>,
     U::Error: Into<BoxError>,
 {
-    Client::new()?.follow(url).await
+    FollowRequest::new(Client::new().and_then(|client| client.at(url)))
 }
 
 /// Appends to streams and follows them, with its own credentials and limits.
 ///
-/// Cloning is cheap, and clones share everything. Each call makes its own connection, which lives as long as the
-/// stream.
+/// Cloning is cheap, and clones share everything. Each stream has its own connections, one after the other.
 #[derive(Clone)]
 pub struct Client {
     settings: Arc<Settings>,
@@ -150,51 +154,75 @@ impl Client {
         Ok(sent)
     }
 
-    /// Opens the resource for appending. It exists and is live once this returns.
+    /// Opens the resource for appending, once it is awaited: what that depends on can be told before.
+    ///
+    /// ```no_run
+    /// # async fn example() -> httpfstream::Result<()> {
+    /// # let client = httpfstream::client::Client::new()?;
+    /// let mut log = client.open_append("http://localhost:8080/log.txt").create_new().await?;
+    /// log.append("hello\n").await?;
+    /// log.finish().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// - [`BadRequest`](ErrorKind::BadRequest): the URL can't be used, or the server found the request malformed.
-    /// - [`Connection`](ErrorKind::Connection), [`TimedOut`](ErrorKind::TimedOut): the server can't be reached or
+    /// - [`BadRequest`](crate::ErrorKind::BadRequest): the URL can't be used, or the server found the request malformed.
+    /// - [`Connection`](crate::ErrorKind::Connection), [`TimedOut`](crate::ErrorKind::TimedOut): the server can't be reached or
     ///   doesn't answer.
-    /// - [`Protocol`](ErrorKind::Protocol): it answers, but not as RFC 6455 section 4 has it.
-    /// - [`Busy`](ErrorKind::Busy): somebody else is appending; [`Sealed`](ErrorKind::Sealed): nobody can any more.
-    /// - [`Redirect`](ErrorKind::Redirect), [`Unauthorized`](ErrorKind::Unauthorized),
-    ///   [`Forbidden`](ErrorKind::Forbidden) and whatever else the server answered;
-    ///   [`Status`](ErrorKind::Status) where the answer means nothing here.
+    /// - [`Protocol`](crate::ErrorKind::Protocol): it answers, but not as RFC 6455 section 4 has it, or it doesn't speak what
+    ///   an option needs.
+    /// - [`Busy`](crate::ErrorKind::Busy): somebody else is appending; [`Sealed`](crate::ErrorKind::Sealed): nobody can any more.
+    /// - [`Exists`](crate::ErrorKind::Exists), [`Offset`](crate::ErrorKind::Offset), [`Life`](crate::ErrorKind::Life),
+    ///   [`Diverged`](crate::ErrorKind::Diverged): the resource is not what an option asks for.
+    /// - [`Redirect`](crate::ErrorKind::Redirect), [`Unauthorized`](crate::ErrorKind::Unauthorized),
+    ///   [`Forbidden`](crate::ErrorKind::Forbidden) and whatever else the server answered;
+    ///   [`Status`](crate::ErrorKind::Status) where the answer means nothing here.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the connection; the resource may have been opened nevertheless, and is then
-    /// interrupted.
-    pub async fn open_append<U>(&self, url: U) -> Result<Appender>
+    /// Dropping the future closes the connection; the resource may have been opened nevertheless, and is then lost.
+    pub fn open_append<U>(&self, url: U) -> AppendRequest
     where
         U: TryInto<Uri>,
         U::Error: Into<BoxError>,
     {
-        let target = Target::new(url)?;
-        match request::send(&self.settings, &target, Verb::Append).await? {
-            Answer::Upgraded { conn, ours } => Ok(Appender::start(conn, ours)),
-            Answer::Plain { .. } => Err(Error::new(ErrorKind::Status)
-                .with_detail("the server answered 200 to an APPEND instead of upgrading the connection")),
-        }
+        AppendRequest::new(self.at(url))
     }
 
-    /// Follows the resource from its first byte: what is stored, what arrives, and the end.
+    /// Follows the resource, once it is awaited: what is stored, what arrives, and the end. Where to begin can be told
+    /// before.
+    ///
+    /// ```no_run
+    /// # async fn example() -> httpfstream::Result<()> {
+    /// # let client = httpfstream::client::Client::new()?;
+    /// let mut log = client.follow("http://localhost:8080/log.txt").lines(10).await?;
+    /// while let Some(chunk) = log.next_chunk().await? {
+    ///     println!("{} bytes up to offset {}", chunk.bytes.len(), chunk.next_offset);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// As [`open_append`](Self::open_append); [`NotFound`](ErrorKind::NotFound) if there is no such resource.
+    /// As [`open_append`](Self::open_append); [`NotFound`](crate::ErrorKind::NotFound) if there is no such resource,
+    /// [`PastEnd`](crate::ErrorKind::PastEnd) if it has not so many bytes.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection, and nothing else happens.
-    pub async fn follow<U>(&self, url: U) -> Result<Follower>
+    pub fn follow<U>(&self, url: U) -> FollowRequest
     where
         U: TryInto<Uri>,
         U::Error: Into<BoxError>,
     {
-        let target = Target::new(url)?;
-        Ok(match request::send(&self.settings, &target, Verb::Follow).await? {
-            Answer::Upgraded { conn, ours } => Follower::live(conn, ours),
-            Answer::Plain { response, driver } => Follower::plain(response, driver),
-        })
+        FollowRequest::new(self.at(url))
+    }
+
+    fn at<U>(&self, url: U) -> Result<(Arc<Settings>, Target)>
+    where
+        U: TryInto<Uri>,
+        U::Error: Into<BoxError>,
+    {
+        Ok((Arc::clone(&self.settings), Target::new(url)?))
     }
 }
 

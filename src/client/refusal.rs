@@ -7,9 +7,9 @@ use http::header::{self, HeaderMap};
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::problem::string_member;
 use crate::error::{Error, ErrorKind};
 
 /// The most that is read of a refusal's body, in bytes.
@@ -30,16 +30,15 @@ pub(super) async fn refusal(response: Response<Incoming>) -> Error {
     }
     let body = beginning(body).await;
     let text = String::from_utf8_lossy(&body);
-    let (problem, said) = match media_type(&head.headers).as_str() {
-        "application/problem+json" | "application/json" => {
-            (string_member(&text, "type").unwrap_or_default(), string_member(&text, "detail"))
-        }
-        "text/plain" => (String::new(), text.lines().next().map(str::to_owned)),
-        _ => (String::new(), None),
+    let problem: Value = match media_type(&head.headers).as_str() {
+        "application/problem+json" | "application/json" => serde_json::from_slice(&body).unwrap_or_default(),
+        "text/plain" => json!({ "detail": text.lines().next() }),
+        _ => Value::Null,
     };
+    let (problem, said) = (problem["type"].as_str().unwrap_or_default(), problem["detail"].as_str());
     let problem = problem.rsplit(['/', ':', '#']).next().unwrap_or_default();
     let kind = kind(status, problem, &head.headers);
-    let detail = match said.map(|said| printable(&said)).filter(|said| !said.is_empty()) {
+    let detail = match said.map(printable).filter(|said| !said.is_empty()) {
         Some(said) => format!("the server answered {status}: {said}"),
         None => format!("the server answered {status}"),
     };
@@ -61,7 +60,10 @@ fn kind(status: StatusCode, problem: &str, headers: &HeaderMap) -> ErrorKind {
         (409, "exists") => ErrorKind::Exists,
         (409, "conflict") => ErrorKind::Conflict,
         (409, "fenced") => ErrorKind::Fenced,
+        (409, "offset") => ErrorKind::Offset,
         (409, _) => ErrorKind::Busy,
+        (412, "life") => ErrorKind::Life,
+        (412, _) => ErrorKind::Precondition,
         (413, _) => ErrorKind::TooLarge,
         (414, _) => ErrorKind::PathTooLong,
         (416, _) => ErrorKind::PastEnd,
@@ -70,7 +72,10 @@ fn kind(status: StatusCode, problem: &str, headers: &HeaderMap) -> ErrorKind {
         }
         (426, _) => ErrorKind::UpgradeRequired,
         (429, _) => ErrorKind::Overloaded,
+        (500, "storage") => ErrorKind::Storage,
         (501, _) => ErrorKind::NotUpgradable,
+        // A proxy has no connection to the server.
+        (502 | 504, _) => ErrorKind::Connection,
         (503, "shutting-down") => ErrorKind::ShuttingDown,
         (503, _) => ErrorKind::Overloaded,
         (507, _) => ErrorKind::Full,
@@ -133,7 +138,10 @@ mod tests {
             (ErrorKind::NotUpgradable, ErrorKind::NotUpgradable),
             (ErrorKind::Overloaded, ErrorKind::Overloaded),
             (ErrorKind::ShuttingDown, ErrorKind::ShuttingDown),
-            (ErrorKind::Storage, ErrorKind::Status),
+            (ErrorKind::Storage, ErrorKind::Storage),
+            (ErrorKind::Life, ErrorKind::Life),
+            (ErrorKind::Offset, ErrorKind::Offset),
+            (ErrorKind::Precondition, ErrorKind::Precondition),
         ];
         for (sent, expected) in told {
             assert_eq!(kind(sent.status(), sent.problem(), &HeaderMap::new()), expected, "{sent:?}");

@@ -1,6 +1,10 @@
 //! The request and the check of its answer: the opening handshake of RFC 6455 section 4.1.
 
+use std::fmt::{Display, Write as _};
+use std::time::Duration;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper::body::Incoming;
@@ -15,13 +19,20 @@ use super::builder::Settings;
 use super::connect::{Connection, connect};
 use super::refusal::refusal;
 use super::url::Target;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{BoxError, Error, ErrorKind, Result};
+use crate::id::AppenderId;
 use crate::wire::Conn;
 use crate::wire::frame::Role;
 
 /// What a server of ours says about the resource in every answer, and the original's never does.
 pub(super) const STREAM_STATE: HeaderName = HeaderName::from_static("stream-state");
 const X_VERB: HeaderName = HeaderName::from_static("x-verb");
+const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
+const APPENDER_ID: HeaderName = HeaderName::from_static("appender-id");
+/// The resumable subprotocol.
+const V1: HeaderValue = HeaderValue::from_static("httpfstream.v1");
+
+pub(super) type WebSocket = Conn<TokioIo<Upgraded>>;
 
 /// What is asked of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,21 +41,63 @@ pub(super) enum Verb {
     Follow,
 }
 
+/// What is asked beside the verb.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Options {
+    query: String,
+    id: Option<HeaderValue>,
+    /// How much longer than usual the answer may take.
+    patience: Duration,
+}
+
+impl Options {
+    /// Adds an option. Its value needs no escapes in a query.
+    pub(super) fn set(&mut self, name: &str, value: impl Display) {
+        let separator = if self.query.is_empty() { "" } else { "&" };
+        // Writing to a string can't fail.
+        let _ = write!(self.query, "{separator}{name}={value}");
+    }
+
+    /// Names the appender. It is a credential, so it goes where no log looks.
+    pub(super) fn set_id(&mut self, id: &AppenderId) -> Result<()> {
+        let mut value = HeaderValue::from_str(id.as_str()).map_err(malformed)?;
+        value.set_sensitive(true);
+        self.id = Some(value);
+        Ok(())
+    }
+
+    /// Grants the server more time for its answer.
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+}
+
+/// Whose protocol a server speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// `httpfstream.v1`.
+    Resumable,
+    /// The original's, by a server of ours.
+    Ours,
+    /// The original's, by its own server for all that is known.
+    Original,
+}
+
 /// A server's consent.
 #[expect(clippy::large_enum_variant, reason = "one per connection, and taken apart at once")]
 pub(super) enum Answer {
-    /// The connection is a WebSocket now; `ours` if the server is not the original's.
-    Upgraded { conn: Conn<TokioIo<Upgraded>>, ours: bool },
+    /// The connection is a WebSocket now. `length` is the resource's, where the answer's head tells it.
+    Upgraded { conn: WebSocket, dialect: Dialect, length: Option<u64> },
     /// 200: the resource is in the body. Reading it needs the driver.
     Plain { response: Response<Incoming>, driver: AbortOnDropHandle<()> },
 }
 
 /// Connects, asks, and checks the answer.
-pub(super) async fn send(settings: &Settings, target: &Target, verb: Verb) -> Result<Answer> {
+pub(super) async fn send(settings: &Settings, target: &Target, verb: Verb, options: &Options) -> Result<Answer> {
     let key = generate_key();
-    let request = request(settings.headers().await?, target, verb, &key)?;
+    let request = request(settings.headers().await?, target, verb, options, &key)?;
     let Connection { mut sender, driver } = connect(settings, target).await?;
-    let limit = settings.response_timeout;
+    let limit = settings.response_timeout.saturating_add(options.patience);
     let exchange = async {
         let response = sender.send_request(request).await.map_err(broken)?;
         match response.status() {
@@ -62,17 +115,20 @@ pub(super) async fn send(settings: &Settings, target: &Target, verb: Verb) -> Re
     if response.status() == StatusCode::OK {
         return Ok(Answer::Plain { response, driver });
     }
-    check_upgrade(response.headers(), &key)?;
-    let ours = response.headers().contains_key(STREAM_STATE);
+    let dialect = check_upgrade(response.headers(), &key)?;
+    let length = response.headers().get(UPLOAD_OFFSET).and_then(|length| length.to_str().ok()?.parse().ok());
     let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
     let conn = Conn::new(TokioIo::new(upgraded), Role::Client, settings.max_message_size);
-    Ok(Answer::Upgraded { conn, ours })
+    Ok(Answer::Upgraded { conn, dialect, length })
 }
 
-fn request(mut headers: HeaderMap, target: &Target, verb: Verb, key: &str) -> Result<Request<Empty<bytes::Bytes>>> {
-    let malformed = |error: http::Error| {
-        Error::new(ErrorKind::BadRequest).with_detail("the request is malformed").with_source(error)
-    };
+fn request(
+    mut headers: HeaderMap,
+    target: &Target,
+    verb: Verb,
+    options: &Options,
+    key: &str,
+) -> Result<Request<Empty<bytes::Bytes>>> {
     let verb = match verb {
         Verb::Append => "APPEND",
         Verb::Follow => "FOLLOW",
@@ -82,16 +138,29 @@ fn request(mut headers: HeaderMap, target: &Target, verb: Verb, key: &str) -> Re
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).map_err(|error| malformed(error.into()))?);
+    headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).map_err(malformed)?);
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, V1);
+    if let Some(id) = &options.id {
+        headers.insert(APPENDER_ID, id.clone());
+    }
+    let path = match (options.query.as_str(), target.path.query()) {
+        ("", _) => target.path.clone(),
+        (options, None) => PathAndQuery::try_from(format!("{}?{options}", target.path)).map_err(malformed)?,
+        (options, Some(_)) => PathAndQuery::try_from(format!("{}&{options}", target.path)).map_err(malformed)?,
+    };
     let mut request = Request::new(Empty::new());
-    *request.uri_mut() = Uri::from(target.path.clone());
+    *request.uri_mut() = Uri::from(path);
     *request.headers_mut() = headers;
     Ok(request)
 }
 
+fn malformed(error: impl Into<BoxError>) -> Error {
+    Error::new(ErrorKind::BadRequest).with_detail("the request is malformed").with_source(error)
+}
+
 /// Refuses a 101 that a WebSocket server would not have sent for this very request.
-fn check_upgrade(headers: &HeaderMap, key: &str) -> Result<()> {
-    let refused = |why: &'static str| Err(Error::new(ErrorKind::Protocol).with_detail(why));
+fn check_upgrade(headers: &HeaderMap, key: &str) -> Result<Dialect> {
+    let refused = |why: &'static str| Err::<Dialect, _>(Error::new(ErrorKind::Protocol).with_detail(why));
     if !has_token(headers, &header::UPGRADE, "websocket") || !has_token(headers, &header::CONNECTION, "upgrade") {
         return refused("the server switched to something else than WebSocket");
     }
@@ -104,10 +173,13 @@ fn check_upgrade(headers: &HeaderMap, key: &str) -> Result<()> {
     if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
         return refused("the server's upgrade has an extension that was not asked for");
     }
-    if headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) {
-        return refused("the server's upgrade has a subprotocol that was not asked for");
+    let mut protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    match (protocols.next(), protocols.next()) {
+        (None, _) if headers.contains_key(STREAM_STATE) => Ok(Dialect::Ours),
+        (None, _) => Ok(Dialect::Original),
+        (Some(protocol), None) if protocol == V1 => Ok(Dialect::Resumable),
+        _ => refused("the server's upgrade has a subprotocol that was not asked for"),
     }
-    Ok(())
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {

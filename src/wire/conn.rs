@@ -22,7 +22,7 @@ const LARGE_READ: usize = 64 * 1024;
 /// What the peer did.
 #[derive(Debug)]
 pub(crate) enum Inbound {
-    /// A piece of a message.
+    /// A piece of a message, TEXT or BINARY.
     Data { payload: Bytes, end: bool, text: bool },
     /// It answered a ping.
     Pong,

@@ -17,7 +17,7 @@ pub(crate) enum Event {
     Data {
         payload: Bytes,
         end: bool,
-        /// Whether the message is a TEXT one.
+        /// Whether the message is TEXT, which its first frame says.
         text: bool,
     },
     Ping(Bytes),
@@ -55,7 +55,7 @@ pub(crate) struct Decoder {
     frame: Option<DataFrame>,
     /// A message has begun and not ended.
     in_message: bool,
-    /// The message is a TEXT one.
+    /// That message is TEXT.
     text: bool,
     /// Payload bytes that the message's frames have declared so far.
     message_len: u64,
@@ -150,8 +150,9 @@ impl Decoder {
                         Data::Text | Data::Binary if self.in_message => {
                             return Err(Breach::protocol("a message began inside another"));
                         }
+                        Data::Continue => {}
                         Data::Text | Data::Binary => self.text = data == Data::Text,
-                        _ => {}
+                        Data::Reserved(_) => {}
                     }
                     let total = self.message_len.checked_add(len).filter(|total| *total <= self.max_message);
                     let Some(total) = total else {

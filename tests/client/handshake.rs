@@ -130,7 +130,7 @@ async fn fault_46_wrong_accept_is_refused() {
 
 #[tokio::test]
 async fn fault_46_what_was_not_asked_for_is_refused() {
-    for extra in ["Sec-WebSocket-Protocol: httpfstream.v1\r\n", "Sec-WebSocket-Extensions: permessage-deflate\r\n"] {
+    for extra in ["Sec-WebSocket-Protocol: chat\r\n", "Sec-WebSocket-Extensions: permessage-deflate\r\n"] {
         let (url, _) = serve(async |mut peer| {
             peer.upgrade(extra).await;
             peer.drain().await;
@@ -256,7 +256,7 @@ async fn statuses_become_kinds() {
         (plain("206 Partial Content"), ErrorKind::Status, "206"),
         (
             "HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\n\r\n<h1>".into(),
-            ErrorKind::Status,
+            ErrorKind::Connection,
             "502 Bad Gateway",
         ),
     ] {

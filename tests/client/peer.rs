@@ -1,6 +1,6 @@
 //! A server that says exactly what a test wants it to say.
 
-use std::future::Future;
+use std::future::{Future, IntoFuture};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -37,7 +37,7 @@ pub(crate) fn close(code: u16, reason: &str) -> Vec<u8> {
 }
 
 /// Bounds an await, so that a hang is a failure.
-pub(crate) async fn within<F: Future>(future: F) -> F::Output {
+pub(crate) async fn within<F: IntoFuture>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(30), future).await.expect("hangs")
 }
 

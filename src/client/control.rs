@@ -1,0 +1,187 @@
+//! What a server says beside data in `httpfstream.v1`: TEXT messages that hold JSON.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{Life, State};
+
+/// The longest control message, in bytes.
+const MAX_MESSAGE: usize = 16 * 1024;
+/// Offsets beyond this are nobody's: sums can't overflow below it.
+const MAX_OFFSET: u64 = i64::MAX as u64;
+
+/// Gathers the pieces of a message.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    message: Vec<u8>,
+}
+
+impl Inbox {
+    /// Adds a piece; at its end the message is there.
+    pub(super) fn push(&mut self, piece: &[u8], end: bool) -> Result<Option<Vec<u8>>> {
+        if piece.len() > MAX_MESSAGE - self.message.len() {
+            return Err(wrong("a control message of more than 16 KiB"));
+        }
+        self.message.extend_from_slice(piece);
+        Ok(end.then(|| std::mem::take(&mut self.message)))
+    }
+}
+
+/// What an appender is told.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ToAppender {
+    /// The next byte goes to `offset`; `resumed` if everything before it is this appender's own.
+    Attached { offset: u64, life: Life, resumed: bool },
+    /// Everything before this offset is durable.
+    Ack(u64),
+    /// The resource has ended at this length.
+    Finished(u64),
+}
+
+impl ToAppender {
+    pub(super) fn parse(message: &[u8]) -> Result<Self> {
+        let object = object(message)?;
+        match (offset(&object, "ack")?, offset(&object, "offset")?) {
+            (Some(length), _) => match object.get("finished") {
+                None | Some(Value::Bool(false)) => Ok(Self::Ack(length)),
+                Some(Value::Bool(true)) => Ok(Self::Finished(length)),
+                Some(_) => Err(unknown()),
+            },
+            (None, Some(offset)) => match object.get("resumed") {
+                Some(Value::Bool(resumed)) => Ok(Self::Attached { offset, life: life(&object)?, resumed: *resumed }),
+                _ => Err(unknown()),
+            },
+            (None, None) => Err(unknown()),
+        }
+    }
+}
+
+/// What a follower is told.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ToFollower {
+    /// Data begins at `offset`.
+    Begin { offset: u64, life: Life, state: State },
+    /// The state changed, and more may come.
+    Open(State),
+    /// This was all.
+    End { state: State, length: u64 },
+}
+
+impl ToFollower {
+    pub(super) fn parse(message: &[u8]) -> Result<Self> {
+        let object = object(message)?;
+        let state: State =
+            object.get("state").and_then(Value::as_str).and_then(|name| name.parse().ok()).ok_or_else(unknown)?;
+        match (offset(&object, "offset")?, offset(&object, "length")?) {
+            (Some(offset), _) => Ok(Self::Begin { offset, life: life(&object)?, state }),
+            (None, _) if state.is_open() => Ok(Self::Open(state)),
+            (None, Some(length)) => Ok(Self::End { state, length }),
+            (None, None) => Err(unknown()),
+        }
+    }
+}
+
+fn object(message: &[u8]) -> Result<Map<String, Value>> {
+    serde_json::from_slice(message)
+        .map_err(|error| wrong("a control message that is no JSON object").with_source(error))
+}
+
+fn offset(object: &Map<String, Value>, name: &str) -> Result<Option<u64>> {
+    match object.get(name) {
+        None => Ok(None),
+        Some(value) => match value.as_u64().filter(|offset| *offset <= MAX_OFFSET) {
+            Some(offset) => Ok(Some(offset)),
+            None => Err(unknown()),
+        },
+    }
+}
+
+fn life(object: &Map<String, Value>) -> Result<Life> {
+    let digits = object.get("life").and_then(Value::as_str).ok_or_else(unknown)?;
+    let lower = digits.len() == 32 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    match u128::from_str_radix(digits, 16) {
+        Ok(bits) if lower => Ok(Life::from_bits(bits)),
+        _ => Err(unknown()),
+    }
+}
+
+fn unknown() -> Error {
+    wrong("a control message that httpfstream.v1 doesn't know")
+}
+
+/// The server did what it must not.
+pub(super) fn wrong(what: &'static str) -> Error {
+    Error::new(ErrorKind::Protocol).with_detail(format!("the server broke httpfstream.v1: it sent {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFE: &str = "000000000000000000000000000000ff";
+
+    #[test]
+    fn messages_are_told_apart_and_unknown_members_ignored() {
+        let life = Life::from_bits(255);
+        let attached = format!(r#"{{"offset":7,"life":"{LIFE}","resumed":true,"new":[1]}}"#);
+        assert_eq!(
+            ToAppender::parse(attached.as_bytes()).unwrap(),
+            ToAppender::Attached { offset: 7, life, resumed: true }
+        );
+        assert_eq!(ToAppender::parse(br#" { "ack" : 0 } "#).unwrap(), ToAppender::Ack(0));
+        assert_eq!(ToAppender::parse(br#"{"ack":9,"finished":true}"#).unwrap(), ToAppender::Finished(9));
+        let begin = format!(r#"{{"offset":7,"life":"{LIFE}","state":"lost"}}"#);
+        assert_eq!(
+            ToFollower::parse(begin.as_bytes()).unwrap(),
+            ToFollower::Begin { offset: 7, life, state: State::Lost }
+        );
+        assert_eq!(ToFollower::parse(br#"{"state":"live"}"#).unwrap(), ToFollower::Open(State::Live));
+        assert_eq!(
+            ToFollower::parse(br#"{"state":"sealed","length":3}"#).unwrap(),
+            ToFollower::End { state: State::Sealed, length: 3 }
+        );
+    }
+
+    #[test]
+    fn whatever_else_comes_is_a_breach() {
+        let long = format!(r#"{{"offset":1,"life":"{LIFE}0","resumed":true}}"#);
+        let upper = format!(r#"{{"offset":1,"life":"{}","state":"live","resumed":true}}"#, LIFE.to_uppercase());
+        let deep = "[".repeat(MAX_MESSAGE);
+        for text in [
+            "",
+            "{",
+            "null",
+            "[]",
+            "{}",
+            r#"{"ack":-1}"#,
+            r#"{"ack":1.5}"#,
+            r#"{"ack":"1"}"#,
+            r#"{"ack":9223372036854775808}"#,
+            r#"{"ack":1e400}"#,
+            r#"{"ack":1,"finished":1}"#,
+            r#"{"offset":1,"life":"x","resumed":true,"state":"live"}"#,
+            r#"{"offset":1,"resumed":true,"state":"live"}"#,
+            r#"{"state":"parked"}"#,
+            r#"{"state":"finished"}"#,
+            r#"{"ack":1} {}"#,
+            &long,
+            &upper,
+            &deep,
+        ] {
+            let (appender, follower) = (ToAppender::parse(text.as_bytes()), ToFollower::parse(text.as_bytes()));
+            assert_eq!(appender.unwrap_err().kind(), ErrorKind::Protocol, "{text}");
+            assert_eq!(follower.unwrap_err().kind(), ErrorKind::Protocol, "{text}");
+        }
+        assert!(ToAppender::parse(b"{\"ack\":1,\"\xff\":0}").is_err());
+    }
+
+    #[test]
+    fn a_message_is_gathered_up_to_its_bound() {
+        let mut inbox = Inbox::default();
+        assert_eq!(inbox.push(b"ab", false).unwrap(), None);
+        assert_eq!(inbox.push(b"c", true).unwrap().unwrap(), b"abc");
+        assert_eq!(inbox.push(&[b' '; MAX_MESSAGE], true).unwrap().unwrap().len(), MAX_MESSAGE);
+        inbox.push(&[b' '; MAX_MESSAGE], false).unwrap();
+        assert_eq!(inbox.push(b" ", true).unwrap_err().kind(), ErrorKind::Protocol);
+    }
+}

@@ -1,20 +1,25 @@
-//! Prints a resource from its first byte to its end.
+//! Prints a resource, or keeps it in a file, up to its end.
 
 mod shared;
 
 use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Parser;
-use httpfstream::client::Follower;
-use httpfstream::{Error, Result};
+use httpfstream::client::{FollowRequest, Follower};
+use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncWriteExt, stdout};
 
 use self::shared::client::ClientArgs;
-use self::shared::exit::{FAILED, FINISHED, exit_with, report};
+use self::shared::exit::{FINISHED, Failure, exit_with, report};
+use self::shared::record::{Place, Record};
 
 const PROGRAM: &str = "httpfstream-follow";
 
 /// Prints the resource at a URL: what is stored, what arrives, and so on to the end.
+///
+/// It survives broken connections and restarts of the server, with no byte lost or repeated.
 ///
 /// Exit codes: 0 finished, 1 failed, 2 wrong usage, 3 interrupted (its appender was lost: what was printed is not the
 /// whole), 4 absent.
@@ -23,6 +28,58 @@ const PROGRAM: &str = "httpfstream-follow";
 struct Args {
     #[command(flatten)]
     client: ClientArgs,
+
+    #[command(flatten)]
+    what: What,
+}
+
+#[derive(clap::Args, Debug)]
+struct What {
+    /// Begin at this offset, in bytes
+    #[arg(long, value_name = "BYTES", group = "beginning")]
+    offset: Option<u64>,
+
+    /// Begin with the last so many bytes
+    #[arg(long, value_name = "BYTES", group = "beginning")]
+    tail: Option<u64>,
+
+    /// Begin with the last so many lines
+    #[arg(long, value_name = "LINES", group = "beginning")]
+    lines: Option<u64>,
+
+    /// Append to this file instead of printing, and go on where an earlier start was stopped; what that takes is kept
+    /// in FILE.httpfstream
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Wait for an absent resource, for so many seconds or, without a number, for ever
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
+    wait: Option<Option<u32>>,
+}
+
+impl What {
+    /// As it is asked for by whoever begins.
+    fn ask(&self, mut request: FollowRequest) -> FollowRequest {
+        if let Some(offset) = self.offset {
+            request = request.offset(offset);
+        }
+        if let Some(bytes) = self.tail {
+            request = request.tail(bytes);
+        }
+        if let Some(lines) = self.lines {
+            request = request.lines(lines);
+        }
+        self.ask_again(request)
+    }
+
+    /// As it is asked for by whoever goes on.
+    fn ask_again(&self, request: FollowRequest) -> FollowRequest {
+        match self.wait {
+            None => request,
+            Some(None) => request.wait(Duration::MAX),
+            Some(Some(seconds)) => request.wait(Duration::from_secs(seconds.into())),
+        }
+    }
 }
 
 /// How it ended where nothing is wrong with the resource.
@@ -32,26 +89,24 @@ enum End {
     },
     /// Nobody reads what is printed.
     Unread,
-    Unwritable(io::Error),
 }
 
 fn main() {
-    let Args { client } = shared::args::parse();
-    exit_with(PROGRAM, run(&client))
+    let Args { client, what } = shared::args::parse();
+    exit_with(PROGRAM, run(&client, &what))
 }
 
-async fn run(args: &ClientArgs) -> i32 {
+async fn run(args: &ClientArgs, what: &What) -> i32 {
     let url = &args.url;
     if args.verbose {
         eprintln!("following data at {url} (ctrl-C to exit)");
     }
-    let following = async {
-        let mut follower = args.client()?.follow(url.clone()).await?;
-        print(&mut follower).await
-    };
-    let end = tokio::select! {
-        end = following => end,
-        () = unread() => Ok(End::Unread),
+    let end = match &what.output {
+        Some(path) => keep(args, what, path).await,
+        None => tokio::select! {
+            end = print(args, what) => end,
+            () = unread() => Ok(End::Unread),
+        },
     };
     match end {
         Ok(End::Finished { read }) => {
@@ -61,15 +116,13 @@ async fn run(args: &ClientArgs) -> i32 {
             FINISHED
         }
         Ok(End::Unread) => FINISHED,
-        Ok(End::Unwritable(error)) => {
-            eprintln!("{PROGRAM}: could not write to stdout: {error}");
-            FAILED
-        }
-        Err(error) => report(PROGRAM, &format!("could not follow {url}"), &error),
+        Err(failure) => report(PROGRAM, &format!("could not follow {url}"), &failure),
     }
 }
 
-async fn print(follower: &mut Follower) -> Result<End, Error> {
+async fn print(args: &ClientArgs, what: &What) -> Result<End, Failure> {
+    let mut follower = what.ask(args.client()?.follow(args.url.clone())).await?;
+    let began = follower.offset();
     let mut out = stdout();
     while let Some(chunk) = follower.next_chunk().await? {
         let written = match out.write_all(&chunk.bytes).await {
@@ -79,10 +132,62 @@ async fn print(follower: &mut Follower) -> Result<End, Error> {
         match written {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(End::Unread),
-            Err(error) => return Ok(End::Unwritable(error)),
+            Err(error) => return Err(Failure::Local(format!("stdout can't be written to: {error}"))),
         }
     }
-    Ok(End::Finished { read: follower.offset() })
+    Ok(End::Finished { read: follower.offset() - began })
+}
+
+/// Sees to it that a file holds the resource.
+async fn keep(args: &ClientArgs, what: &What, path: &Path) -> Result<End, Failure> {
+    let failed = |error: io::Error| Failure::Local(format!("{} can't be written: {error}", path.display()));
+    let url = args.url.to_string();
+    let place = Place::beside(path);
+    let held = match tokio::fs::metadata(path).await {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(failed(error)),
+    };
+    let request = args.client()?.follow(args.url.clone());
+    let request = match place.load(&url)? {
+        // What was begun without a byte may begin elsewhere.
+        _ if held == 0 => what.ask(request),
+        Some(Record { life: Some(life), base, .. }) => {
+            what.ask_again(request).life(life).offset(base.saturating_add(held))
+        }
+        _ => {
+            let detail = format!("{} holds something, and no record tells of what; remove it", path.display());
+            return Err(Failure::Local(detail));
+        }
+    };
+    let mut follower = request.await?;
+    let began = follower.offset();
+    if held == 0 {
+        match follower.life() {
+            // Before the first byte is there.
+            Some(life) => place.save(&Record { url, life: Some(life), base: began, ..Record::default() })?,
+            // It can't be resumed later, and must not look as if it could.
+            None => place.remove()?,
+        }
+    }
+    let mut file = OpenOptions::new().append(true).create(true).open(path).await.map_err(failed)?;
+    let copied = copy(&mut follower, &mut file, failed).await;
+    // Whatever ended it: what is there stays there.
+    file.sync_all().await.map_err(failed)?;
+    copied?;
+    Ok(End::Finished { read: follower.offset() - began })
+}
+
+async fn copy(
+    follower: &mut Follower,
+    file: &mut File,
+    failed: impl Fn(io::Error) -> Failure + Copy,
+) -> Result<(), Failure> {
+    while let Some(chunk) = follower.next_chunk().await? {
+        file.write_all(&chunk.bytes).await.map_err(failed)?;
+        file.flush().await.map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Waits until whoever reads stdout is gone, which no write would tell while there is nothing to print.

@@ -20,6 +20,7 @@ pub(crate) fn try_parse<A: Parser + CommandFactory>(
 ///
 /// - `-root` for a known long flag is `--root`, before it could be read as `-r -o -o -t`.
 /// - A flag that takes a value takes what comes next, even if it begins with a dash.
+/// - A flag that can do without a value takes one only behind `=`.
 /// - `-v=true` and `--v=1` are `-v`; `-v=false` is nothing.
 /// - `--` ends the flags, and `-` is no flag.
 ///
@@ -37,9 +38,12 @@ pub(crate) fn normalize(mut command: Command, args: impl IntoIterator<Item = OsS
         }
         match Flag::find(&command, &arg) {
             None => normal.push(arg),
-            Some(flag) if flag.arg.get_action().takes_values() => match flag.value.clone().or_else(|| args.next()) {
+            Some(flag) if flag.arg.get_action().takes_values() => match flag.value.clone().or_else(|| {
+                let needs = flag.arg.get_num_args().is_none_or(|count| count.min_values() > 0);
+                needs.then(|| args.next()).flatten()
+            }) {
                 Some(value) => normal.push(flag.with(&value)),
-                // clap says what is missing.
+                // clap says what is missing, if anything is.
                 None => normal.push(flag.name.into()),
             },
             Some(flag) => match &flag.value {

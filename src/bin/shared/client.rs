@@ -32,6 +32,10 @@ pub(crate) struct ClientArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, env = "HTTPFSTREAM_CONNECT_TIMEOUT")]
     connect_timeout: u32,
 
+    /// Seconds that a broken connection is tried to be replaced without progress; 0 gives up at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, env = "HTTPFSTREAM_RETRY_FOR")]
+    retry_for: u32,
+
     /// Where the resource is: http://, https://, ws:// or wss://
     #[arg(value_parser = url)]
     pub(crate) url: Uri,
@@ -40,7 +44,14 @@ pub(crate) struct ClientArgs {
 impl ClientArgs {
     /// The client that was asked for.
     pub(crate) fn client(&self) -> Result<Client> {
-        let mut builder = Client::builder().connect_timeout(Duration::from_secs(self.connect_timeout.into()));
+        if self.verbose {
+            // What the library says: that a connection broke, or that none can be resumed.
+            let events = tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_target(false);
+            let _ = events.with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
+        }
+        let mut builder = Client::builder()
+            .connect_timeout(Duration::from_secs(self.connect_timeout.into()))
+            .retry_for(Duration::from_secs(self.retry_for.into()));
         // A variable that is set to nothing is not set.
         if let Some(token) = self.token.as_deref().filter(|token| !token.is_empty()) {
             builder = builder.header(AUTHORIZATION, format!("Bearer {token}"));

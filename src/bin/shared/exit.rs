@@ -15,6 +15,21 @@ pub(crate) const USAGE: i32 = 2;
 pub(crate) const INTERRUPTED: i32 = 3;
 /// There is no such resource.
 pub(crate) const ABSENT: i32 = 4;
+
+/// What ended a program before its time.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Something on this side, in a sentence.
+    Local(String),
+    Stream(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Stream(error)
+    }
+}
+
 /// Runs a program to its end, and exits with the code that it gives.
 pub(crate) fn exit_with(program: &str, run: impl Future<Output = i32>) -> ! {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -28,7 +43,14 @@ pub(crate) fn exit_with(program: &str, run: impl Future<Output = i32>) -> ! {
 }
 
 /// Says on stderr, in one line, what failed and what to do about it. Returns the exit code.
-pub(crate) fn report(program: &str, doing: &str, error: &Error) -> i32 {
+pub(crate) fn report(program: &str, doing: &str, failure: &Failure) -> i32 {
+    let error = match failure {
+        Failure::Local(why) => {
+            eprintln!("{program}: {doing}: {why}");
+            return FAILED;
+        }
+        Failure::Stream(error) => error,
+    };
     eprintln!("{program}: {}", explanation(doing, error));
     match error.kind() {
         ErrorKind::Interrupted => INTERRUPTED,
@@ -78,6 +100,11 @@ fn hint(kind: ErrorKind) -> Option<&'static str> {
         ErrorKind::Protocol | ErrorKind::Status => "check that the URL is a httpfstream server's",
         ErrorKind::Full | ErrorKind::Storage => "look into the server's log",
         ErrorKind::TooLarge => "raise the server's limit, or append to another URL",
+        ErrorKind::Life | ErrorKind::Diverged | ErrorKind::Offset => {
+            "somebody else changed the resource: look at what it holds, then append or follow anew"
+        }
+        ErrorKind::Fenced => "if it was not deleted, somebody else appends with the same id",
+        ErrorKind::PastEnd => "ask for less, or for another offset",
         ErrorKind::Interrupted => "run the appender again to have the whole",
         _ => return None,
     })

@@ -4,3 +4,4 @@
 pub(crate) mod args;
 pub(crate) mod client;
 pub(crate) mod exit;
+pub(crate) mod record;

@@ -1,6 +1,7 @@
 //! What lies between an [`Appender`](super::Appender) and the task that runs its connections: one bounded buffer.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -18,7 +19,6 @@ const UNCONFIRMED: usize = 2 * FRAME;
 ///
 /// All bytes that gathered while the last frame was written leave as one frame: small writes coalesce, and none waits
 /// for more to come.
-#[derive(Debug)]
 pub(in crate::client) struct Pipe {
     state: Mutex<State>,
 }
@@ -36,7 +36,6 @@ pub(super) struct Position {
     pub(super) resumed: bool,
 }
 
-#[derive(Debug)]
 struct State {
     /// What may have to be sent again, and what was not sent yet.
     kept: VecDeque<u8>,
@@ -273,6 +272,13 @@ impl Pipe {
                 Poll::Pending
             }
         }
+    }
+}
+
+impl fmt::Debug for Pipe {
+    /// Shows where it stands, and no bytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pipe").field(&self.at()).finish()
     }
 }
 

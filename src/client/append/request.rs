@@ -66,7 +66,7 @@ impl AppendRequest {
     /// [acknowledged](Appender::acknowledged) ones, or where it began.
     ///
     /// What has to be appended next is what comes at the new appender's [`offset`](Appender::offset), which may be
-    /// more than `acknowledged`. Where somebody else appended in between, or what was acknowledged is gone, opening
+    /// more than `acknowledged`. Where nothing was acknowledged at the very start, any life will do. Where somebody else appended in between, or what was acknowledged is gone, opening
     /// fails with [`Diverged`](ErrorKind::Diverged) or [`Life`](ErrorKind::Life).
     pub fn resume(mut self, life: Life, acknowledged: u64) -> Self {
         self.resume = Some((life, acknowledged));
@@ -103,7 +103,18 @@ impl AppendRequest {
         if let Some(length) = finished {
             options.set("finish", length);
         }
-        let (conn, dialect, length) = match Box::pin(send(&settings, &target, Verb::Append, &options)).await? {
+        let mut answer = Box::pin(send(&settings, &target, Verb::Append, &options)).await;
+        let mut any_life = false;
+        if let (Err(error), Some((_, 0))) = (&answer, resume)
+            && matches!(error.kind(), ErrorKind::Life | ErrorKind::NotFound)
+        {
+            // An appender that left nothing has left no resource either.
+            any_life = true;
+            options = Options::default();
+            options.set_id(&id)?;
+            answer = Box::pin(send(&settings, &target, Verb::Append, &options)).await;
+        }
+        let (conn, dialect, length) = match answer? {
             Answer::Upgraded { conn, dialect, length } => (conn, dialect, length),
             Answer::Plain { .. } => {
                 return Err(Error::new(ErrorKind::Status)
@@ -120,8 +131,7 @@ impl AppendRequest {
             pipe.attach_plain(length);
         }
         let appender = Appender { pipe: Arc::clone(&pipe), id: id.clone(), seal };
-        let task =
-            Task { settings, target, id, side: TaskSide(pipe), first: options, finishing: finished, any_life: false };
+        let task = Task { settings, target, id, side: TaskSide(pipe), first: options, finishing: finished, any_life };
         tokio::spawn(task.run(conn, dialect));
         poll_fn(|cx| appender.pipe.poll_attached(cx)).await?;
         Ok(appender)

@@ -49,6 +49,8 @@ pub(super) struct Task {
     attempts: Attempts,
     /// The life that is followed, the offset up to which its bytes were handed on, and the state that was told last.
     reached: Option<Beginning>,
+    /// The resource was there and had nothing, so that it may have come to nothing, and may come again.
+    was_empty: bool,
     attached: Option<Instant>,
     inbox: Inbox,
 }
@@ -56,7 +58,16 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(settings: Arc<Settings>, target: Target, first: Options) -> Self {
         let attempts = Attempts::new(settings.retry);
-        Self { settings, target, first, attempts, reached: None, attached: None, inbox: Inbox::default() }
+        Self {
+            settings,
+            target,
+            first,
+            attempts,
+            reached: None,
+            was_empty: false,
+            attached: None,
+            inbox: Inbox::default(),
+        }
     }
 
     /// Sees to it that a connection stands and has begun: this one, or those that replace it.
@@ -92,7 +103,8 @@ impl Task {
     /// Makes another connection instead of one that ended so.
     async fn again(&mut self, mut error: Error) -> Result<(WebSocket, Beginning)> {
         loop {
-            sleep(self.attempts.delay(error)?).await;
+            let tolerated = self.tolerated(error);
+            sleep(self.attempts.delay(tolerated)?).await;
             let begun = match self.connect().await {
                 Ok(conn) => self.greet(conn).await,
                 Err(error) => Err(error),
@@ -102,6 +114,19 @@ impl Task {
                 Err(again) => error = again,
             }
         }
+    }
+
+    /// An appender that was lost without a byte leaves nothing behind, not even a life; when it comes back there is
+    /// another one. Whoever has read nothing misses nothing by that.
+    fn tolerated(&mut self, error: Error) -> Error {
+        let gone = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Life)
+            && self.reached.take_if(|reached| reached.offset == 0).is_some();
+        self.was_empty |= gone;
+        if gone || self.was_empty && error.kind() == ErrorKind::NotFound {
+            let detail = "the resource had no bytes yet, and is gone for now";
+            return Error::new(ErrorKind::Connection).with_detail(detail).with_source(error);
+        }
+        error
     }
 
     async fn connect(&self) -> Result<WebSocket> {

@@ -49,6 +49,21 @@ impl Dir {
         Ok(fsync(&self.0)?)
     }
 
+    /// Syncs everything on the file system that this directory is on.
+    #[cfg(target_os = "linux")]
+    pub(super) fn sync_file_system(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.0)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn sync_file_system(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn device(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(&self.0)?.st_dev)
+    }
+
     /// Opens what the key names, for reading or for both.
     pub(super) fn find(&self, key: &Key, write: bool) -> Result<Found> {
         let (parent, name) = match self.parent(key)? {

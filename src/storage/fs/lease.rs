@@ -322,7 +322,7 @@ impl Lease {
             return Ok(());
         }
         self.data.sync(File::sync_data)?;
-        if mark.name_durable { Ok(()) } else { self.root.top.sync_parent(&self.key) }
+        if mark.name_durable { Ok(()) } else { self.root.sync_name(&self.key) }
     }
 
     /// Writes it down, to be synced after this.
@@ -413,7 +413,7 @@ impl Lease {
             return Err(self.distrust(core, failed));
         }
         if !core.name_durable {
-            root.top.sync_parent(&self.key).map_err(error)?;
+            root.sync_name(&self.key).map_err(error)?;
             core.name_durable = true;
         }
         let Some(record) = &mut core.record else { return Ok(()) };

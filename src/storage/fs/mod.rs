@@ -70,7 +70,7 @@ mod record;
 
 use self::commit::Commits;
 use self::lease::{Lease, Opened};
-use self::path::{Dir, Found, conflict, error};
+use self::path::{Dir, Folders, Found, conflict, error};
 use self::read::FileStream;
 use self::record::{Kept, Left, Looked, NO_BOOT, Record, Slot, first_bits, open_name, rest_name};
 
@@ -111,6 +111,7 @@ struct Root {
     /// The file system that this root is on.
     device: u64,
     commits: Arc<Commits>,
+    folders: Folders,
     table: Mutex<Table>,
     _lock: File,
 }
@@ -170,6 +171,7 @@ impl FsStorageBuilder {
             boot: boot_id(),
             next_new: AtomicU64::new(0),
             commits: Arc::new(Commits::new()),
+            folders: Folders::default(),
             table: Mutex::default(),
             _lock: lock,
         };
@@ -304,6 +306,11 @@ impl Root {
 
     fn held(&self, key: &Key) -> Option<Arc<Lease>> {
         self.table().held(key)
+    }
+
+    /// Makes a resource's name durable.
+    fn sync_name(&self, key: &Key) -> std::io::Result<()> {
+        self.top.sync_parent(key, &self.folders)
     }
 
     fn is_reserved(&self, key: &Key) -> bool {
@@ -590,7 +597,7 @@ impl Root {
             let _ = record.write(Slot { boot: NO_BOOT, ..before });
             return Err(failed);
         }
-        self.top.sync_parent(key)?;
+        self.sync_name(key)?;
         record.write(slot)?;
         if slot.kept.is_open() {
             return Ok(());

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::Root;
+use super::commit::{Answered, Data};
 use super::path::error;
 use super::read::truncated;
 use super::record::{Kept, Left, NO_BOOT, Record, Slot, open_name, rest_name};
@@ -31,7 +32,9 @@ pub(super) struct Lease {
     pub(super) life: Life,
     pub(super) inode: (u64, u64),
     /// For readers, who need no lock.
-    pub(super) file: Arc<File>,
+    pub(super) data: Arc<Data>,
+    /// The sync that was asked for and has not begun.
+    next_sync: Mutex<Option<Answered>>,
     committed: AtomicU64,
     /// Whoever appended last before this appender …
     owner: Option<Owner>,
@@ -96,7 +99,8 @@ impl Lease {
             key,
             life: opened.life,
             inode: (meta.dev(), meta.ino()),
-            file: Arc::new(opened.file),
+            data: Arc::new(Data::new(opened.file)),
+            next_sync: Mutex::default(),
             committed: AtomicU64::new(opened.len),
             owner: opened.owner,
             claimed: OnceLock::new(),
@@ -114,7 +118,8 @@ impl Lease {
             key: self.key.clone(),
             life: self.life,
             inode: self.inode,
-            file: Arc::clone(&self.file),
+            data: Arc::clone(&self.data),
+            next_sync: Mutex::default(),
             committed: AtomicU64::new(core.committed),
             owner: self.owner(),
             claimed: OnceLock::new(),
@@ -155,7 +160,7 @@ impl Lease {
     pub(super) fn check_file(&self) -> Result<()> {
         // In this order: an append may come in between.
         let committed = self.committed.load(Ordering::Acquire);
-        let meta = self.file.metadata().map_err(error)?;
+        let meta = self.data.file.metadata().map_err(error)?;
         if meta.nlink() == 0 || meta.len() < committed {
             return Err(truncated());
         }
@@ -196,8 +201,8 @@ impl Lease {
             Err(failed) => {
                 self.begin_new_life_if_cut(core);
                 // Nothing of a failed write may stay: it was not committed.
-                let cut = match self.file.metadata() {
-                    Ok(meta) if meta.len() > core.committed => self.file.set_len(core.committed).is_ok(),
+                let cut = match self.data.file.metadata() {
+                    Ok(meta) if meta.len() > core.committed => self.data.file.set_len(core.committed).is_ok(),
                     Ok(meta) => meta.len() == core.committed && meta.nlink() > 0,
                     Err(_) => false,
                 };
@@ -211,16 +216,16 @@ impl Lease {
     }
 
     fn write(&self, core: &mut Core, data: &[Bytes], len: u64) -> Result<()> {
-        let meta = self.file.metadata().map_err(error)?;
+        let meta = self.data.file.metadata().map_err(error)?;
         if meta.len() != core.committed || meta.nlink() == 0 {
             return Err(truncated());
         }
-        core.allocate(&self.file, len)?;
+        core.allocate(&self.data.file, len)?;
         let mut slices: Vec<IoSlice<'_>> = data.iter().filter(|d| !d.is_empty()).map(|d| IoSlice::new(d)).collect();
         let mut slices = &mut slices[..];
         let mut at = core.committed;
         while !slices.is_empty() {
-            match write_at(&self.file, slices, at) {
+            match write_at(&self.data.file, slices, at) {
                 Ok(0) => return Err(error(io::ErrorKind::WriteZero.into())),
                 Ok(n) => {
                     at += n as u64;
@@ -266,8 +271,12 @@ impl Lease {
 
     /// Writes down a new life if committed bytes are gone: somebody else cut the file.
     fn begin_new_life_if_cut(&self, core: &mut Core) {
-        let Ok(size) = self.file.metadata().map(|meta| meta.len()) else { return };
+        let Ok(size) = self.data.file.metadata().map(|meta| meta.len()) else { return };
         let (true, Some(record)) = (size < core.committed, &mut core.record) else { return };
+        if record.slot.boot == NO_BOOT {
+            // We cut it ourselves.
+            return;
+        }
         let life = Life::random();
         let written = life.map_err(io::Error::other).and_then(|life| {
             let durable = record.slot.durable.min(size);
@@ -280,51 +289,90 @@ impl Lease {
         }
     }
 
-    /// Makes what is committed now durable, then says so in the record.
+    /// The place for the next sync; whoever begins it takes it out.
+    pub(super) fn next_sync(&self) -> MutexGuard<'_, Option<Answered>> {
+        self.next_sync.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Makes what is committed now durable, then says so in the record. Appends go on meanwhile.
     pub(super) fn sync(&self) -> Result<u64> {
-        let (committed, name_durable) = {
-            let core = self.lock();
-            core.check()?;
-            if core.record.is_none() {
-                return Ok(core.committed);
-            }
-            (core.committed, core.name_durable)
-        };
-        let syncing = self.root.syncing();
-        let synced = self.file.sync_data().and_then(|()| match name_durable {
-            true => Ok(()),
-            false => self.root.top.sync_parent(&self.key),
-        });
-        drop(syncing);
+        let mark = self.begin_sync()?;
+        let synced = self.sync_data(&mark);
+        let note = self.note_synced(mark, synced)?;
+        let synced = note.sync_record(false);
+        self.end_sync(note, synced)
+    }
+
+    /// What there is to be made durable.
+    pub(super) fn begin_sync(&self) -> Result<Mark> {
+        // Before the length is looked at: who asks from here on may have appended more.
+        self.next_sync().take();
+        let core = self.lock();
+        core.check()?;
+        let done = core
+            .record
+            .as_ref()
+            .is_none_or(|record| core.name_durable && record.is_synced() && record.slot.durable == core.committed);
+        Ok(Mark { committed: core.committed, name_durable: core.name_durable, done })
+    }
+
+    /// Makes it durable.
+    pub(super) fn sync_data(&self, mark: &Mark) -> io::Result<()> {
+        if mark.done {
+            return Ok(());
+        }
+        self.data.sync(File::sync_data)?;
+        if mark.name_durable { Ok(()) } else { self.root.sync_name(&self.key) }
+    }
+
+    /// Writes it down, to be synced after this.
+    pub(super) fn note_synced(&self, mark: Mark, synced: io::Result<()>) -> Result<Note> {
         let mut core = self.lock();
         // Whoever took over, or deleted, has the record now.
         core.check()?;
-        core.name_durable = true;
-        let synced = synced.and_then(|()| match &mut core.record {
-            Some(record) if record.slot.durable < committed => {
-                let slot = Slot { durable: committed, ..record.slot };
-                record.write(slot)
+        if mark.done {
+            return Ok(Note { committed: mark.committed, record: None });
+        }
+        let noted = synced.and_then(|()| match &mut core.record {
+            Some(record) if record.slot.durable < mark.committed => {
+                record.write_soon(Slot { durable: mark.committed, ..record.slot })
             }
             _ => Ok(()),
         });
-        if let Err(failed) = synced {
-            core.end = Some(ErrorKind::Poisoned);
-            self.distrust(&mut core);
-            return Err(error(failed));
+        if let Err(failed) = noted {
+            return Err(self.distrust(&mut core, failed));
         }
-        Ok(committed)
+        core.name_durable = true;
+        Ok(Note { committed: mark.committed, record: core.record.as_ref().map(Record::unsynced) })
+    }
+
+    /// The record is durable, or can't be made so.
+    pub(super) fn end_sync(&self, note: Note, synced: io::Result<()>) -> Result<u64> {
+        let Some((_, seq)) = note.record else { return Ok(note.committed) };
+        let mut core = self.lock();
+        core.check()?;
+        if let Err(failed) = synced {
+            return Err(self.distrust(&mut core, failed));
+        }
+        if let Some(record) = &mut core.record {
+            record.synced(seq);
+        }
+        Ok(note.committed)
     }
 
     /// After a failed sync: the kernel marks what it failed to write as clean, so that no retry could be believed. It is
     /// as after a power loss: what is above the durable length is cut, which is a new life.
-    fn distrust(&self, core: &mut Core) {
-        let Some(record) = &mut core.record else { return };
-        let slot = Slot { boot: NO_BOOT, ..record.slot };
-        let cut = record.write(slot).and_then(|()| self.file.set_len(slot.durable));
-        if let Err(failed) = cut {
-            let failed = &failed as &dyn std::error::Error;
-            tracing::error!(key = %self.key, error = failed, "what a failed sync left could not be cut off");
+    fn distrust(&self, core: &mut Core, failed: io::Error) -> Error {
+        core.end = Some(ErrorKind::Poisoned);
+        if let Some(record) = &mut core.record {
+            let slot = Slot { boot: NO_BOOT, ..record.slot };
+            let written = record.write_anyway(slot).and_then(|()| record.sync());
+            if let Err(failed) = self.data.file.set_len(slot.durable).and(written) {
+                let failed = &failed as &dyn std::error::Error;
+                tracing::error!(key = %self.key, error = failed, "what a failed sync left could not be cut off");
+            }
         }
+        error(failed)
     }
 
     /// Ends the lease.
@@ -347,42 +395,45 @@ impl Lease {
             self.begin_new_life_if_cut(&mut core);
         }
         core.end = Some(if finished.is_ok() { ErrorKind::Fenced } else { ErrorKind::Poisoned });
-        finished.map_err(error)?;
-        let modified = self.file.metadata().and_then(|meta| meta.modified()).ok();
+        finished?;
+        let modified = self.data.file.metadata().and_then(|meta| meta.modified()).ok();
         Ok(Stat::new(self.life, core.committed, end.state()).modified(modified).owner(self.owner()))
     }
 
-    fn finish_locked(&self, core: &mut Core, end: End) -> io::Result<()> {
+    fn finish_locked(&self, core: &mut Core, end: End) -> Result<()> {
         let root = &*self.root;
-        self.touch(core, self.owner()).map_err(io::Error::other)?;
-        let meta = self.file.metadata()?;
+        self.touch(core, self.owner())?;
+        let meta = self.data.file.metadata().map_err(error)?;
         if meta.len() < core.committed || meta.nlink() == 0 {
-            return Err(io::Error::other("the file was changed or removed by somebody else"));
+            return Err(truncated());
         }
         // Also gives back what was allocated ahead.
-        self.file.set_len(core.committed)?;
-        if let Err(failed) = self.file.sync_all() {
-            self.distrust(core);
-            return Err(failed);
+        self.data.file.set_len(core.committed).map_err(error)?;
+        if let Err(failed) = self.data.sync(File::sync_all) {
+            return Err(self.distrust(core, failed));
         }
         if !core.name_durable {
-            root.top.sync_parent(&self.key)?;
+            root.sync_name(&self.key).map_err(error)?;
             core.name_durable = true;
         }
+        let Some(record) = &mut core.record else { return Ok(()) };
+        let plainly = end == End::Finished && core.recorded_life.is_none();
+        self.note_end(record, end, core.committed, plainly).map_err(error)
+    }
+
+    /// Says in the bookkeeping how the resource ended.
+    fn note_end(&self, record: &mut Record, end: End, len: u64, plainly: bool) -> io::Result<()> {
+        let records = &self.root.records;
         let (open, rest) = (open_name(&self.key), rest_name(&self.key));
-        if end == End::Finished && core.recorded_life.is_none() {
-            // Plainly finished: nothing needs to be remembered. The older record goes first, so that a crash in
-            // between finds an open one.
-            root.records.remove_file(&rest)?;
-            root.records.remove_file(&open)?;
+        if plainly {
+            // Nothing needs to be remembered. The older record goes first, so that a crash in between finds an open one.
+            records.remove_file(&rest)?;
+            records.remove_file(&open)?;
         } else {
-            let Some(record) = &mut core.record else { return Ok(()) };
-            let slot =
-                Slot { kept: Kept::Rest(end.state()), len: core.committed, durable: core.committed, ..record.slot };
-            record.write(slot)?;
-            root.records.rename(&open, &rest)?;
+            record.write(Slot { kept: Kept::Rest(end.state()), len, durable: len, ..record.slot })?;
+            records.rename(&open, &rest)?;
         }
-        root.records.sync()
+        records.sync()
     }
 
     /// The appender is gone without an end: what it never used is removed. The record stays, and tells.
@@ -395,6 +446,31 @@ impl Lease {
     fn lock(&self) -> MutexGuard<'_, Core> {
         // A panic in here leaves the length as it was, which is what counts.
         self.core.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// What a sync has to make durable.
+pub(super) struct Mark {
+    committed: u64,
+    name_durable: bool,
+    /// It is already.
+    done: bool,
+}
+
+/// What a sync has made durable, and the record that says so, which is not durable yet.
+pub(super) struct Note {
+    committed: u64,
+    record: Option<(Arc<Data>, u64)>,
+}
+
+impl Note {
+    /// Makes the record durable; where a call for all files has done that, only asks whether it can be believed.
+    pub(super) fn sync_record(&self, with_all: bool) -> io::Result<()> {
+        match &self.record {
+            Some((record, _)) if with_all => record.synced_with_all(),
+            Some((record, _)) => record.sync(File::sync_data),
+            None => Ok(()),
+        }
     }
 }
 

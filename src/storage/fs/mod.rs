@@ -36,6 +36,10 @@
 //! - What a crash left is read by a pure function of the record and the file (`Slot::left`), so that looking, settling
 //!   and settling again after a crash in between all come to the same.
 //!
+//! - A sync makes the data durable (and the names of a new file and its folders), then the record that says up to
+//!   where, then answers; see `commit`. One that fails is never tried again: the record is marked as of no boot, and the
+//!   file is cut to its last durable length as after a power loss, in a new life.
+//!
 //! # Systems
 //! Written for Linux. Other Unixes have the same calls but no preallocation and no reads that never wait, and their
 //! boots can't be told apart; none has been tried.
@@ -45,7 +49,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -58,15 +62,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::Owner;
 use crate::key::Key;
 
+mod commit;
 mod lease;
 mod path;
 mod read;
 mod record;
 
+use self::commit::Commits;
 use self::lease::{Lease, Opened};
-use self::path::{Dir, Found, conflict, error};
+use self::path::{Dir, Folders, Found, conflict, error};
 use self::read::FileStream;
-use self::record::{Kept, Left, Looked, Record, Slot, first_bits, open_name, rest_name};
+use self::record::{Kept, Left, Looked, NO_BOOT, Record, Slot, first_bits, open_name, rest_name};
 
 /// The largest append that is written on the caller's thread. Larger ones, and all while this root syncs, go to the
 /// blocking pool: an inline write of 64 bytes was seen to stall for 33–136 ms behind another file's sync.
@@ -102,7 +108,10 @@ struct Root {
     reserved: String,
     boot: [u8; 16],
     next_new: AtomicU64,
-    syncing: AtomicUsize,
+    /// The file system that this root is on.
+    device: u64,
+    commits: Arc<Commits>,
+    folders: Folders,
     table: Mutex<Table>,
     _lock: File,
 }
@@ -156,11 +165,13 @@ impl FsStorageBuilder {
         let root = Root {
             new: own.make_dir("new").map_err(error)?,
             records: own.make_dir("records").map_err(error)?,
+            device: top.device().map_err(error)?,
             top,
             reserved: self.bookkeeping,
             boot: boot_id(),
             next_new: AtomicU64::new(0),
-            syncing: AtomicUsize::new(0),
+            commits: Arc::new(Commits::new()),
+            folders: Folders::default(),
             table: Mutex::default(),
             _lock: lock,
         };
@@ -225,7 +236,7 @@ impl Storage for FsStorage {
         let (stat, file) = match self.root.held(key) {
             Some(lease) => {
                 lease.check_file()?;
-                (lease.stat(), Arc::clone(&lease.file))
+                (lease.stat(), Arc::clone(&lease.data.file))
             }
             None => {
                 let key = key.clone();
@@ -297,16 +308,9 @@ impl Root {
         self.table().held(key)
     }
 
-    /// Counts a sync as long as the guard lives.
-    fn syncing(&self) -> impl Drop + '_ {
-        struct Syncing<'a>(&'a AtomicUsize);
-        impl Drop for Syncing<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        self.syncing.fetch_add(1, Ordering::Relaxed);
-        Syncing(&self.syncing)
+    /// Makes a resource's name durable.
+    fn sync_name(&self, key: &Key) -> std::io::Result<()> {
+        self.top.sync_parent(key, &self.folders)
     }
 
     fn is_reserved(&self, key: &Key) -> bool {
@@ -417,7 +421,7 @@ impl Root {
                 (table.epoch, table.held(key))
             };
             if let Some(lease) = held {
-                let file = lease.file.try_clone().map_err(error)?;
+                let file = lease.data.file.try_clone().map_err(error)?;
                 let (stat, id) = (lease.stat(), lease.life.to_bits());
                 return Ok(Some(AtRest { stat, file, record: None, recorded_life: None, id }));
             }
@@ -588,8 +592,12 @@ impl Root {
             return Ok(());
         }
         file.set_len(len)?;
-        file.sync_all()?;
-        self.top.sync_parent(key)?;
+        if let Err(failed) = file.sync_all() {
+            // A later one would be told that all is well.
+            let _ = record.write(Slot { boot: NO_BOOT, ..before });
+            return Err(failed);
+        }
+        self.sync_name(key)?;
         record.write(slot)?;
         if slot.kept.is_open() {
             return Ok(());
@@ -766,7 +774,7 @@ impl Append for FsAppend {
         let lease = &self.held.lease;
         let len = data.iter().map(|d| d.len() as u64).sum();
         if len <= MAX_INLINE
-            && lease.root.syncing.load(Ordering::Relaxed) == 0
+            && !lease.root.commits.is_syncing()
             && let Some(appended) = lease.append_inline(data, len, self.claimed)
         {
             return appended;
@@ -784,8 +792,7 @@ impl Append for FsAppend {
         let held = Arc::downgrade(&self.held);
         Box::pin(async move {
             let held = held.upgrade().ok_or(ErrorKind::Fenced)?;
-            let synced = tokio::task::spawn_blocking(move || held.lease.sync()).await;
-            synced.map_err(Error::storage)?
+            commit::sync(held).await
         })
     }
 
@@ -794,7 +801,10 @@ impl Append for FsAppend {
             return Err(ErrorKind::Poisoned.into());
         }
         let finished = tokio::task::spawn_blocking(move || {
-            let finished = self.held.lease.finish(end);
+            let finished = {
+                let _syncing = self.held.lease.root.commits.syncing();
+                self.held.lease.finish(end)
+            };
             // Only now may another appender come, and not later: a sync may still hold the lease.
             self.held.leave();
             finished
@@ -1211,7 +1221,7 @@ mod tests {
             append.sync().await.unwrap();
             append.append(&bytes(b" who knows")).await.unwrap();
             crash(storage, append).await;
-            rewrite(tmp.path(), &open_name(&key), |slot| Slot { boot: record::NO_BOOT, ..slot });
+            rewrite(tmp.path(), &open_name(&key), |slot| Slot { boot: NO_BOOT, ..slot });
             let storage = FsStorage::open(tmp.path()).unwrap();
             let (stat, all) = content(&storage, &key).await;
             assert_eq!((stat.state, stat.owner, &all[..]), (state, claim, &b"durable"[..]));
@@ -1239,5 +1249,94 @@ mod tests {
         assert_eq!(root.find(&key).unwrap().unwrap().stat.life, seen.life);
         root.settle(&key).unwrap();
         assert_eq!(root.find(&key).unwrap().unwrap().stat.life, seen.life);
+    }
+
+    /// Enough for several to be served with one call.
+    const CROWD: usize = 200;
+
+    async fn crowd(storage: &FsStorage) -> Vec<FsAppend> {
+        let mut crowd = Vec::new();
+        for at in 0..CROWD {
+            let key = Key::new(&format!("{}/{at}", at % 3)).unwrap();
+            crowd.push(claimed(storage, &key, owner(1), b"first ").await);
+        }
+        crowd
+    }
+
+    /// What each got from a sync, all asked for at once, with more appended meanwhile.
+    async fn sync_at_once(crowd: Vec<FsAppend>) -> Vec<(FsAppend, Result<u64>)> {
+        let mut tasks = tokio::task::JoinSet::new();
+        for mut append in crowd {
+            tasks.spawn(async move {
+                let mut asked = tokio::task::JoinSet::new();
+                let before = append.stat().len;
+                asked.spawn(append.sync());
+                asked.spawn(append.sync());
+                let _ = append.append(&bytes(b"and more ")).await;
+                let (synced, len) = (append.sync().await, append.stat().len);
+                assert!(synced.as_ref().is_ok_and(|synced| *synced == len) || synced.is_err());
+                for synced in asked.join_all().await.into_iter().flatten() {
+                    assert!((before..=len).contains(&synced));
+                }
+                (append, synced)
+            });
+        }
+        tasks.join_all().await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_crowd_that_syncs_at_once_is_durable_when_it_is_told_so() {
+        let tmp = tempfile::tempdir().unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        for (append, synced) in sync_at_once(crowd(&storage).await).await {
+            let lease = &append.held.lease;
+            let Looked::Whole(record) = Record::open(&storage.root.records, &open_name(&lease.key)).unwrap() else {
+                panic!("no record")
+            };
+            assert_eq!(record.slot.durable, synced.unwrap());
+        }
+        drop(storage);
+        // Nothing of ours holds the root any more.
+        let storage = open_after_reboot(tmp.path());
+        assert_eq!(lost(&storage).await.iter().filter(|(_, stat)| stat.len == 15).count(), CROWD);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_failed_sync_ends_its_own_resource_and_no_other() {
+        let tmp = tempfile::tempdir().unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let crowd: Vec<_> = sync_at_once(crowd(&storage).await).await.into_iter().map(|(append, _)| append).collect();
+        let (broken, life) = (crowd[7].held.lease.key.clone(), crowd[7].stat().life);
+        crowd[7].held.lease.data.sync(|_| Err(std::io::Error::other("as a disk that is broken"))).unwrap_err();
+        for (mut append, synced) in sync_at_once(crowd).await {
+            let key = append.held.lease.key.clone();
+            assert_eq!(synced.is_err(), key == broken);
+            assert_eq!(append.append(&bytes(b"!")).await.is_err(), key == broken);
+        }
+        // It is cut to what was durable, in a new life, and still kept for its owner.
+        let (stat, all) = content(&storage, &broken).await;
+        assert_eq!((stat.state, stat.owner, &all[..]), (State::Lost, owner(1), &b"first and more "[..]));
+        assert_ne!(stat.life, life);
+        let append = claimed(&storage, &broken, owner(1), b"again").await;
+        assert_eq!(append.sync().await.unwrap(), 20, "what was cut is not in the way of what comes");
+    }
+
+    /// The system tells of a failure only once, and that may be the appender before, or the one before a finish.
+    #[tokio::test]
+    async fn whoever_comes_after_a_failed_sync_is_told_of_it() {
+        for finish in [false, true] {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let older = claimed(&storage, &key, None, b"never synced").await;
+            let newer = storage.open(&key, Open::Takeover).await.unwrap();
+            older.held.lease.data.sync(|_| Err(std::io::Error::other("as a disk that is broken"))).unwrap_err();
+            match finish {
+                false => assert_eq!(newer.sync().await.unwrap_err().kind(), ErrorKind::Storage),
+                true => assert_eq!(newer.finish(End::Finished).await.unwrap_err().kind(), ErrorKind::Storage),
+            }
+            drop(older);
+            assert_eq!(storage.stat(&key).await.unwrap().filter(|stat| stat.state != State::Live), None);
+        }
     }
 }

@@ -6,9 +6,11 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::commit::Data;
 use super::path::Dir;
 use crate::id::Owner;
 use crate::key::Key;
@@ -128,8 +130,10 @@ pub(super) fn first_bits(hash: Sha256) -> u128 {
 /// An open record.
 #[derive(Debug)]
 pub(super) struct Record {
-    file: File,
+    data: Arc<Data>,
     seq: u64,
+    /// The last write that is known to be durable.
+    synced: u64,
     /// Tells the file that this record is about; see [`identity`](super::identity).
     pub(super) id: u128,
     pub(super) key: Key,
@@ -174,7 +178,7 @@ impl Record {
         head.extend_from_slice(key.as_str().as_bytes());
         seal(&mut head);
         file.write_all_at(&head, 0)?;
-        let mut record = Self { file, seq: 0, id, key: key.clone(), slot };
+        let mut record = Self { data: Arc::new(Data::new(file)), seq: 0, synced: 0, id, key: key.clone(), slot };
         record.write(slot)?;
         dir.rename(&temporary, name)?;
         dir.sync()?;
@@ -183,6 +187,41 @@ impl Record {
 
     /// Replaces the slot, durable before this returns.
     pub(super) fn write(&mut self, slot: Slot) -> io::Result<()> {
+        self.write_soon(slot)?;
+        self.sync()
+    }
+
+    /// What was written last is durable when this returns.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        if self.synced < self.seq {
+            self.data.sync(File::sync_data)?;
+            self.synced = self.seq;
+        }
+        Ok(())
+    }
+
+    /// What to sync after [`write_soon`](Self::write_soon), and what to tell [`synced`](Self::synced) then.
+    pub(super) fn unsynced(&self) -> (Arc<Data>, u64) {
+        (Arc::clone(&self.data), self.seq)
+    }
+
+    pub(super) fn is_synced(&self) -> bool {
+        self.synced == self.seq
+    }
+
+    pub(super) fn synced(&mut self, seq: u64) {
+        self.synced = self.synced.max(seq);
+    }
+
+    /// Replaces the slot, to be synced later.
+    pub(super) fn write_soon(&mut self, slot: Slot) -> io::Result<()> {
+        // Else both slots could be torn.
+        self.sync()?;
+        self.write_anyway(slot)
+    }
+
+    /// As [`write_soon`](Self::write_soon), whatever became of the write before.
+    pub(super) fn write_anyway(&mut self, slot: Slot) -> io::Result<()> {
         self.seq += 1;
         let mut bytes = Vec::with_capacity(SLOT_LEN + SUM);
         bytes.extend_from_slice(&self.seq.to_le_bytes());
@@ -201,8 +240,7 @@ impl Record {
         bytes.push(u8::from(slot.owner.is_some()));
         bytes.extend_from_slice(&slot.owner.map_or([0; 32], Owner::to_bytes));
         seal(&mut bytes);
-        self.file.write_all_at(&bytes, SLOTS + self.seq % 2 * SLOT)?;
-        self.file.sync_data()?;
+        self.data.file.write_all_at(&bytes, SLOTS + self.seq % 2 * SLOT)?;
         self.slot = slot;
         Ok(())
     }
@@ -238,7 +276,8 @@ impl Record {
             parse_slot(bytes.get(start..start + SLOT_LEN + SUM)?)
         });
         let (seq, slot) = slots.into_iter().flatten().max_by_key(|(seq, _)| *seq)?;
-        Some(Self { file, seq, id, key, slot })
+        // Whoever wrote it may have died before it was durable.
+        Some(Self { data: Arc::new(Data::new(file)), seq, synced: 0, id, key, slot })
     }
 }
 

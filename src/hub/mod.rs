@@ -387,6 +387,7 @@ impl Hub {
         self.tasks.spawn(async move {
             loop {
                 let next = tokio::select! {
+                    biased;
                     next = stream::next(&mut stats) => next,
                     () = send.closed() => return,
                     () = hard.cancelled() => None,
@@ -451,7 +452,10 @@ impl Hub {
             Entry::Open(resource) => Some(Arc::clone(resource)),
             Entry::Opening(_) => None,
         });
-        open.collect()
+        // In an order that a simulation can repeat.
+        let mut open: Vec<_> = open.collect();
+        open.sort_by(|a, b| a.key.cmp(&b.key));
+        open
     }
 
     /// Leaves what is lost to the next start: part of a shutdown.

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Owner;
 use crate::key::Key;
-use crate::storage::erased::{DynAppend, DynStorage};
+use crate::storage::erased::{BoxFuture, DynAppend, DynStorage};
 use crate::storage::{Life, Open, Stat, State, stream};
 use crate::streams::{Durability, Event};
 
@@ -194,7 +194,9 @@ impl Hub {
                 }
                 Try::Open(opening) => self.tasks.spawn(async move {
                     let append = hub.storage.open(&opening.key, wanted.how).await?;
-                    check(&wanted, &append.stat())?;
+                    if check(&wanted, &append.stat())? {
+                        hub.sync_before_told(append.as_ref()).await?;
+                    }
                     Ok(Some(opening.opened(append, wanted.owner)))
                 }),
             };
@@ -244,6 +246,14 @@ impl Hub {
             return Ok(Try::Again(at_once));
         }
         Ok(Try::Open(self.opening(&mut live, key)))
+    }
+
+    /// Makes durable what an earlier connection of an appender had stored: being told its length is an acknowledgement.
+    fn sync_before_told(&self, append: &dyn DynAppend) -> BoxFuture<'static, Result<u64>> {
+        match self.config.durability {
+            Durability::Process => Box::pin(std::future::ready(Ok(append.stat().len))),
+            _ => append.sync(),
+        }
     }
 
     /// Takes a key that nobody has.
@@ -546,6 +556,10 @@ impl Passing {
         if stat.life != resource.life {
             self.hub.end(resource, resource.len(), Phase::Cut(ErrorKind::NotFound));
             return Ok(None);
+        }
+        if let Err(error) = self.hub.sync_before_told(append.as_ref()).await {
+            self.hub.sync_failed(resource, &error);
+            return Err(error);
         }
         append.claim(attach.owner);
         let (before, holder, over) = {

@@ -24,6 +24,8 @@ mod append;
 mod cursor;
 mod progress;
 mod resource;
+#[cfg(test)]
+mod sim;
 
 pub(crate) use self::append::Lease;
 use self::append::{end_lost, stop_it};

@@ -308,6 +308,8 @@ impl Hub {
             }
             let Some(stat) = self.storage.stat(key).await? else { return Ok(None) };
             match stat.state {
+                // More may come, but not here; it isn't at rest.
+                State::Live | State::Lost if self.soft.is_cancelled() => return Err(ErrorKind::ShuttingDown.into()),
                 // It was live here a moment ago, or is live on another node.
                 State::Live => {
                     if !self.live().contains_key(key) {
@@ -315,7 +317,7 @@ impl Hub {
                     }
                 }
                 // Another node left it.
-                State::Lost if !self.soft.is_cancelled() => self.adopt(key.clone(), &stat),
+                State::Lost => self.adopt(key.clone(), &stat),
                 _ => return Ok(Some(Found::AtRest(stat))),
             }
         }

@@ -197,7 +197,11 @@ impl Hub {
                 Try::Open(opening) => self.tasks.spawn(async move {
                     let append = hub.storage.open(&opening.key, wanted.how).await?;
                     if check(&wanted, &append.stat())? {
-                        hub.sync_before_told(append.as_ref()).await?;
+                        match hub.sync_before_told(append.as_ref()).await {
+                            // Deleted or taken over meanwhile; look again.
+                            Err(error) if error.kind() == ErrorKind::Fenced => return Ok(None),
+                            synced => synced?,
+                        };
                     }
                     Ok(Some(opening.opened(append, wanted.owner)))
                 }),
@@ -562,6 +566,9 @@ impl Passing {
             return Ok(None);
         }
         if let Err(error) = self.hub.sync_before_told(append.as_ref()).await {
+            if error.kind() == ErrorKind::Fenced {
+                return Ok(None);
+            }
             self.hub.sync_failed(resource, &error);
             return Err(error);
         }

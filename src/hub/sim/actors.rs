@@ -29,7 +29,7 @@ pub(super) struct Session {
     create: bool,
     pub(super) life: Option<Life>,
     /// Where its first byte goes.
-    base: u64,
+    pub(super) base: u64,
     pub(super) acked: u64,
     /// The end of what it has sent at least once.
     sent: u64,
@@ -188,7 +188,7 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
     let (at, life) = (lease.resource().len(), lease.resource().life);
     let hold = {
         let mut inner = world.lock();
-        let hold = inner.hold(&session.key, lease.over(), session.owner);
+        let hold = inner.hold(&lease, session.owner);
         inner.say(format_args!("session {index} is in at {at} of {life:?}, resumed: {resumed}"));
         let knows = match (fresh, resumed) {
             (true, _) => {
@@ -234,9 +234,10 @@ fn acked(inner: &mut super::world::Inner, index: usize, life: Life, len: u64) {
     }
     session.acked = session.acked.max(len);
     let key = session.key.clone();
+    let own = len > session.base;
     let durable = inner.store.get(&key).filter(|res| res.life == life).map(|res| res.durable);
     if inner.plan.durability != Durability::Process {
-        let kept = durable.is_none_or(|durable| durable >= len);
+        let kept = !own || durable.is_none_or(|durable| durable >= len);
         inner.check(kept, format_args!("session {index} has {len} acknowledged, and {durable:?} are durable"));
     }
 }
@@ -489,7 +490,7 @@ pub(super) async fn evict(world: World, streams: Streams) {
     else {
         return;
     };
-    let hold = world.lock().hold(&session.key, lease.over(), session.owner);
+    let hold = world.lock().hold(&lease, session.owner);
     world.say(format_args!("session {} is evicted", session.id));
     tokio::select! {
         biased;

@@ -165,7 +165,7 @@ async fn settle(world: &World, streams: &Streams) {
             match streams.hub.attach(&key, Attach::new(Open::Continue)).await {
                 Ok(Attached::Open { lease, .. }) => {
                     let mut inner = world.lock();
-                    let hold = inner.hold(&key, lease.over(), None);
+                    let hold = inner.hold(&lease, None);
                     inner.release(hold, None);
                     drop(inner);
                     drop(lease);

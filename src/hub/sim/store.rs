@@ -126,7 +126,7 @@ fn cut(inner: &mut Inner, key: &Key) {
         inner.store.remove(key);
     }
     // An acknowledgement is for ever.
-    let broken = inner.sessions.iter().find(|s| s.key == *key && s.life == Some(life) && s.acked > durable);
+    let broken = inner.sessions.iter().find(|s| s.key == *key && s.life == Some(life) && s.acked > durable.max(s.base));
     if let Some(session) = broken {
         let (id, acked) = (session.id, session.acked);
         inner.fail(format_args!("session {id} has {acked} acknowledged, and {durable} are left"));

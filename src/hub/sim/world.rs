@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::super::Lease;
 use super::actors::Session;
 use super::store::Res;
 use crate::id::{AppenderId, Owner};
@@ -56,6 +57,7 @@ pub(super) struct Inner {
 
 struct Hold {
     key: Key,
+    life: Life,
     over: CancellationToken,
 }
 
@@ -231,8 +233,10 @@ impl World {
         match &inner.failed {
             None => Ok(inner.hash.wrapping_add(inner.loose)),
             Some(failed) => {
-                let from = inner.trace.len().saturating_sub(150);
-                Err(format!("{}\n{:#?}\n{failed}", inner.trace[from..].join("\n"), inner.plan))
+                // What comes after the first failure means little.
+                let upto = inner.trace.iter().position(|line| line.contains("WRONG")).unwrap_or_default() + 1;
+                let from = upto.saturating_sub(100);
+                Err(format!("{}\n{:?}\n{failed}", inner.trace[from..upto].join("\n"), inner.plan))
             }
         }
     }
@@ -380,7 +384,8 @@ impl Inner {
     // --- who holds
 
     /// An appender was let in.
-    pub(super) fn hold(&mut self, key: &Key, over: &CancellationToken, owner: Option<Owner>) -> u64 {
+    pub(super) fn hold(&mut self, lease: &Lease, owner: Option<Owner>) -> u64 {
+        let (key, life, over) = (&lease.resource().key, lease.resource().life, lease.over());
         let others = self.holds.values().filter(|hold| hold.key == *key && !hold.over.is_cancelled()).count();
         // It may have been taken over itself before it heard of it.
         if !over.is_cancelled() {
@@ -395,16 +400,18 @@ impl Inner {
         }
         self.forget(key);
         self.next_hold += 1;
-        self.holds.insert(self.next_hold, Hold { key: key.clone(), over: over.clone() });
+        self.holds.insert(self.next_hold, Hold { key: key.clone(), life, over: over.clone() });
         self.next_hold
     }
 
     /// An appender is about to end, or is lost if `owner` can come back.
     pub(super) fn release(&mut self, hold: u64, lost: Option<Owner>) {
-        let Some(Hold { key, over }) = self.holds.remove(&hold) else { return };
+        let Some(Hold { key, life, over }) = self.holds.remove(&hold) else { return };
         if let Some(owner) = lost {
+            // Deleted, and the hub is about to hear of it, or cut where the storage failed.
+            let there = self.store.get(&key).is_some_and(|res| res.life == life);
             // Where the storage failed the resource is out of the hub's hands, and is kept if it had any bytes of it.
-            let kept = match over.is_cancelled() {
+            let kept = match over.is_cancelled() || !there {
                 true => self.store.get(&key).is_some_and(|res| res.state == State::Lost && res.owner() == Some(owner)),
                 false => true,
             };

@@ -195,6 +195,14 @@ impl Hub {
                     self.tasks.spawn(async move { passing.run(wanted).await })
                 }
                 Try::Open(opening) => self.tasks.spawn(async move {
+                    // The storage failed while the hub gave it up, or another node left it: it is kept all the same.
+                    if let Some(stat) = hub.storage.stat(&opening.key).await?
+                        && stat.state == State::Lost
+                        && stat.owner != wanted.owner
+                    {
+                        opening.adopt(&stat);
+                        return Err(ErrorKind::Busy.into());
+                    }
                     let append = hub.storage.open(&opening.key, wanted.how).await?;
                     if check(&wanted, &append.stat())? {
                         match hub.sync_before_told(append.as_ref()).await {
@@ -521,6 +529,14 @@ struct Opening {
 }
 
 impl Opening {
+    /// Gives what turned out to be lost its grace.
+    fn adopt(self, stat: &Stat) {
+        if !self.hub.soft.is_cancelled() {
+            self.hub.live().remove(&self.key);
+            self.hub.adopt(self.key.clone(), stat);
+        }
+    }
+
     fn opened(self, mut append: Box<dyn DynAppend>, owner: Option<Owner>) -> Attached {
         let stat = append.stat();
         let resumed = owner.is_some() && stat.owner == owner;

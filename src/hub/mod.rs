@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Owner;
 use crate::key::Key;
-use crate::storage::erased::{DynAppend, DynStorage};
+use crate::storage::erased::{BoxFuture, DynAppend, DynStorage};
 use crate::storage::{Life, Open, Stat, State, stream};
 use crate::streams::{Durability, Event};
 
@@ -24,6 +24,8 @@ mod append;
 mod cursor;
 mod progress;
 mod resource;
+#[cfg(test)]
+mod sim;
 
 pub(crate) use self::append::Lease;
 use self::append::{end_lost, stop_it};
@@ -193,8 +195,22 @@ impl Hub {
                     self.tasks.spawn(async move { passing.run(wanted).await })
                 }
                 Try::Open(opening) => self.tasks.spawn(async move {
+                    // The storage failed while the hub gave it up, or another node left it: it is kept all the same.
+                    if let Some(stat) = hub.storage.stat(&opening.key).await?
+                        && stat.state == State::Lost
+                        && stat.owner != wanted.owner
+                    {
+                        opening.adopt(&stat);
+                        return Err(ErrorKind::Busy.into());
+                    }
                     let append = hub.storage.open(&opening.key, wanted.how).await?;
-                    check(&wanted, &append.stat())?;
+                    if check(&wanted, &append.stat())? {
+                        match hub.sync_before_told(append.as_ref()).await {
+                            // Deleted or taken over meanwhile; look again.
+                            Err(error) if error.kind() == ErrorKind::Fenced => return Ok(None),
+                            synced => synced?,
+                        };
+                    }
                     Ok(Some(opening.opened(append, wanted.owner)))
                 }),
             };
@@ -244,6 +260,14 @@ impl Hub {
             return Ok(Try::Again(at_once));
         }
         Ok(Try::Open(self.opening(&mut live, key)))
+    }
+
+    /// Makes durable what an earlier connection of an appender had stored: being told its length is an acknowledgement.
+    fn sync_before_told(&self, append: &dyn DynAppend) -> BoxFuture<'static, Result<u64>> {
+        match self.config.durability {
+            Durability::Process => Box::pin(std::future::ready(Ok(append.stat().len))),
+            _ => append.sync(),
+        }
     }
 
     /// Takes a key that nobody has.
@@ -296,6 +320,8 @@ impl Hub {
             }
             let Some(stat) = self.storage.stat(key).await? else { return Ok(None) };
             match stat.state {
+                // More may come, but not here; it isn't at rest.
+                State::Live | State::Lost if self.soft.is_cancelled() => return Err(ErrorKind::ShuttingDown.into()),
                 // It was live here a moment ago, or is live on another node.
                 State::Live => {
                     if !self.live().contains_key(key) {
@@ -303,7 +329,7 @@ impl Hub {
                     }
                 }
                 // Another node left it.
-                State::Lost if !self.soft.is_cancelled() => self.adopt(key.clone(), &stat),
+                State::Lost => self.adopt(key.clone(), &stat),
                 _ => return Ok(Some(Found::AtRest(stat))),
             }
         }
@@ -387,6 +413,7 @@ impl Hub {
         self.tasks.spawn(async move {
             loop {
                 let next = tokio::select! {
+                    biased;
                     next = stream::next(&mut stats) => next,
                     () = send.closed() => return,
                     () = hard.cancelled() => None,
@@ -451,7 +478,10 @@ impl Hub {
             Entry::Open(resource) => Some(Arc::clone(resource)),
             Entry::Opening(_) => None,
         });
-        open.collect()
+        // In an order that a simulation can repeat.
+        let mut open: Vec<_> = open.collect();
+        open.sort_by(|a, b| a.key.cmp(&b.key));
+        open
     }
 
     /// Leaves what is lost to the next start: part of a shutdown.
@@ -499,6 +529,14 @@ struct Opening {
 }
 
 impl Opening {
+    /// Gives what turned out to be lost its grace.
+    fn adopt(self, stat: &Stat) {
+        if !self.hub.soft.is_cancelled() {
+            self.hub.live().remove(&self.key);
+            self.hub.adopt(self.key.clone(), stat);
+        }
+    }
+
     fn opened(self, mut append: Box<dyn DynAppend>, owner: Option<Owner>) -> Attached {
         let stat = append.stat();
         let resumed = owner.is_some() && stat.owner == owner;
@@ -542,6 +580,13 @@ impl Passing {
         if stat.life != resource.life {
             self.hub.end(resource, resource.len(), Phase::Cut(ErrorKind::NotFound));
             return Ok(None);
+        }
+        if let Err(error) = self.hub.sync_before_told(append.as_ref()).await {
+            if error.kind() == ErrorKind::Fenced {
+                return Ok(None);
+            }
+            self.hub.sync_failed(resource, &error);
+            return Err(error);
         }
         append.claim(attach.owner);
         let (before, holder, over) = {

@@ -28,7 +28,7 @@
 //! |---|---|
 //! | [`HttpFStreamLayer`], [`HttpFStream`] | the layer, and the service that it makes |
 //! | [`Access`], [`Grant`], [`Denied`] | who may do what |
-//! | [`Streams`] | append, follow, list, delete, listen, serve and shut down in the process; [`Appender`], [`Follower`], [`Events`] |
+//! | [`Streams`] | append, follow, list, delete, listen, serve and shut down in the process; [`Appender`], [`AppenderId`], [`Follower`], [`Events`] |
 //! | [`storage`] | where bytes live: files, memory, or one's own, with the contract that it has to keep |
 //! | [`Error`], [`ErrorKind`] | what went wrong |
 //! | [`Key`] | the name of a resource |

@@ -192,34 +192,83 @@ async fn fault_30_the_same_appender_takes_over_at_once_and_the_ghost_is_fenced()
     }
 }
 
-/// A short form; `tests/external/takeover.sh` has the long one.
+/// A short form; `HTTPFSTREAM_TAKEOVERS` is how many rounds, and `tests/external/takeover.sh` has the long one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_30_ghosts_reconnects_and_strangers_never_mix_bytes() {
-    for Store { name, layer, .. } in stores() {
+    let rounds = std::env::var("HTTPFSTREAM_TAKEOVERS").map_or(40, |rounds| rounds.parse::<usize>().unwrap());
+    let (mut of_ghosts, mut stores) = (0, stores().into_iter());
+    for (round, half) in [rounds / 2, rounds - rounds / 2].into_iter().enumerate() {
+        let Store { name, layer, .. } = stores.next().unwrap();
         let server = serve(layer).await;
-        for round in 0..20u8 {
-            let key = format!("r{round}");
-            let (mut ghost, _) = append(&server, &key, ID).await;
-            let ghosting = tokio::spawn(async move {
-                let frame = common::client_frame(0x82, &[b'g'; 64]);
-                use tokio::io::AsyncWriteExt;
-                while ghost.stream.write_all(&frame).await.is_ok() {
-                    tokio::task::yield_now().await;
-                }
-            });
-            let target = format!("/{key}?verb=APPEND");
-            let stranger = refused(&server, &target, &[("Appender-Id", OTHER)]);
-            let again = append(&server, &key, ID);
-            let (stranger, (mut out, told)) = tokio::join!(stranger, again);
-            assert_eq!((stranger.0, &stranger.1[..]), (409, "busy"), "{name}");
-            let at = told["offset"].as_u64().unwrap();
-            send(&mut out, b"end").await;
-            finish(&mut out, json!({"finish": true}), at + 3).await;
-            let stored = server.get(&format!("/{key}")).await.body;
-            assert_eq!(stored, [vec![b'g'; at as usize], b"end".to_vec()].concat(), "{name} round {round}");
-            ghosting.abort();
+        for i in 0..half {
+            of_ghosts += takeover(&server, name, &format!("r{round}-{i}"), i).await;
         }
     }
+    println!("takeover: {rounds} rounds, one winner each, {of_ghosts} bytes of ghosts before their fence, 0 after it");
+}
+
+/// One ghost that goes on sending, one stranger, one that comes back; how much of the ghost was stored.
+async fn takeover(server: &Server, name: &str, key: &str, round: usize) -> u64 {
+    use tokio::io::AsyncWriteExt;
+    let target = format!("/{key}?verb=APPEND");
+    let (mut ghost, _) = append(server, key, ID).await;
+    let ghosting = tokio::spawn(async move {
+        // Whole messages, halves of them, one byte at a time; all in flight when it is fenced.
+        let frame = common::client_frame(0x82, &[b'g'; 640]);
+        let piece = [frame.len(), frame.len() / 2, 1][round % 3];
+        'sending: loop {
+            for piece in frame.chunks(piece) {
+                if ghost.stream.write_all(piece).await.is_err() {
+                    break 'sending;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    // Some come at once, some when the ghost is well under way.
+    let enough = [0, 1, 5_000, 50_000][round / 3 % 4];
+    soon("the ghost to get on", async {
+        while server.streams.stat(key).await.unwrap().is_none_or(|stat| stat.len < enough) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (stranger, again) = tokio::join!(refused(server, &target, &[("Appender-Id", OTHER)]), append(server, key, ID),);
+    assert_eq!((stranger.0, &stranger.1[..]), (409, "busy"), "{name}");
+    let (mut out, told) = again;
+    let at = told["offset"].as_u64().unwrap();
+    assert!(at >= enough, "{name}: {at} of {enough}");
+    send(&mut out, b"between").await;
+    acked(&mut out, at + 7).await;
+    let stranger = refused(server, &target, &[("Appender-Id", OTHER)]).await;
+    assert_eq!((stranger.0, &stranger.1[..]), (409, "busy"), "{name}");
+    send(&mut out, b" and end").await;
+    finish(&mut out, json!({"finish": true}), at + 15).await;
+    let stored = server.get(&format!("/{key}")).await.body;
+    assert!(stored == [vec![b'g'; at as usize], b"between and end".to_vec()].concat(), "{name} {key}");
+    server.streams.delete(key).await.unwrap();
+    ghosting.abort();
+    at
+}
+
+#[tokio::test]
+async fn fault_42_a_slow_sync_holds_up_acknowledgements_and_nothing_else() {
+    let storage = Spy::new(MemoryStorage::new(1 << 30));
+    let watch = storage.watch.clone();
+    let server = serve(HttpFStreamLayer::new(storage).plain_http(true)).await;
+    let (mut out, _) = append(&server, "a", ID).await;
+    let (mut follower, _) = follow(&server, "a", "").await;
+    let gate = watch.hold_syncs();
+    let data = pattern(0, 4_000_000);
+    for piece in data.chunks(40_000) {
+        send(&mut out, piece).await;
+    }
+    // All of it is stored and followed while the first sync hangs, and no second one waits behind it.
+    assert!(binary(&mut follower, data.len()).await == data);
+    assert_eq!(watch.now().syncs_begun, 1);
+    drop(gate);
+    acked(&mut out, data.len() as u64).await;
+    assert!(watch.now().syncs_begun <= 3, "{:?}", watch.now());
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use httpfstream::storage::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
 use httpfstream::{ErrorKind, Key, Result};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::soon;
 
@@ -23,6 +23,7 @@ pub struct Calls {
     pub deletes: usize,
     pub appends: usize,
     pub appended: u64,
+    pub syncs_begun: usize,
     pub syncs: usize,
     /// The longest length that a sync was told for.
     pub synced: u64,
@@ -42,6 +43,8 @@ pub struct Watch {
     calls: Arc<watch::Sender<Calls>>,
     /// Syncs fail from now on.
     pub fail_syncs: Arc<AtomicBool>,
+    /// Syncs take a permit, and give it back.
+    syncing: Arc<Semaphore>,
     meanwhile: Arc<Mutex<Option<Hook>>>,
 }
 
@@ -50,7 +53,8 @@ type Hook = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sy
 impl<S> Spy<S> {
     pub fn new(inner: S) -> Self {
         let calls = Arc::new(watch::Sender::new(Calls::default()));
-        Self { inner, watch: Watch { calls, fail_syncs: Arc::default(), meanwhile: Arc::default() } }
+        let syncing = Arc::new(Semaphore::new(1000));
+        Self { inner, watch: Watch { calls, fail_syncs: Arc::default(), syncing, meanwhile: Arc::default() } }
     }
 }
 
@@ -63,6 +67,11 @@ impl Watch {
     pub async fn until(&self, what: &str, so: impl FnMut(&Calls) -> bool) -> Calls {
         let mut calls = self.calls.subscribe();
         soon(what, calls.wait_for(so)).await.unwrap().clone()
+    }
+
+    /// Syncs hang until what this returns is dropped.
+    pub fn hold_syncs(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.syncing).try_acquire_many_owned(1000).unwrap()
     }
 
     /// Does this before and after each look into the storage, while whoever looks waits.
@@ -148,6 +157,8 @@ impl<A: Append> Append for SpyAppend<A> {
     fn sync(&self) -> Self::Sync {
         let (sync, watch) = (self.inner.sync(), self.watch.clone());
         Box::pin(async move {
+            watch.count(|calls| calls.syncs_begun += 1);
+            let _permit = watch.syncing.acquire().await.unwrap();
             let synced = match watch.fail_syncs.load(Ordering::Relaxed) {
                 true => Err(ErrorKind::Storage.into()),
                 false => sync.await,

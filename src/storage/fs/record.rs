@@ -178,6 +178,8 @@ impl Record {
         head.extend_from_slice(key.as_str().as_bytes());
         seal(&mut head);
         file.write_all_at(&head, 0)?;
+        // The place of the other slot, which can't be read yet: a sync must not fail where the disk is full by then.
+        file.write_all_at(&[0; SLOT_LEN + SUM], SLOTS)?;
         let mut record = Self { data: Arc::new(Data::new(file)), seq: 0, synced: 0, id, key: key.clone(), slot };
         record.write(slot)?;
         dir.rename(&temporary, name)?;

@@ -68,6 +68,7 @@ impl SimStore {
     fn failed(&self, what: &str, key: &Key) -> Error {
         self.world.say(format_args!("store: {what} {key} fails"));
         self.world.lock().count("storage failures");
+        self.world.lock().shaken(key);
         Error::storage("injected")
     }
 }

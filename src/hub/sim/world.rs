@@ -438,6 +438,13 @@ impl Inner {
         self.perhaps_lost_at.retain(|(of, _), _| of != key);
     }
 
+    /// The storage failed: what it doesn't know to be lost need not be kept any more.
+    pub(super) fn shaken(&mut self, key: &Key) {
+        if self.store.get(key).is_none_or(|res| res.state != State::Lost) {
+            self.lost_at.retain(|(of, _), _| of != key);
+        }
+    }
+
     /// The hub gives up on a lost appender.
     pub(super) fn given_up(&mut self, key: &Key, owner: Owner) {
         let (now, grace) = (self.now(), self.plan.grace);

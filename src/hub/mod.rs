@@ -277,15 +277,17 @@ impl Hub {
         Opening { hub: Arc::clone(self), key: key.clone(), settled }
     }
 
-    /// Ends a lost resource when its grace is over, unless its appender is back by then.
+    /// Ends a lost resource when its grace is over, unless its appender is back by then. A shutdown leaves it to the next
+    /// start.
     fn start_grace(self: &Arc<Self>, resource: &Arc<Resource>, holder: u64, runtime: &Handle) {
         let (hub, resource) = (Arc::clone(self), Arc::clone(resource));
         let waiting = async move {
-            tokio::select! {
+            let stopping = tokio::select! {
                 biased;
                 () = resource.ended.cancelled() => return,
-                () = tokio::time::sleep(hub.config.grace) => {}
-            }
+                () = hub.soft.cancelled() => true,
+                () = tokio::time::sleep(hub.config.grace) => false,
+            };
             let left = {
                 let mut held = resource.held();
                 let here = held.holder == holder;
@@ -298,7 +300,11 @@ impl Hub {
                     _ => return,
                 }
             };
-            end_lost(hub, resource, left).await;
+            match left {
+                Some(append) if stopping => stop_it(hub, resource, append).await,
+                None if stopping => hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown)),
+                left => end_lost(hub, resource, left).await,
+            }
         };
         self.tasks.spawn_on(waiting, runtime);
     }
@@ -482,23 +488,6 @@ impl Hub {
         let mut open: Vec<_> = open.collect();
         open.sort_by(|a, b| a.key.cmp(&b.key));
         open
-    }
-
-    /// Leaves what is lost to the next start: part of a shutdown.
-    pub(crate) fn stop_lost(self: &Arc<Self>) {
-        for resource in self.open_resources() {
-            let left = {
-                let mut held = resource.held();
-                match &mut held.place {
-                    Place::Lost(left) => left.take(),
-                    _ => continue,
-                }
-            };
-            match left {
-                Some(append) => drop(self.tasks.spawn(stop_it(Arc::clone(self), resource, append))),
-                None => self.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown)),
-            }
-        }
     }
 
     /// Ends what is still open: the last step of a shutdown.

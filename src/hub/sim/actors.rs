@@ -398,7 +398,7 @@ impl Connection<'_> {
         {
             let mut inner = world.lock();
             inner.sessions[index].finish_sent = true;
-            inner.release(hold, None);
+            inner.finishing(hold, &self.session.key, self.session.owner);
             inner.say(format_args!("session {index} finishes"));
         }
         let patience = match world.chance(30) {
@@ -458,7 +458,7 @@ impl Connection<'_> {
             }
             world.say(format_args!("the ghost of session {index} ends, {:?}", appended.as_ref().err().map(|e| e.kind())));
             if appended.is_ok() && finishes && !lease.over().is_cancelled() {
-                world.lock().release(hold, None);
+                world.lock().finishing(hold, &session.key, owner);
                 within(&world, "a ghost's finish", lease.finish(End::Finished)).await;
             } else if hub.soft.is_cancelled() && world.chance(50) {
                 world.lock().release(hold, None);
@@ -533,7 +533,7 @@ pub(super) async fn follow(world: World, streams: Streams, index: u64, stop: Can
                 world.say(format_args!("follower {index} at {} of {:?}", follower.offset(), follower.life()));
                 let right = reached.is_none_or(|reached| reached == (follower.life(), follower.offset()));
                 world.check(right, format_args!("follower {index} goes on elsewhere"));
-                let ended = read(&world, index, &mut follower, &stop).await;
+                let ended = read(&world, index, &mut follower, &stop, false).await;
                 reached = (!ended && world.chance(80)).then(|| (follower.life(), follower.offset()));
             }
             Err(error) => {
@@ -557,10 +557,16 @@ pub(super) async fn follow(world: World, streams: Streams, index: u64, stop: Can
     }
 }
 
-/// Reads until the end, or until the follower has enough. `true`: it was told the end.
-pub(super) async fn read(world: &World, index: u64, follower: &mut Follower, stop: &CancellationToken) -> bool {
+/// Reads until the end, or until an impatient follower has enough. `true`: it was told the end.
+pub(super) async fn read(
+    world: &World,
+    index: u64,
+    follower: &mut Follower,
+    stop: &CancellationToken,
+    patient: bool,
+) -> bool {
     loop {
-        let enough = match world.chance(10) {
+        let enough = match !patient && world.chance(10) {
             true => Duration::from_millis(world.draw(3000)),
             false => Duration::MAX,
         };

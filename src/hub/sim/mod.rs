@@ -191,11 +191,7 @@ async fn settle(world: &World, streams: &Streams) {
             world.fail(format_args!("{key} can't be followed at the end"));
             continue;
         };
-        while !actors::read(world, 99, &mut follower, &CancellationToken::new()).await {
-            if follower.state() == State::Interrupted {
-                break;
-            }
-        }
+        actors::read(world, 99, &mut follower, &CancellationToken::new(), true).await;
         let len = world.lock().store.get(&key).map(|res| res.bytes.len() as u64);
         world.check(Some(follower.offset()) == len, format_args!("the last follower of {key} misses something"));
     }

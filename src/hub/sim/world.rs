@@ -427,6 +427,14 @@ impl Inner {
         }
     }
 
+    /// An appender asks for its end, which may fail.
+    pub(super) fn finishing(&mut self, hold: u64, key: &Key, owner: Option<Owner>) {
+        self.release(hold, None);
+        if let Some(owner) = owner {
+            self.went(key, owner);
+        }
+    }
+
     /// Somebody went away before it heard whether it was let in.
     pub(super) fn went(&mut self, key: &Key, owner: Owner) {
         let now = self.now();

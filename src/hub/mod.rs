@@ -195,13 +195,15 @@ impl Hub {
                     self.tasks.spawn(async move { passing.run(wanted).await })
                 }
                 Try::Open(opening) => self.tasks.spawn(async move {
-                    // The storage failed while the hub gave it up, or another node left it: it is kept all the same.
-                    if let Some(stat) = hub.storage.stat(&opening.key).await?
-                        && stat.state == State::Lost
-                        && stat.owner != wanted.owner
-                    {
-                        opening.adopt(&stat);
-                        return Err(ErrorKind::Busy.into());
+                    match hub.storage.stat(&opening.key).await? {
+                        // By another node, or by one whose sync failed; nobody knows yet whom it is kept for.
+                        Some(stat) if stat.state == State::Live => return Err(ErrorKind::Busy.into()),
+                        // The storage failed while the hub gave it up, or another node left it: it is kept all the same.
+                        Some(stat) if stat.state == State::Lost && stat.owner != wanted.owner => {
+                            opening.adopt(&stat);
+                            return Err(ErrorKind::Busy.into());
+                        }
+                        _ => {}
                     }
                     let append = hub.storage.open(&opening.key, wanted.how).await?;
                     if check(&wanted, &append.stat())? {

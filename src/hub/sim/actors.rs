@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Attach, Attached, Lease};
+use super::super::{Attach, Attached, Entry, Lease};
 use super::world::{World, byte};
 use crate::error::{ErrorKind, Result};
 use crate::id::Owner;
@@ -278,6 +278,9 @@ impl Connection<'_> {
             }
             if lease.over().is_cancelled() {
                 let why = lease.over_as();
+                let plan = world.plan();
+                let right = why != ErrorKind::Storage || plan.faults > 0;
+                world.check(right, format_args!("session {index} is told that the storage failed, and it didn't"));
                 self.lose(lease);
                 return gone(why);
             }
@@ -463,7 +466,7 @@ impl Connection<'_> {
                 "the ghost of session {index} ends, {:?}",
                 appended.as_ref().err().map(|e| e.kind())
             ));
-            if appended.is_ok() && finishes && !lease.over().is_cancelled() {
+            if appended.is_ok() && finishes {
                 world.lock().finishing(hold, &session.key, owner);
                 within(&world, "a ghost's finish", lease.finish(End::Finished)).await;
             } else if hub.soft.is_cancelled() && world.chance(50) {
@@ -511,8 +514,33 @@ pub(super) async fn evict(world: World, streams: Streams) {
 pub(super) async fn delete(world: World, streams: Streams) {
     world.nap(9000).await;
     let key = key(world.draw(world.plan().keys));
-    let deleted = within(&world, "delete", streams.delete(key.as_str())).await;
+    let patience = match world.chance(40) {
+        true => Duration::from_millis(world.draw(60)),
+        false => Duration::MAX,
+    };
+    let deleted = tokio::select! {
+        biased;
+        deleted = within(&world, "delete", streams.delete(key.as_str())) => deleted,
+        () = tokio::time::sleep(patience) => {
+            world.say(format_args!("who deletes {key} doesn't wait for it"));
+            tokio::time::sleep(if world.plan().slow { BOUND } else { Duration::from_millis(300) }).await;
+            None
+        }
+    };
     world.say(format_args!("delete {key}: {:?}", deleted.map(|done| done.map_err(|error| error.kind()))));
+    // The hub has heard of it.
+    let open = match streams.hub.live().get(&key) {
+        Some(Entry::Open(resource)) => Some(resource.life),
+        _ => None,
+    };
+    let inner = world.lock();
+    let stored = inner.store.get(&key).map(|res| res.life);
+    drop(inner);
+    if let Some(life) = open {
+        let faults = world.plan().faults > 0;
+        let right = stored == Some(life) || faults;
+        world.check(right, format_args!("{key} is gone, and {life:?} is open"));
+    }
 }
 
 /// A follower that comes back again and again.

@@ -305,11 +305,12 @@ impl Streams {
         hub.soft.cancel();
         hub.tasks.close();
         hub.leases.close();
-        hub.stop_lost();
         let done = async {
-            // The last lease's end may still be running as a task, so tasks come second.
-            hub.leases.wait().await;
-            hub.tasks.wait().await;
+            // The last lease's end may still be running as a task, and one that was let in at the last moment too.
+            while !(hub.leases.is_empty() && hub.tasks.is_empty()) {
+                hub.leases.wait().await;
+                hub.tasks.wait().await;
+            }
         };
         if tokio::time::timeout(grace, done).await.is_err() {
             hub.cut_all();

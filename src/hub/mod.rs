@@ -195,13 +195,15 @@ impl Hub {
                     self.tasks.spawn(async move { passing.run(wanted).await })
                 }
                 Try::Open(opening) => self.tasks.spawn(async move {
-                    // The storage failed while the hub gave it up, or another node left it: it is kept all the same.
-                    if let Some(stat) = hub.storage.stat(&opening.key).await?
-                        && stat.state == State::Lost
-                        && stat.owner != wanted.owner
-                    {
-                        opening.adopt(&stat);
-                        return Err(ErrorKind::Busy.into());
+                    match hub.storage.stat(&opening.key).await? {
+                        // By another node, or by one whose sync failed; nobody knows yet whom it is kept for.
+                        Some(stat) if stat.state == State::Live => return Err(ErrorKind::Busy.into()),
+                        // The storage failed while the hub gave it up, or another node left it: it is kept all the same.
+                        Some(stat) if stat.state == State::Lost && stat.owner != wanted.owner => {
+                            opening.adopt(&stat);
+                            return Err(ErrorKind::Busy.into());
+                        }
+                        _ => {}
                     }
                     let append = hub.storage.open(&opening.key, wanted.how).await?;
                     if check(&wanted, &append.stat())? {
@@ -277,15 +279,17 @@ impl Hub {
         Opening { hub: Arc::clone(self), key: key.clone(), settled }
     }
 
-    /// Ends a lost resource when its grace is over, unless its appender is back by then.
+    /// Ends a lost resource when its grace is over, unless its appender is back by then. A shutdown leaves it to the next
+    /// start.
     fn start_grace(self: &Arc<Self>, resource: &Arc<Resource>, holder: u64, runtime: &Handle) {
         let (hub, resource) = (Arc::clone(self), Arc::clone(resource));
         let waiting = async move {
-            tokio::select! {
+            let stopping = tokio::select! {
                 biased;
                 () = resource.ended.cancelled() => return,
-                () = tokio::time::sleep(hub.config.grace) => {}
-            }
+                () = hub.soft.cancelled() => true,
+                () = tokio::time::sleep(hub.config.grace) => false,
+            };
             let left = {
                 let mut held = resource.held();
                 let here = held.holder == holder;
@@ -298,7 +302,11 @@ impl Hub {
                     _ => return,
                 }
             };
-            end_lost(hub, resource, left).await;
+            match left {
+                Some(append) if stopping => stop_it(hub, resource, append).await,
+                None if stopping => hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown)),
+                left => end_lost(hub, resource, left).await,
+            }
         };
         self.tasks.spawn_on(waiting, runtime);
     }
@@ -482,23 +490,6 @@ impl Hub {
         let mut open: Vec<_> = open.collect();
         open.sort_by(|a, b| a.key.cmp(&b.key));
         open
-    }
-
-    /// Leaves what is lost to the next start: part of a shutdown.
-    pub(crate) fn stop_lost(self: &Arc<Self>) {
-        for resource in self.open_resources() {
-            let left = {
-                let mut held = resource.held();
-                match &mut held.place {
-                    Place::Lost(left) => left.take(),
-                    _ => continue,
-                }
-            };
-            match left {
-                Some(append) => drop(self.tasks.spawn(stop_it(Arc::clone(self), resource, append))),
-                None => self.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown)),
-            }
-        }
     }
 
     /// Ends what is still open: the last step of a shutdown.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Attach, Attached, Lease};
+use super::super::{Attach, Attached, Entry, Lease};
 use super::world::{World, byte};
 use crate::error::{ErrorKind, Result};
 use crate::id::Owner;
@@ -246,7 +246,10 @@ fn acked(inner: &mut super::world::Inner, index: usize, life: Life, len: u64) {
 fn finished(inner: &mut super::world::Inner, index: usize, life: Life, len: u64) -> Next {
     let session = &inner.sessions[index];
     let (end, of) = (session.end(), session.life);
-    inner.check(len == end && Some(life) == of, format_args!("session {index} finished at {len} of {life:?}, not {end}"));
+    inner.check(
+        len == end && Some(life) == of,
+        format_args!("session {index} finished at {len} of {life:?}, not {end}"),
+    );
     let clean = [State::Finished, State::Sealed].iter().any(|state| inner.has_ended(life, len, *state));
     inner.check(clean, format_args!("session {index} is told finished, and {life:?} didn't at {len}"));
     acked(inner, index, life, len);
@@ -275,6 +278,9 @@ impl Connection<'_> {
             }
             if lease.over().is_cancelled() {
                 let why = lease.over_as();
+                let plan = world.plan();
+                let right = why != ErrorKind::Storage || plan.faults > 0;
+                world.check(right, format_args!("session {index} is told that the storage failed, and it didn't"));
                 self.lose(lease);
                 return gone(why);
             }
@@ -398,7 +404,7 @@ impl Connection<'_> {
         {
             let mut inner = world.lock();
             inner.sessions[index].finish_sent = true;
-            inner.release(hold, None);
+            inner.finishing(hold, &self.session.key, self.session.owner);
             inner.say(format_args!("session {index} finishes"));
         }
         let patience = match world.chance(30) {
@@ -456,9 +462,12 @@ impl Connection<'_> {
                 () = lease.over().cancelled() => {}
                 () = world.nap(1500) => {}
             }
-            world.say(format_args!("the ghost of session {index} ends, {:?}", appended.as_ref().err().map(|e| e.kind())));
-            if appended.is_ok() && finishes && !lease.over().is_cancelled() {
-                world.lock().release(hold, None);
+            world.say(format_args!(
+                "the ghost of session {index} ends, {:?}",
+                appended.as_ref().err().map(|e| e.kind())
+            ));
+            if appended.is_ok() && finishes {
+                world.lock().finishing(hold, &session.key, owner);
                 within(&world, "a ghost's finish", lease.finish(End::Finished)).await;
             } else if hub.soft.is_cancelled() && world.chance(50) {
                 world.lock().release(hold, None);
@@ -486,7 +495,8 @@ pub(super) async fn evict(world: World, streams: Streams) {
     let sessions = world.lock().sessions.clone();
     let session = &sessions[world.draw(sessions.len() as u64) as usize];
     let attach = Attach { owner: session.owner, ..Attach::new(Open::Continue) };
-    let Some(Ok(Attached::Open { lease, .. })) = within(&world, "attach", streams.hub.attach(&session.key, attach)).await
+    let Some(Ok(Attached::Open { lease, .. })) =
+        within(&world, "attach", streams.hub.attach(&session.key, attach)).await
     else {
         return;
     };
@@ -504,8 +514,33 @@ pub(super) async fn evict(world: World, streams: Streams) {
 pub(super) async fn delete(world: World, streams: Streams) {
     world.nap(9000).await;
     let key = key(world.draw(world.plan().keys));
-    let deleted = within(&world, "delete", streams.delete(key.as_str())).await;
+    let patience = match world.chance(40) {
+        true => Duration::from_millis(world.draw(60)),
+        false => Duration::MAX,
+    };
+    let deleted = tokio::select! {
+        biased;
+        deleted = within(&world, "delete", streams.delete(key.as_str())) => deleted,
+        () = tokio::time::sleep(patience) => {
+            world.say(format_args!("who deletes {key} doesn't wait for it"));
+            tokio::time::sleep(if world.plan().slow { BOUND } else { Duration::from_millis(300) }).await;
+            None
+        }
+    };
     world.say(format_args!("delete {key}: {:?}", deleted.map(|done| done.map_err(|error| error.kind()))));
+    // The hub has heard of it.
+    let open = match streams.hub.live().get(&key) {
+        Some(Entry::Open(resource)) => Some(resource.life),
+        _ => None,
+    };
+    let inner = world.lock();
+    let stored = inner.store.get(&key).map(|res| res.life);
+    drop(inner);
+    if let Some(life) = open {
+        let faults = world.plan().faults > 0;
+        let right = stored == Some(life) || faults;
+        world.check(right, format_args!("{key} is gone, and {life:?} is open"));
+    }
 }
 
 /// A follower that comes back again and again.
@@ -533,14 +568,15 @@ pub(super) async fn follow(world: World, streams: Streams, index: u64, stop: Can
                 world.say(format_args!("follower {index} at {} of {:?}", follower.offset(), follower.life()));
                 let right = reached.is_none_or(|reached| reached == (follower.life(), follower.offset()));
                 world.check(right, format_args!("follower {index} goes on elsewhere"));
-                let ended = read(&world, index, &mut follower, &stop).await;
+                let ended = read(&world, index, &mut follower, &stop, false).await;
                 reached = (!ended && world.chance(80)).then(|| (follower.life(), follower.offset()));
             }
             Err(error) => {
                 world.say(format_args!("follower {index} of {key}: {:?}", error.kind()));
                 match error.kind() {
                     ErrorKind::PastEnd => {
-                        world.check(reached.is_none(), format_args!("follower {index} saw more of {key} than there is"));
+                        world
+                            .check(reached.is_none(), format_args!("follower {index} saw more of {key} than there is"));
                     }
                     ErrorKind::ShuttingDown => return,
                     ErrorKind::NotFound | ErrorKind::Life => reached = None,
@@ -557,10 +593,16 @@ pub(super) async fn follow(world: World, streams: Streams, index: u64, stop: Can
     }
 }
 
-/// Reads until the end, or until the follower has enough. `true`: it was told the end.
-pub(super) async fn read(world: &World, index: u64, follower: &mut Follower, stop: &CancellationToken) -> bool {
+/// Reads until the end, or until an impatient follower has enough. `true`: it was told the end.
+pub(super) async fn read(
+    world: &World,
+    index: u64,
+    follower: &mut Follower,
+    stop: &CancellationToken,
+    patient: bool,
+) -> bool {
     loop {
-        let enough = match world.chance(10) {
+        let enough = match !patient && world.chance(10) {
             true => Duration::from_millis(world.draw(3000)),
             false => Duration::MAX,
         };

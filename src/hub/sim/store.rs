@@ -68,6 +68,7 @@ impl SimStore {
     fn failed(&self, what: &str, key: &Key) -> Error {
         self.world.say(format_args!("store: {what} {key} fails"));
         self.world.lock().count("storage failures");
+        self.world.lock().shaken(key);
         Error::storage("injected")
     }
 }
@@ -142,19 +143,20 @@ impl Storage for SimStore {
             return Err(self.failed("open", key));
         }
         let wait = self.world.chance(50);
-        let held = loop {
+        let (held, stat) = loop {
             {
                 let mut inner = self.world.lock();
                 let busy = inner.store.get(key).is_some_and(|res| res.busy > 0);
                 // What is in flight is waited for, or has no effect any more.
                 if !(busy && wait && how == Open::Takeover) {
-                    break open(&mut inner, self, key, how)?;
+                    let lease = open(&mut inner, key, how)?;
+                    let stat = inner.store.get(key).map(Res::stat).ok_or(ErrorKind::Storage)?;
+                    break (Held(Grip { store: self.clone(), key: key.clone(), lease }), stat);
                 }
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         };
         self.world.pause().await;
-        let stat = self.world.lock().store.get(key).map(Res::stat).ok_or(ErrorKind::Fenced)?;
         Ok(SimAppend { held: Arc::new(held), stat, claimed: None })
     }
 
@@ -234,7 +236,8 @@ impl Storage for SimStore {
     }
 }
 
-fn open(inner: &mut Inner, store: &SimStore, key: &Key, how: Open) -> Result<Held> {
+/// Gives the number of the lease.
+fn open(inner: &mut Inner, key: &Key, how: Open) -> Result<u64> {
     let there = inner.store.get(key).map(|res| (res.lease, res.poisoned, res.state));
     if let Some((lease, poisoned, state)) = there {
         match (lease, how) {
@@ -259,6 +262,8 @@ fn open(inner: &mut Inner, store: &SimStore, key: &Key, how: Open) -> Result<Hel
         None => {
             let life = inner.new_life(Told::default());
             inner.ended(life, 0, State::Interrupted);
+            // Whoever lost it had not even begun.
+            inner.forget(key);
             let res = Res {
                 life,
                 bytes: Vec::new(),
@@ -275,7 +280,7 @@ fn open(inner: &mut Inner, store: &SimStore, key: &Key, how: Open) -> Result<Hel
         }
     }
     inner.say(format_args!("store: {how:?} {key} as {lease}"));
-    Ok(Held(Grip { store: store.clone(), key: key.clone(), lease }))
+    Ok(lease)
 }
 
 /// Dropped once the appender and all that it had running is gone.

@@ -427,6 +427,14 @@ impl Inner {
         }
     }
 
+    /// An appender asks for its end, which may fail.
+    pub(super) fn finishing(&mut self, hold: u64, key: &Key, owner: Option<Owner>) {
+        self.release(hold, None);
+        if let Some(owner) = owner {
+            self.went(key, owner);
+        }
+    }
+
     /// Somebody went away before it heard whether it was let in.
     pub(super) fn went(&mut self, key: &Key, owner: Owner) {
         let now = self.now();
@@ -436,6 +444,13 @@ impl Inner {
     pub(super) fn forget(&mut self, key: &Key) {
         self.lost_at.retain(|(of, _), _| of != key);
         self.perhaps_lost_at.retain(|(of, _), _| of != key);
+    }
+
+    /// The storage failed: what it doesn't know to be lost need not be kept any more.
+    pub(super) fn shaken(&mut self, key: &Key) {
+        if self.store.get(key).is_none_or(|res| res.state != State::Lost) {
+            self.lost_at.retain(|(of, _), _| of != key);
+        }
     }
 
     /// The hub gives up on a lost appender.

@@ -14,7 +14,7 @@ mod follow;
 mod handshake;
 #[cfg(feature = "cli")]
 #[path = "client/programs.rs"]
-mod programs;
+pub(crate) mod programs;
 #[path = "client/resume_append.rs"]
 mod resume_append;
 #[path = "client/resume_follow.rs"]

@@ -30,6 +30,7 @@ pub struct Access {
 pub struct Grant {
     until: Option<SystemTime>,
     key: Option<Key>,
+    principal: Option<Box<str>>,
 }
 
 impl Grant {
@@ -50,11 +51,27 @@ impl Grant {
         self
     }
 
-    /// The resource that is meant, and for how long.
-    pub(crate) fn apply(self, key: Key) -> (Key, Option<Duration>) {
-        let left = self.until.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
-        (self.key.unwrap_or(key), left)
+    /// Says who asks, so that an [`AppenderId`](crate::AppenderId) that somebody else has got hold of is of no use to
+    /// them: only the same principal can come back with it.
+    pub fn principal(mut self, name: impl Into<String>) -> Self {
+        self.principal = Some(name.into().into());
+        self
     }
+
+    pub(crate) fn apply(self, key: Key) -> Allowed {
+        let left = self.until.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
+        Allowed { key: self.key.unwrap_or(key), left, principal: self.principal }
+    }
+}
+
+/// What a request was let in to.
+#[derive(Debug)]
+pub(crate) struct Allowed {
+    /// The resource that is meant.
+    pub(crate) key: Key,
+    /// For how long.
+    pub(crate) left: Option<Duration>,
+    pub(crate) principal: Option<Box<str>>,
 }
 
 /// Keeps a request out.

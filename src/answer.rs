@@ -6,17 +6,20 @@ use std::time::Duration;
 use http::{HeaderValue, Response, StatusCode, header, request};
 use tokio::time::Instant;
 
+use crate::access::Allowed;
 use crate::append;
+use crate::asked::Asked;
 use crate::body::{OwnBody, full};
 use crate::error::{Error, ErrorKind, Result};
 use crate::follow;
-use crate::hub::{Cursor, Found, Hub};
+use crate::hub::{Attach, Attached, Cursor, Found, Hub};
+use crate::id::Owner;
 use crate::intent::{Intent, Upgrade, Verb};
 use crate::key::Key;
 use crate::options::Options;
 use crate::respond::{describe, problem};
 use crate::serve::{depends_on_another, serve};
-use crate::storage::{Open, Stat, State};
+use crate::storage::{Open, Stat};
 use crate::upgrade::Granted;
 
 /// Answers what is ours. `None`: there is no such resource, and the request named none of our verbs.
@@ -44,16 +47,16 @@ pub(crate) async fn answer(
     Some(answered.unwrap_or_else(|error| problem(&error)))
 }
 
-async fn authorize(options: &Options, verb: Verb, key: Key, head: &request::Parts) -> Result<(Key, Option<Instant>)> {
+async fn authorize(options: &Options, verb: Verb, key: Key, head: &request::Parts) -> Result<Allowed> {
     if options.read_only && verb != Verb::Follow {
         return Err(Error::new(ErrorKind::Forbidden).with_detail("this is read-only here"));
     }
-    let Some(authorize) = &options.authorize else { return Ok((key, None)) };
-    let (key, left) = authorize.check(verb, &key, head).await?.apply(key);
-    if left == Some(Duration::ZERO) {
+    let Some(authorize) = &options.authorize else { return Ok(Allowed { key, left: None, principal: None }) };
+    let allowed = authorize.check(verb, &key, head).await?.apply(key);
+    if allowed.left == Some(Duration::ZERO) {
         return Err(ErrorKind::Unauthorized.into());
     }
-    Ok((key, left.map(|left| Instant::now() + left)))
+    Ok(allowed)
 }
 
 async fn append(
@@ -64,21 +67,43 @@ async fn append(
     head: &mut request::Parts,
 ) -> Result<Response<OwnBody>> {
     options.origins.check(head)?;
-    let (mut response, pending) = Granted::check(upgrade, head)?.split()?;
-    let (key, until) = authorize(options, Verb::Append, key, head).await?;
-    let lease = match hub.open(&key, Open::Continue).await {
-        Ok(lease) => lease,
+    let asked = Asked::of(head, Verb::Append)?;
+    let granted = Granted::check(upgrade, head)?;
+    let granted = if asked.v1 { granted.speak_v1() } else { granted };
+    let (mut response, pending) = granted.split()?;
+    let Allowed { key, left, principal } = authorize(options, Verb::Append, key, head).await?;
+    let attach = Attach {
+        how: if asked.create { Open::Create } else { Open::Continue },
+        owner: asked.appender.map(|id| Owner::new(&id, principal.as_deref())),
+        offset: asked.offset,
+        life: asked.life,
+        finish: asked.finish,
+    };
+    let (lease, resumed) = match hub.attach(&key, attach).await {
+        Ok(Attached::Open { lease, resumed }) => (lease, resumed),
+        Ok(Attached::Finished(stat)) => {
+            describe(response.headers_mut(), &stat);
+            let task_hub = Arc::clone(hub);
+            hub.tasks.spawn(async move {
+                if let Some(io) = pending.wait().await {
+                    append::finished(task_hub, io, stat).await;
+                }
+            });
+            return Ok(response);
+        }
         Err(error) => return Ok(told_with(&error, hub.stat(&key).await.ok().flatten())),
     };
-    let resource = lease.resource();
-    describe(response.headers_mut(), &Stat::new(resource.life, resource.len(), State::Live));
+    describe(response.headers_mut(), &lease.resource().stat());
     let terms = append::Terms {
         times: options.times,
         max_message: options.max_message,
         max_resource: options.max_resource,
-        until,
-        // Over HTTP/2 an end is told as one, and a cut may look like it.
-        bare: upgrade == Upgrade::Http1 && append::is_bare(&head.headers),
+        until: left.map(|left| Instant::now() + left),
+        dialect: match asked.v1 {
+            true => append::Dialect::V1 { resumed },
+            // Over HTTP/2 an end is told as one, and a cut may look like it.
+            false => append::Dialect::Original { bare: upgrade == Upgrade::Http1 && append::is_bare(&head.headers) },
+        },
     };
     let task_hub = Arc::clone(hub);
     hub.tasks.spawn(async move {
@@ -95,26 +120,41 @@ async fn follow(
     options: &Options,
     key: Key,
     upgrade: Upgrade,
-    original: bool,
+    by_header: bool,
     head: &mut request::Parts,
 ) -> Result<Response<OwnBody>> {
     options.origins.check(head)?;
+    let asked = Asked::of(head, Verb::Follow)?;
     let granted = Granted::check(upgrade, head)?;
-    let (key, until) = authorize(options, Verb::Follow, key, head).await?;
-    let (cursor, state) = match hub.follow(&key).await?.ok_or(ErrorKind::NotFound)? {
+    let Allowed { key, left, .. } = authorize(options, Verb::Follow, key, head).await?;
+    let found = match asked.wait.map(|wait| wait.min(options.max_wait)) {
+        None | Some(Duration::ZERO) => hub.follow(&key).await?,
+        Some(limit) => hub.follow_within(&key, limit).await?,
+    };
+    let (mut cursor, modified) = match found.ok_or(ErrorKind::NotFound)? {
         // New work is refused while shutting down, reading what is at rest is none.
-        Found::Live(_) if hub.soft.is_cancelled() => return Err(ErrorKind::ShuttingDown.into()),
-        Found::Live(cursor) => (cursor, State::Live),
-        // As the original: no upgrade, the data as a plain body.
-        Found::AtRest(stat) if upgrade == Upgrade::Http1 => {
+        Found::Open(_) if hub.soft.is_cancelled() => return Err(ErrorKind::ShuttingDown.into()),
+        Found::Open(cursor) => (cursor, None),
+        // As the original: no upgrade, the data as a plain body. A browser can't read that, and over HTTP/2 a body is
+        // impossible.
+        Found::AtRest(stat) if upgrade == Upgrade::Http1 && !asked.v1 => {
             return serve(hub, &key, head, &stat, &options.content_type).await;
         }
-        // There a body is impossible.
-        Found::AtRest(stat) => (Cursor::at_rest(hub, &key, &stat), stat.state),
+        Found::AtRest(stat) => (Cursor::at_rest(hub, &key, &stat), stat.modified),
     };
+    let stat = Stat::new(cursor.life(), cursor.len(), cursor.state()).modified(modified);
+    let begun = match asked.life.is_some_and(|life| life != stat.life) {
+        true => Err(ErrorKind::Life.into()),
+        false => cursor.start(asked.begin).await,
+    };
+    if let Err(error) = begun {
+        return Ok(told_with(&error, Some(stat)));
+    }
+    let granted = if asked.v1 { granted.speak_v1() } else { granted };
     let (mut response, pending) = granted.split()?;
-    describe(response.headers_mut(), &Stat::new(cursor.life(), cursor.len(), state));
-    let terms = follow::Terms { times: options.times, until, original };
+    describe(response.headers_mut(), &stat);
+    let dialect = if asked.v1 { follow::Dialect::V1 } else { follow::Dialect::Original { by_header } };
+    let terms = follow::Terms { times: options.times, until: left.map(|left| Instant::now() + left), dialect };
     let task_hub = Arc::clone(hub);
     hub.tasks.spawn(async move {
         if let Some(io) = pending.wait().await {
@@ -135,10 +175,10 @@ fn told_with(error: &Error, stat: Option<Stat>) -> Response<OwnBody> {
 
 /// FOLLOW without an upgrade.
 async fn plain_follow(hub: &Arc<Hub>, options: &Options, key: Key, head: &request::Parts) -> Result<Response<OwnBody>> {
-    let (key, _) = authorize(options, Verb::Follow, key, head).await?;
+    let key = authorize(options, Verb::Follow, key, head).await?.key;
     match hub.follow(&key).await?.ok_or(ErrorKind::NotFound)? {
-        Found::Live(cursor) => {
-            let stat = Stat::new(cursor.life(), cursor.len(), State::Live);
+        Found::Open(cursor) => {
+            let stat = Stat::new(cursor.life(), cursor.len(), cursor.state());
             Ok(told_with(&ErrorKind::UpgradeRequired.into(), Some(stat)))
         }
         Found::AtRest(stat) => serve(hub, &key, head, &stat, &options.content_type).await,
@@ -151,11 +191,11 @@ async fn read(hub: &Arc<Hub>, options: &Options, key: Key, head: &request::Parts
     if hidden(&allowed) {
         return None;
     }
-    let meant = allowed.as_ref().map_or(&key, |(meant, _)| meant);
+    let meant = allowed.as_ref().map_or(&key, |allowed| &allowed.key);
     let stat = existing(hub.stat(meant).await)?;
     let served = match (allowed, stat) {
         (Err(error), _) | (_, Err(error)) => Err(error),
-        (Ok((key, _)), Ok(stat)) => match serve(hub, &key, head, &stat, &options.content_type).await {
+        (Ok(Allowed { key, .. }), Ok(stat)) => match serve(hub, &key, head, &stat, &options.content_type).await {
             // Gone since.
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             served => served,
@@ -173,7 +213,7 @@ async fn delete(hub: &Arc<Hub>, options: &Options, key: Key, head: &request::Par
     if hidden(&allowed) {
         return None;
     }
-    let meant = allowed.as_ref().map_or(&key, |(meant, _)| meant);
+    let meant = allowed.as_ref().map_or(&key, |allowed| &allowed.key);
     let stat = match existing(hub.stat(meant).await)? {
         Ok(stat) => stat,
         Err(error) => return Some(problem(&error)),
@@ -181,7 +221,7 @@ async fn delete(hub: &Arc<Hub>, options: &Options, key: Key, head: &request::Par
     let deleted = match allowed {
         Err(error) => Err(error),
         Ok(_) if depends_on_another(&head.headers, &stat) => Err(ErrorKind::Precondition.into()),
-        Ok((key, _)) => hub.delete(&key).await,
+        Ok(Allowed { key, .. }) => hub.delete(&key).await,
     };
     Some(match deleted {
         Ok(()) => {

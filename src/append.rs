@@ -1,4 +1,5 @@
-//! The append loop over a WebSocket without a subprotocol: the original's dialect (protocol section 3).
+//! The append loop over a WebSocket, in the original's dialect and in the resumable subprotocol (protocol sections 3
+//! and 4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,19 +8,24 @@ use http::{HeaderMap, header};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use crate::control;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Hub, Lease};
 use crate::socket::{Beat, Pulse, Times, closing, expiry};
-use crate::storage::End;
+use crate::storage::erased::BoxFuture;
+use crate::storage::{End, Stat};
 use crate::wire::frame::{Kind, Role};
 use crate::wire::pieces::Pieces;
-use crate::wire::{Conn, Inbound, Message};
+use crate::wire::{Conn, Inbound, Message, Streamed};
 
 /// At most as many bytes are gathered into one append: one write, one wake.
 const BATCH: usize = 256 * 1024;
 
 /// How long what a sender has sent by the time of a shutdown may take to be stored.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// A peer that takes no acknowledgements is not listened to once so many bytes of them wait.
+const MAX_UNTOLD: usize = 4 * 1024;
 
 /// What an appending connection may do.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +34,16 @@ pub(crate) struct Terms {
     pub(crate) max_message: u64,
     pub(crate) max_resource: u64,
     pub(crate) until: Option<Instant>,
-    pub(crate) bare: bool,
+    pub(crate) dialect: Dialect,
+}
+
+/// How an appender speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// Without a subprotocol. `bare`: it is like the original's client, see [`is_bare`].
+    Original { bare: bool },
+    /// `resumed` is what it is told first.
+    V1 { resumed: bool },
 }
 
 /// Whether the peer is like the original's client, which can't close a WebSocket and can't answer pings: its handshake
@@ -40,7 +55,7 @@ pub(crate) fn is_bare(headers: &HeaderMap) -> bool {
 /// How the connection ended.
 enum Ended {
     /// The appender says that this was all.
-    Finished,
+    Finished(End),
     /// Answer its close with the same code.
     Left(u16),
     /// Close with this code.
@@ -57,10 +72,21 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let mut conn = Conn::new(io, Role::Server, terms.max_message);
+    if let Dialect::V1 { resumed } = terms.dialect {
+        lease.acknowledge();
+        let resource = lease.resource();
+        control::put(conn.out(), &control::appending(resource.len(), resource.life, resumed));
+    }
     let ended = appending(&hub, &mut conn, &mut lease, terms).await;
+    let v1 = matches!(terms.dialect, Dialect::V1 { .. });
     let last = match ended {
-        Ended::Finished => match lease.finish(End::Finished).await {
-            Ok(_) => Some((1000, String::new())),
+        Ended::Finished(end) => match lease.finish(end).await {
+            Ok(stat) => {
+                if v1 {
+                    control::put(conn.out(), &control::finished(stat.len));
+                }
+                Some((1000, String::new()))
+            }
             Err(error) => Some((error.kind().close_code(), error.to_string())),
         },
         Ended::Left(code) => {
@@ -72,6 +98,9 @@ where
             Some((code, reason))
         }
         Ended::Stopping => {
+            if v1 && let Ok(len) = lease.sync().await {
+                control::put(conn.out(), &control::ack(len));
+            }
             lease.stop().await;
             Some((1001, Error::from(ErrorKind::ShuttingDown).to_string()))
         }
@@ -85,33 +114,92 @@ where
     }
 }
 
+/// Tells an appender that came back for it that its finish had been done.
+pub(crate) async fn finished<IO>(hub: Arc<Hub>, io: IO, stat: Stat)
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut conn = Conn::new(io, Role::Server, 0);
+    control::put(conn.out(), &control::finished(stat.len));
+    conn.close(1000, "", closing(&hub)).await;
+}
+
+/// What has been made durable, and what the appender knows of it.
+struct Acks {
+    told: u64,
+    syncing: Option<BoxFuture<'static, Result<u64>>>,
+}
+
+impl Acks {
+    /// Begins a sync if there is something to sync and none runs.
+    fn begin(&mut self, lease: &Lease) {
+        if self.syncing.is_none() && self.told < lease.resource().len() {
+            self.syncing = Some(lease.sync());
+        }
+    }
+
+    /// The length up to which everything is durable, once the sync that runs is done.
+    ///
+    /// Cancel safe.
+    async fn next(acks: &mut Option<Self>) -> Result<u64> {
+        let Some(acks) = acks else { return std::future::pending().await };
+        let Some(syncing) = &mut acks.syncing else { return std::future::pending().await };
+        let synced = syncing.await;
+        acks.syncing = None;
+        synced
+    }
+}
+
 async fn appending<IO>(hub: &Hub, conn: &mut Conn<IO>, lease: &mut Lease, terms: Terms) -> Ended
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let fenced = lease.resource().ended.clone();
+    let over = lease.over().clone();
+    let bare = terms.dialect == Dialect::Original { bare: true };
     // Pinging a peer that never reads would make its close a reset, which destroys what it sent last.
-    let mut pulse = match terms.bare {
+    let mut pulse = match bare {
         true => Pulse::new(terms.times.silence, terms.times.silence),
         false => Pulse::new(terms.times.ping, terms.times.ping * 2),
     };
+    let mut acks = match terms.dialect {
+        Dialect::Original { .. } => None,
+        Dialect::V1 { .. } => Some(Acks { told: lease.resource().len(), syncing: None }),
+    };
     loop {
-        let message = tokio::select! {
+        if let Some(acks) = &mut acks {
+            acks.begin(lease);
+        }
+        let most = batch(lease, terms);
+        let input = tokio::select! {
             biased;
-            () = fenced.cancelled() => return close(&lease.resource().ended_as().into()),
+            () = over.cancelled() => return close(&lease.over_as().into()),
             () = hub.soft.cancelled() => break,
             () = expiry(terms.until) => return close(&expired()),
-            message = conn.message(batch(lease, terms)) => message,
+            synced = Acks::next(&mut acks) => match (synced, &mut acks) {
+                (Ok(len), Some(acks)) => {
+                    if len > acks.told {
+                        acks.told = len;
+                        control::put(conn.out(), &control::ack(len));
+                    }
+                    if conn.out().len() > MAX_UNTOLD && conn.flush(terms.times.stall).await.is_err() {
+                        return close(&ErrorKind::TimedOut.into());
+                    }
+                    continue;
+                }
+                (Err(error), _) => return close(&error),
+                (Ok(_), None) => continue,
+            },
+            input = input(conn, most, terms.dialect) => input,
             () = pulse.tick() => match pulse.beat(conn.heard()) {
                 Beat::Dead => return close(&ErrorKind::TimedOut.into()),
-                Beat::Ping if terms.bare => continue,
+                Beat::Ping if bare => continue,
                 Beat::Ping => {
                     conn.put(Kind::Ping, b"");
                     continue;
                 }
             },
         };
-        if let Some(ended) = take(conn.between_messages(), lease, terms, message).await {
+        if let Some(ended) = take(lease, terms, input).await {
             return ended;
         }
     }
@@ -119,33 +207,78 @@ where
     // must not hold the server up.
     let stopped = Instant::now();
     while stopped.elapsed() < LAST_WORDS {
+        let most = batch(lease, terms);
         let arrived = tokio::select! {
             biased;
-            message = conn.message(batch(lease, terms)) => Some(message),
+            input = input(conn, most, terms.dialect) => Some(input),
             // Once around the runtime, for it may not have looked at the socket yet.
             () = tokio::task::yield_now() => None,
         };
-        let Some(message) = arrived else { break };
-        if let Some(ended) = take(conn.between_messages(), lease, terms, message).await {
+        let Some(input) = arrived else { break };
+        if let Some(ended) = take(lease, terms, input).await {
             return ended;
         }
     }
     Ended::Stopping
 }
 
-async fn take(between_messages: bool, lease: &mut Lease, terms: Terms, message: Message) -> Option<Ended> {
-    match message {
-        Message::Data(pieces) => append(lease, pieces, terms.max_resource).await.err().map(|error| close(&error)),
-        Message::Other(Inbound::Close(code)) => match code {
-            // A close without a code is what `socket.close()` in a browser sends.
-            Some(1000) | None if between_messages => Some(Ended::Finished),
-            Some(1000) | None => Some(Ended::Close(1002, "closed inside a message".to_owned())),
-            Some(code) => Some(Ended::Left(code)),
+/// What an appender did.
+enum Input {
+    Data(Pieces),
+    Ended(Ended),
+    Nothing,
+}
+
+/// Cancel safe.
+async fn input<IO>(conn: &mut Conn<IO>, most: usize, dialect: Dialect) -> Input
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    match dialect {
+        Dialect::V1 { .. } => match conn.streamed(most).await {
+            Streamed::Data(pieces) => Input::Data(pieces),
+            Streamed::Text(message) => Input::Ended(match control::finish(&message) {
+                Some(end) => Ended::Finished(end),
+                None => Ended::Close(1002, "a control message that is not known".to_owned()),
+            }),
+            Streamed::Other(Inbound::Close(Some(1000))) => Input::Ended(match conn.between_messages() {
+                true => Ended::Finished(End::Finished),
+                false => Ended::Close(1002, "closed inside a message".to_owned()),
+            }),
+            Streamed::Other(Inbound::Close(code)) => Input::Ended(Ended::Left(code.unwrap_or(1000))),
+            Streamed::Other(other) => ended(other),
         },
-        Message::Other(Inbound::Eof { between_messages: true }) if terms.bare => Some(Ended::Finished),
-        Message::Other(Inbound::Eof { .. } | Inbound::Broken(_)) => Some(Ended::Gone),
-        Message::Other(Inbound::Breach { code, reason }) => Some(Ended::Close(code, reason.into_owned())),
-        Message::Other(Inbound::Pong | Inbound::Data { .. }) => None,
+        Dialect::Original { bare } => match conn.message(most).await {
+            Message::Data(pieces) => Input::Data(pieces),
+            Message::Other(Inbound::Close(code)) => Input::Ended(match code {
+                // A close without a code is what `socket.close()` in a browser sends.
+                Some(1000) | None if conn.between_messages() => Ended::Finished(End::Finished),
+                Some(1000) | None => Ended::Close(1002, "closed inside a message".to_owned()),
+                Some(code) => Ended::Left(code),
+            }),
+            Message::Other(Inbound::Eof { between_messages: true }) if bare => {
+                Input::Ended(Ended::Finished(End::Finished))
+            }
+            Message::Other(other) => ended(other),
+        },
+    }
+}
+
+/// What means the same in all dialects.
+fn ended(inbound: Inbound) -> Input {
+    match inbound {
+        Inbound::Eof { .. } | Inbound::Broken(_) => Input::Ended(Ended::Gone),
+        Inbound::Breach { code, reason } => Input::Ended(Ended::Close(code, reason.into_owned())),
+        Inbound::Close(code) => Input::Ended(Ended::Left(code.unwrap_or(1000))),
+        Inbound::Pong | Inbound::Data { .. } => Input::Nothing,
+    }
+}
+
+async fn take(lease: &mut Lease, terms: Terms, input: Input) -> Option<Ended> {
+    match input {
+        Input::Data(pieces) => append(lease, pieces, terms.max_resource).await.err().map(|error| close(&error)),
+        Input::Ended(ended) => Some(ended),
+        Input::Nothing => None,
     }
 }
 

@@ -50,6 +50,10 @@ pub enum ErrorKind {
     PastEnd,
     /// The request depends on the resource being, or not being, in a state that it isn't in (`If-Match` and the like).
     Precondition,
+    /// The resource is in another life than the request asks for: its bytes are not those that were seen before.
+    Life,
+    /// The resource's end is not where the appender believes it to be.
+    Offset,
     /// A message or the resource would be larger than the limit.
     TooLarge,
     /// The disk, the quota or the memory cap is full. Nothing of the failed append was stored.
@@ -84,10 +88,6 @@ pub enum ErrorKind {
     Status,
     /// The storage failed.
     Storage,
-    /// The resource is not in the life that was asked for.
-    Life,
-    /// The resource does not end where the appender believes it to.
-    Offset,
     /// Client: after a connection broke the resource was not as this appender left it: whether its last bytes are
     /// stored can't be known.
     Diverged,
@@ -165,6 +165,8 @@ impl ErrorKind {
             Self::Poisoned => "this appender failed or was cancelled before; open the resource anew",
             Self::PastEnd => "the position is past the end of the resource",
             Self::Precondition => "the resource is not what the request depends on",
+            Self::Life => "the resource is in another life: its bytes are not those that were seen before",
+            Self::Offset => "the resource does not end where the appender believes",
             Self::TooLarge => "the message or the resource is over the size limit",
             Self::Full => "the storage is full",
             Self::Unauthorized => "credentials are missing or not valid",
@@ -184,8 +186,6 @@ impl ErrorKind {
             Self::Redirect => "the server redirects elsewhere, which is not followed",
             Self::Status => "the server gave an unexpected answer",
             Self::Storage => "the storage failed",
-            Self::Life => "the resource is not in the life that was asked for",
-            Self::Offset => "the resource does not end at this offset",
             Self::Diverged => {
                 "the resource is not as this appender left it: whether its last bytes are stored is unknown"
             }
@@ -206,6 +206,8 @@ impl ErrorKind {
             Self::Fenced => "fenced",
             Self::PastEnd => "past-end",
             Self::Precondition => "precondition",
+            Self::Life => "life",
+            Self::Offset => "offset",
             Self::TooLarge => "too-large",
             Self::Full => "full",
             Self::Unauthorized => "unauthorized",
@@ -216,8 +218,6 @@ impl ErrorKind {
             Self::Overloaded | Self::TimedOut => "overloaded",
             Self::ShuttingDown => "shutting-down",
             Self::Poisoned | Self::Connection | Self::Interrupted | Self::Storage | Self::Diverged => "storage",
-            Self::Life => "life",
-            Self::Offset => "offset",
         }
     }
 
@@ -269,6 +269,8 @@ impl ErrorKind {
             | Self::Poisoned
             | Self::PastEnd
             | Self::Precondition
+            | Self::Life
+            | Self::Offset
             | Self::Full
             | Self::UpgradeRequired
             | Self::NotUpgradable
@@ -277,8 +279,6 @@ impl ErrorKind {
             | Self::Redirect
             | Self::Status
             | Self::Storage
-            | Self::Life
-            | Self::Offset
             | Self::Diverged => 1011,
         }
     }

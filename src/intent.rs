@@ -148,7 +148,7 @@ fn asks_connection_upgrade(headers: &HeaderMap) -> bool {
     values.any(|value| tokens(value.as_bytes()).any(|token| token.eq_ignore_ascii_case(b"upgrade")))
 }
 
-fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
@@ -190,7 +190,7 @@ fn verbs<B>(request: &Request<B>) -> Result<Verbs, NotOurs> {
 }
 
 /// The pairs of a query: names percent-decoded once, values as they came.
-fn query(query: &str) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
+pub(crate) fn query(query: &str) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         (percent_decode_str(name).decode_utf8_lossy(), value)

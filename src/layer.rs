@@ -177,6 +177,14 @@ impl HttpFStreamLayer {
         self
     }
 
+    /// How long a follower may wait for an absent resource, at most, whatever it asks for (`wait`, in seconds).
+    ///
+    /// Default: 60 seconds.
+    pub fn max_wait(mut self, limit: Duration) -> Self {
+        self.options.max_wait = limit.min(LONGEST);
+        self
+    }
+
     /// The content type of a resource whose key has no known extension.
     ///
     /// Default: `text/plain; charset=utf-8`.

@@ -61,7 +61,9 @@ pub mod storage;
 mod access;
 mod answer;
 mod append;
+mod asked;
 mod body;
+mod control;
 mod follow;
 mod future;
 mod hub;
@@ -87,7 +89,9 @@ pub use crate::intent::Verb;
 pub use crate::key::Key;
 pub use crate::layer::HttpFStreamLayer;
 pub use crate::service::{HttpFStream, NotFound};
-pub use crate::streams::{AppendRequest, Appender, Durability, Event, Events, Follower, Streams, StreamsBuilder};
+pub use crate::streams::{
+    AppendRequest, Appender, Durability, Event, Events, FollowRequest, Follower, Streams, StreamsBuilder, Update,
+};
 
 /// Tests the README's code.
 #[cfg(all(doctest, unix, feature = "client"))]

@@ -1,5 +1,7 @@
 //! What a layer is configured with.
 
+use std::time::Duration;
+
 use http::HeaderValue;
 
 use crate::access::{Authorize, Origins};
@@ -15,6 +17,7 @@ pub(crate) struct Options {
     pub(crate) times: Times,
     pub(crate) max_message: u64,
     pub(crate) max_resource: u64,
+    pub(crate) max_wait: Duration,
     pub(crate) content_type: HeaderValue,
 }
 
@@ -28,6 +31,7 @@ impl Default for Options {
             times: Times::default(),
             max_message: 16 * 1024 * 1024,
             max_resource: u64::MAX,
+            max_wait: Duration::from_secs(60),
             content_type: HeaderValue::from_static("text/plain; charset=utf-8"),
         }
     }

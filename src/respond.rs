@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::body::{OwnBody, full};
 use crate::error::Error;
-use crate::storage::{Stat, State};
+use crate::storage::Stat;
 
 const STREAM_STATE: HeaderName = HeaderName::from_static("stream-state");
 const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
@@ -23,7 +23,7 @@ pub(crate) fn describe(headers: &mut HeaderMap, stat: &Stat) {
 /// The entity tag of a resource as it stands (RFC 9110 section 8.8.3): strong, since the bytes of a life never change.
 /// At rest it holds the time of the last change too, for files that somebody else writes over.
 pub(crate) fn etag(stat: &Stat) -> String {
-    let changed = stat.modified.filter(|_| stat.state != State::Live);
+    let changed = stat.modified.filter(|_| !stat.state.is_open());
     let changed = changed.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| format!("-{:x}", at.as_nanos()));
     format!("\"{}-{:x}{}\"", stat.life, stat.len, changed.unwrap_or_default())
 }

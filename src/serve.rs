@@ -20,7 +20,7 @@ use crate::hub::Hub;
 use crate::key::Key;
 use crate::respond::{describe, etag};
 use crate::storage::erased::BoxFuture;
-use crate::storage::{ByteStream, Life, Stat, State};
+use crate::storage::{ByteStream, Life, Stat};
 
 /// Answers with what is stored now; of a live resource that is a snapshot of its committed length.
 pub(crate) async fn serve(
@@ -30,7 +30,7 @@ pub(crate) async fn serve(
     stat: &Stat,
     default_type: &HeaderValue,
 ) -> Result<Response<OwnBody>> {
-    let live = stat.state == State::Live;
+    let live = stat.state.is_open();
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.method_mut() = if head.method == Method::HEAD { Method::HEAD } else { Method::GET };
     let tag = etag(stat);
@@ -137,7 +137,7 @@ fn is_one_range(value: &HeaderValue) -> bool {
 
 async fn body(hub: &Arc<Hub>, key: &Key, stat: &Stat, request: Request<Empty<Bytes>>) -> Result<Response<OwnBody>> {
     #[cfg(target_os = "linux")]
-    if stat.state != State::Live
+    if !stat.state.is_open()
         && let Some(response) = file_body(hub, key, stat, &request).await?
     {
         return Ok(response);

@@ -13,7 +13,8 @@ use tokio::sync::broadcast;
 use crate::answer::answer;
 use crate::body::ResponseBody;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::{Config, Cursor, Found, Hub, Lease, Step};
+use crate::hub::{Attach, Attached, Begin, Config, Cursor, Found, Hub, Lease, Step};
+use crate::id::{AppenderId, Owner};
 use crate::intent::{Intent, Verb};
 use crate::key::Key;
 use crate::options::Options;
@@ -23,15 +24,22 @@ use crate::storage::{End, EntryStream, Life, Open, Stat, State, Storage};
 /// How long what was cut at the end of a shutdown's grace may take to go.
 const LAST_STEP: Duration = Duration::from_secs(1);
 
+/// More would be for ever.
+const LONGEST_GRACE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// When committed bytes are made to survive a power loss. They survive the process's death in any case, if the
 /// storage keeps them elsewhere. A finish always syncs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
-    /// Only at the finish; until then whenever the system writes them back.
+    /// Only at the finish; until then whenever the system writes them back. What is acknowledged survives a killed
+    /// process, but not a power loss.
     Process,
-    /// Not later than this after they were committed.
+    /// Not later than this after they were committed. Bytes that an appender waits to have acknowledged (over the
+    /// subprotocol `httpfstream.v1`) are synced at once.
     Interval(Duration),
+    /// At once. Syncs that are asked for while one runs are done as one, together with other resources'.
+    Acked,
 }
 
 impl Default for Durability {
@@ -115,10 +123,17 @@ impl StreamsBuilder {
     /// Default: `Durability::Interval` of one second.
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
-        self.config.sync_within = match durability {
-            Durability::Process => None,
-            Durability::Interval(within) => Some(within),
-        };
+        self.config.durability = durability;
+        self
+    }
+
+    /// How long a resource waits for its lost appender, if that gave an [`AppenderId`] and so can come back. Until then
+    /// nobody else can append, and followers wait. Counted anew after a restart.
+    ///
+    /// Default: 30 seconds.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.config.grace = grace.min(LONGEST_GRACE);
         self
     }
 
@@ -171,9 +186,10 @@ impl Streams {
 
     /// Configures the handle.
     pub fn builder<S: Storage>(storage: S) -> StreamsBuilder {
-        let config = Config { tail_cache: 64 * 1024, sync_within: None };
+        let (durability, grace) = (Durability::default(), Duration::from_secs(30));
+        let config = Config { tail_cache: 64 * 1024, durability, grace };
         let make = Box::new(move |config| Hub::new(Box::new(storage), config));
-        StreamsBuilder { make, config }.durability(Durability::default())
+        StreamsBuilder { make, config }
     }
 
     /// Opens a resource for appending, at its end or as a new one: await what this returns.
@@ -187,24 +203,26 @@ impl Streams {
         K: TryInto<Key>,
         Error: From<K::Error>,
     {
-        AppendRequest { streams: self.clone(), key: key.try_into().map_err(Error::from), how: Open::Continue }
+        let attach = Attach::new(Open::Continue);
+        AppendRequest { streams: self.clone(), key: key.try_into().map_err(Error::from), attach, id: None }
     }
 
-    /// Follows a resource from its start: what is stored, then what is appended, to the end.
+    /// Follows a resource: what is stored, then what is appended, to the end. Await what this returns.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); otherwise as [`append`](Self::append).
-    pub async fn follow<K>(&self, key: K) -> Result<Follower>
+    pub fn follow<K>(&self, key: K) -> FollowRequest
     where
         K: TryInto<Key>,
         Error: From<K::Error>,
     {
-        let key = key.try_into()?;
-        let cursor = match self.hub.follow(&key).await?.ok_or(ErrorKind::NotFound)? {
-            Found::Live(cursor) => cursor,
-            Found::AtRest(stat) => Cursor::at_rest(&self.hub, &key, &stat),
-        };
-        Ok(Follower { cursor, ready: Vec::new().into_iter(), offset: 0, ended: None })
+        FollowRequest {
+            streams: self.clone(),
+            key: key.try_into().map_err(Error::from),
+            from: Begin::Start,
+            life: None,
+            wait: Duration::ZERO,
+        }
     }
 
     /// What is known of a resource; `None` if it is absent.
@@ -274,7 +292,8 @@ impl Streams {
     /// Shuts down in good order and returns when all connections have ended.
     ///
     /// At once nothing new is let in, and appenders over sockets are ended: what they sent in full is stored and
-    /// synced, their followers get it, and the resource is interrupted. In-process appenders may go on to their finish.
+    /// synced, and their followers get it. The resource is interrupted, or, if its appender gave an [`AppenderId`], lost:
+    /// the next start gives it its grace. In-process appenders may go on to their finish.
     /// After `grace` everything that still runs is cut, and given one more second.
     ///
     /// Neither hyper nor axum knows of upgraded connections: call this beside their own graceful shutdown.
@@ -286,6 +305,7 @@ impl Streams {
         hub.soft.cancel();
         hub.tasks.close();
         hub.leases.close();
+        hub.stop_lost();
         let done = async {
             // The last lease's end may still be running as a task, so tasks come second.
             hub.leases.wait().await;
@@ -312,13 +332,34 @@ impl fmt::Debug for Streams {
 pub struct AppendRequest {
     streams: Streams,
     key: Result<Key>,
-    how: Open,
+    attach: Attach,
+    id: Option<AppenderId>,
 }
 
 impl AppendRequest {
     /// Only if the resource is absent, else [`Exists`](ErrorKind::Exists).
     pub fn create_new(mut self) -> Self {
-        self.how = Open::Create;
+        self.attach.how = Open::Create;
+        self
+    }
+
+    /// Only if the resource ends here, else [`Offset`](ErrorKind::Offset).
+    pub fn offset(mut self, offset: u64) -> Self {
+        self.attach.offset = Some(offset);
+        self
+    }
+
+    /// Only in this life, else [`Life`](ErrorKind::Life); an appender that is known by its id goes on in a new life too.
+    pub fn life(mut self, life: Life) -> Self {
+        self.attach.life = Some(life);
+        self
+    }
+
+    /// Who appends, so that it can come back: if the appender is lost (dropped, or its process died) the resource waits
+    /// for this id, for the [grace](StreamsBuilder::grace). Whoever shows it again is let in at once, and the appender
+    /// before it is [`Fenced`](ErrorKind::Fenced).
+    pub fn appender_id(mut self, id: AppenderId) -> Self {
+        self.id = Some(id);
         self
     }
 }
@@ -329,8 +370,94 @@ impl IntoFuture for AppendRequest {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let lease = self.streams.hub.open(&self.key?, self.how).await?;
-            Ok(Appender { lease })
+            let owner = self.id.map(|id| Owner::new(&id, None));
+            let attach = Attach { owner, ..self.attach };
+            match self.streams.hub.attach(&self.key?, attach).await? {
+                Attached::Open { lease, resumed } => Ok(Appender { lease, resumed }),
+                // Only a finish that is asked about is answered so.
+                Attached::Finished(_) => Err(ErrorKind::Poisoned.into()),
+            }
+        })
+    }
+}
+
+/// A resource about to be followed: see [`Streams::follow`]. Await it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> httpfstream::Result<()> {
+/// # use httpfstream::{Streams, storage::MemoryStorage};
+/// # let streams = Streams::new(MemoryStorage::new(1 << 20));
+/// let mut out = streams.append("build.log").await?;
+/// out.append("one\ntwo\nthree\n").await?;
+/// let mut last = streams.follow("build.log").lines(2).await?;
+/// assert_eq!(last.next_chunk().await?.unwrap(), "two\nthree\n");
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is followed before this is awaited"]
+pub struct FollowRequest {
+    streams: Streams,
+    key: Result<Key>,
+    from: Begin,
+    life: Option<Life>,
+    wait: Duration,
+}
+
+impl FollowRequest {
+    /// From this byte on; past the end it is [`PastEnd`](ErrorKind::PastEnd).
+    ///
+    /// The last one of `offset`, [`tail`](Self::tail) and [`lines`](Self::lines) counts.
+    pub fn offset(mut self, offset: u64) -> Self {
+        self.from = Begin::Offset(offset);
+        self
+    }
+
+    /// From this many bytes before the end.
+    pub fn tail(mut self, bytes: u64) -> Self {
+        self.from = Begin::Tail(bytes);
+        self
+    }
+
+    /// From this many lines before the end. What stands behind the last line feed is a line too.
+    pub fn lines(mut self, lines: u64) -> Self {
+        self.from = Begin::Lines(lines);
+        self
+    }
+
+    /// Only in this life, else [`Life`](ErrorKind::Life): for going on from an [`offset`](Self::offset).
+    pub fn life(mut self, life: Life) -> Self {
+        self.life = Some(life);
+        self
+    }
+
+    /// Waits for an absent resource, for so long. Default: not at all.
+    pub fn wait(mut self, limit: Duration) -> Self {
+        self.wait = limit;
+        self
+    }
+}
+
+impl IntoFuture for FollowRequest {
+    type Output = Result<Follower>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<Follower>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let (hub, key) = (&self.streams.hub, self.key?);
+            let found = match self.wait {
+                Duration::ZERO => hub.follow(&key).await?,
+                limit => hub.follow_within(&key, limit).await?,
+            };
+            let mut cursor = match found.ok_or(ErrorKind::NotFound)? {
+                Found::Open(cursor) => cursor,
+                Found::AtRest(stat) => Cursor::at_rest(hub, &key, &stat),
+            };
+            if self.life.is_some_and(|life| life != cursor.life()) {
+                return Err(ErrorKind::Life.into());
+            }
+            cursor.start(self.from).await?;
+            let (offset, state) = (cursor.at(), cursor.state());
+            Ok(Follower { cursor, ready: Vec::new().into_iter(), offset, state, ended: None })
         })
     }
 }
@@ -340,6 +467,7 @@ impl IntoFuture for AppendRequest {
 /// [`finish`](Appender::finish) it: dropping it instead means that it was lost, and its followers are told so.
 pub struct Appender {
     lease: Lease,
+    resumed: bool,
 }
 
 impl Appender {
@@ -354,7 +482,29 @@ impl Appender {
     /// [`Fenced`](ErrorKind::Fenced), [`Poisoned`](ErrorKind::Poisoned), [`ShuttingDown`](ErrorKind::ShuttingDown),
     /// [`Storage`](ErrorKind::Storage).
     pub async fn append(&mut self, data: impl Into<Bytes>) -> Result<u64> {
-        self.lease.append(&[data.into()]).await
+        let len = self.lease.append(&[data.into()]).await?;
+        if self.lease.is_acked() {
+            self.lease.sync().await?;
+        }
+        Ok(len)
+    }
+
+    /// Makes what was appended survive a power loss, as far as the [`Durability`] allows, and returns the length that
+    /// does.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the sync goes on, and nobody waits for it.
+    ///
+    /// # Errors
+    /// The appender is at its end after any error, and what was not durable before may be gone.
+    pub async fn sync(&mut self) -> Result<u64> {
+        self.lease.sync().await
+    }
+
+    /// Whether the resource's last byte, as it was opened, came from this appender's
+    /// [id](AppendRequest::appender_id): then [`len`](Self::len) tells how much of what it appended before is there.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
     }
 
     /// The resource's committed length.
@@ -396,7 +546,18 @@ pub struct Follower {
     cursor: Cursor,
     ready: std::vec::IntoIter<Bytes>,
     offset: u64,
+    state: State,
     ended: Option<Result<(), ErrorKind>>,
+}
+
+/// What a [`Follower`] is told next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Update {
+    /// Bytes.
+    Data(Bytes),
+    /// The appender was [lost](State::Lost), or is [back](State::Live).
+    State(State),
 }
 
 impl Follower {
@@ -411,9 +572,26 @@ impl Follower {
     /// [`ShuttingDown`](ErrorKind::ShuttingDown); those of the storage.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
+            match self.next_update().await? {
+                Some(Update::Data(bytes)) => return Ok(Some(bytes)),
+                Some(Update::State(_)) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// As [`next_chunk`](Self::next_chunk), and also tells when the appender is lost or back, in order with the bytes.
+    ///
+    /// # Cancel safety
+    /// As [`next_chunk`](Self::next_chunk).
+    ///
+    /// # Errors
+    /// As [`next_chunk`](Self::next_chunk).
+    pub async fn next_update(&mut self) -> Result<Option<Update>> {
+        loop {
             if let Some(bytes) = self.ready.next() {
                 self.offset += bytes.len() as u64;
-                return Ok(Some(bytes));
+                return Ok(Some(Update::Data(bytes)));
             }
             match self.ended {
                 None => {}
@@ -422,11 +600,22 @@ impl Follower {
             }
             match self.cursor.next().await? {
                 Step::Data(mut pieces) => self.ready = pieces.take_all().into_iter(),
-                Step::End(State::Interrupted) => self.ended = Some(Err(ErrorKind::Interrupted)),
-                Step::End(_) => self.ended = Some(Ok(())),
+                Step::State(state) => {
+                    self.state = state;
+                    return Ok(Some(Update::State(state)));
+                }
+                Step::End(state) => {
+                    self.state = state;
+                    self.ended = Some(if state == State::Interrupted { Err(ErrorKind::Interrupted) } else { Ok(()) });
+                }
                 Step::Cut(kind) => self.ended = Some(Err(kind)),
             }
         }
+    }
+
+    /// How the resource stands, as far as this follower has come.
+    pub fn state(&self) -> State {
+        self.state
     }
 
     /// The offset of the next byte that will be handed out, from the resource's start.

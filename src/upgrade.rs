@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, Response, StatusCode, header, request};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
+use crate::asked::V1;
 use crate::body::{OwnBody, full};
 use crate::error::{Error, ErrorKind, Result};
 use crate::intent::Upgrade;
@@ -54,6 +55,12 @@ impl Granted {
         Ok(Self { response, on_upgrade: head.extensions.remove::<OnUpgrade>() })
     }
 
+    /// Answers that the resumable subprotocol is spoken.
+    pub(crate) fn speak_v1(mut self) -> Self {
+        self.response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(V1));
+        self
+    }
+
     /// The answer, and the connection to come.
     ///
     /// Asked for before a 101 is given: `hyper::upgrade::on` hands out a future that fails where there is none.
@@ -71,8 +78,8 @@ fn handshake_headers(headers: &HeaderMap) -> HeaderMap {
         }
     }
     // The request's intent has been told by these two already.
-    picked.insert(header::CONNECTION, http::HeaderValue::from_static("Upgrade"));
-    picked.insert(header::UPGRADE, http::HeaderValue::from_static("websocket"));
+    picked.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    picked.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     picked
 }
 

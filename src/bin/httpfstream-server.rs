@@ -17,7 +17,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use httpfstream::storage::FsStorage;
-use httpfstream::{BoxError, HttpFStream, HttpFStreamLayer, NotFound, Verb};
+use httpfstream::{BoxError, Durability, HttpFStream, HttpFStreamLayer, NotFound, Streams, Verb};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -77,9 +77,35 @@ struct Args {
     )]
     max_resource_size: u64,
 
+    /// When bytes survive a power loss: only once they are finished (`process`), within a second (`interval`), or at once
+    /// (`acked`). What is acknowledged to an appender survives in the last two; a killed server never loses any.
+    #[arg(long, env = "HTTPFSTREAM_DURABILITY", value_enum, default_value_t = Policy::Interval)]
+    durability: Policy,
+
+    /// How long a resource waits for its lost appender to come back, in seconds. Nobody else can append until then.
+    #[arg(long, env = "HTTPFSTREAM_GRACE", value_name = "SECONDS", default_value_t = 30)]
+    grace: u64,
+
     /// Log each request.
     #[arg(short, long)]
     verbose: bool,
+}
+
+#[derive(clap::ValueEnum, Debug, Clone, Copy)]
+enum Policy {
+    Process,
+    Interval,
+    Acked,
+}
+
+impl From<Policy> for Durability {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Process => Self::Process,
+            Policy::Interval => Self::default(),
+            Policy::Acked => Self::Acked,
+        }
+    }
 }
 
 fn main() {
@@ -110,7 +136,9 @@ async fn run(args: Args) -> Result<(), BoxError> {
     let listener = listen(&args.http).await.map_err(|error| format!("can't listen on {}: {error}", args.http))?;
     let addr = listener.local_addr()?;
 
-    let mut layer = HttpFStreamLayer::new(storage)
+    let streams =
+        Streams::builder(storage).durability(args.durability.into()).grace(Duration::from_secs(args.grace)).build();
+    let mut layer = HttpFStreamLayer::from_streams(streams.clone())
         .plain_http(true)
         .default_verb(Verb::Follow)
         .allow_origins(args.allow_origin.clone())
@@ -118,7 +146,6 @@ async fn run(args: Args) -> Result<(), BoxError> {
     if args.read_only {
         layer = layer.read_only();
     }
-    let streams = layer.streams();
     let server = Server {
         service: layer.layer(NotFound),
         hosts: addr.ip().is_loopback().then(|| args.allow_host.clone().into()),

@@ -1,24 +1,33 @@
-//! The one appender of a live resource, as everything above the hub uses it.
+//! The one appender of a resource, as everything above the hub uses it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::resource::Place;
 use super::{Hub, Phase, Resource};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::erased::DynAppend;
+use crate::storage::erased::{BoxFuture, DynAppend};
 use crate::storage::{End, Stat, State};
-use crate::streams::Event;
+use crate::streams::{Durability, Event};
 
 /// The right to append to a resource. Dropping it means that the appender was lost.
 pub(crate) struct Lease {
     hub: Arc<Hub>,
     resource: Arc<Resource>,
+    holder: u64,
+    over: CancellationToken,
     /// Gone once the lease has ended.
     append: Option<Box<dyn DynAppend>>,
+    /// An append failed or was cut short: the storage has to be asked anew how long the resource is.
+    spoiled: bool,
+    /// Whoever appends waits for acknowledgements, and so asks for syncs by itself.
+    acknowledged: bool,
     /// A sync is due and will come.
     sync_due: Arc<AtomicBool>,
     /// Where the end is done, whoever drops this and wherever.
@@ -27,14 +36,50 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    pub(super) fn new(hub: Arc<Hub>, resource: Arc<Resource>, append: Box<dyn DynAppend>) -> Self {
-        let sync_due = Arc::new(AtomicBool::new(false));
+    pub(super) fn new(
+        hub: Arc<Hub>,
+        resource: Arc<Resource>,
+        append: Box<dyn DynAppend>,
+        holder: u64,
+        over: CancellationToken,
+    ) -> Self {
         let counted = hub.leases.token();
-        Self { hub, resource, append: Some(append), sync_due, runtime: Handle::current(), _counted: counted }
+        Self {
+            hub,
+            resource,
+            holder,
+            over,
+            append: Some(append),
+            spoiled: false,
+            acknowledged: false,
+            sync_due: Arc::default(),
+            runtime: Handle::current(),
+            _counted: counted,
+        }
     }
 
     pub(crate) fn resource(&self) -> &Arc<Resource> {
         &self.resource
+    }
+
+    /// From now on nothing is synced but what [`sync`](Self::sync) is asked for.
+    pub(crate) fn acknowledge(&mut self) {
+        self.acknowledged = true;
+    }
+
+    /// Whether an append counts only once it is synced.
+    pub(crate) fn is_acked(&self) -> bool {
+        self.hub.config.durability == Durability::Acked
+    }
+
+    /// Cancelled when somebody else has taken over, or the resource was ended from outside.
+    pub(crate) fn over(&self) -> &CancellationToken {
+        &self.over
+    }
+
+    /// Why it is [`over`](Self::over).
+    pub(crate) fn over_as(&self) -> ErrorKind {
+        self.resource.over_as(self.holder)
     }
 
     /// Appends, then tells the followers. Returns the committed length.
@@ -44,17 +89,20 @@ impl Lease {
         if self.hub.hard.is_cancelled() {
             return Err(ErrorKind::ShuttingDown.into());
         }
-        if self.resource.ended.is_cancelled() {
-            return Err(self.resource.ended_as().into());
+        if self.over.is_cancelled() {
+            return Err(self.over_as().into());
         }
-        let append = self.append.as_mut().ok_or(ErrorKind::Poisoned)?;
+        let append = self.append.as_mut().filter(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
         let before = self.resource.len();
-        let len = append.append(data).await?;
+        self.spoiled = true;
+        let appended = append.append(data).await;
+        self.spoiled =
+            appended.as_ref().is_err_and(|error| !matches!(error.kind(), ErrorKind::Full | ErrorKind::Fenced));
+        let len = appended?;
         if len == before {
             return Ok(len);
         }
-        self.resource.tail().push(data);
-        self.resource.progress.send_modify(|progress| progress.len = len);
+        self.resource.grow(self.holder, data, len)?;
         if before == 0 {
             self.hub.emit(Event::Created { key: self.resource.key.clone(), life: self.resource.life });
         }
@@ -62,68 +110,182 @@ impl Lease {
         Ok(len)
     }
 
+    /// Makes what is committed durable, as far as the policy asks for it before it is acknowledged, and returns that
+    /// length. A failure ends the resource.
+    pub(crate) fn sync(&self) -> BoxFuture<'static, Result<u64>> {
+        let Some(append) = &self.append else { return Box::pin(async { Err(ErrorKind::Poisoned.into()) }) };
+        if self.hub.config.durability == Durability::Process {
+            let len = self.resource.len();
+            return Box::pin(async move { Ok(len) });
+        }
+        let (sync, hub, resource) = (append.sync(), Arc::clone(&self.hub), Arc::clone(&self.resource));
+        Box::pin(async move {
+            let synced = sync.await;
+            if let Err(error) = &synced {
+                hub.sync_failed(&resource, error);
+            }
+            synced
+        })
+    }
+
     /// Sees to it that what is committed now is synced within the configured time.
     fn sync_soon(&self) {
-        let (Some(within), Some(append)) = (self.hub.config.sync_within, &self.append) else { return };
-        if self.sync_due.swap(true, Ordering::AcqRel) {
+        let within = match self.hub.config.durability {
+            Durability::Interval(within) => within,
+            Durability::Acked => Duration::ZERO,
+            Durability::Process => return,
+        };
+        if self.acknowledged || self.sync_due.swap(true, Ordering::AcqRel) {
             return;
         }
-        let sync = append.sync();
+        let sync = self.sync();
         let due = Arc::clone(&self.sync_due);
-        let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
+        let ended = self.resource.ended.clone();
         self.runtime.spawn(async move {
             tokio::select! {
+                biased;
                 // The end syncs by itself.
-                () = resource.ended.cancelled() => return,
+                () = ended.cancelled() => return,
                 () = tokio::time::sleep(within) => {}
             }
             // What is appended from here on may miss this sync, and asks for one of its own.
             due.store(false, Ordering::Release);
-            if let Err(error) = sync.await
-                && !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Poisoned)
-            {
-                let cause = &error as &dyn std::error::Error;
-                tracing::error!(key = %resource.key, error = cause, "a sync failed; the appender ends");
-                hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::Storage));
-            }
+            let _ = sync.await;
         });
     }
 
     /// Ends the resource. Goes on to its end even if the future is dropped.
     pub(crate) async fn finish(mut self, end: End) -> Result<Stat> {
-        let append = self.append.take().ok_or(ErrorKind::Poisoned)?;
-        let ending = end_it(Arc::clone(&self.hub), Arc::clone(&self.resource), append, end);
+        let append = self.append.take_if(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
+        let (hub, resource, holder) = (Arc::clone(&self.hub), Arc::clone(&self.resource), self.holder);
+        let ending = async move {
+            loop {
+                let settled = {
+                    let mut held = resource.held();
+                    match &held.place {
+                        _ if held.holder != holder => return Err(ErrorKind::Fenced.into()),
+                        // Whoever comes back waits for this end, unless it was first.
+                        Place::Passing { settled, .. } => settled.clone(),
+                        _ => {
+                            held.place = Place::Ending;
+                            break;
+                        }
+                    }
+                };
+                settled.cancelled().await;
+            }
+            end_it(hub, resource, append, end).await
+        };
         self.hub.tasks.spawn(ending).await.map_err(Error::storage)?
     }
 
-    /// The server stops: the resource ends as interrupted, and its followers are told why.
-    pub(crate) async fn stop(self) {
-        let resource = Arc::clone(&self.resource);
-        let hub = Arc::clone(&self.hub);
-        hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown));
-        let _ = self.finish(End::Interrupted).await;
+    /// The server stops. The followers are told so; an appender that can come back finds its place kept.
+    pub(crate) async fn stop(mut self) {
+        let Some(append) = self.append.take() else { return };
+        let stopping = {
+            let mut held = self.resource.held();
+            if held.holder != self.holder {
+                return;
+            }
+            held.place = Place::Ending;
+            stop_it(Arc::clone(&self.hub), Arc::clone(&self.resource), append)
+        };
+        let _ = self.hub.tasks.spawn(stopping).await;
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(append) = self.append.take() {
-            let ending = end_it(Arc::clone(&self.hub), Arc::clone(&self.resource), append, End::Interrupted);
-            self.hub.tasks.spawn_on(ending, &self.runtime);
+        let Some(append) = self.append.take() else { return };
+        if self.over.is_cancelled() {
+            return;
         }
+        let mut held = self.resource.held();
+        if held.holder != self.holder {
+            return;
+        }
+        let append = if self.spoiled { None } else { Some(append) };
+        match &mut held.place {
+            Place::Passing { left, .. } => *left = Some(append),
+            Place::Taken if self.resource.owner.is_none() => {
+                held.place = Place::Ending;
+                let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
+                self.hub.tasks.spawn_on(end_lost(hub, resource, append), &self.runtime);
+            }
+            Place::Taken if self.hub.soft.is_cancelled() => {
+                held.place = Place::Ending;
+                let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
+                self.hub.tasks.spawn_on(
+                    async move {
+                        if let Some(append) = append {
+                            stop_it(hub, resource, append).await;
+                        } else {
+                            hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown));
+                        }
+                    },
+                    &self.runtime,
+                );
+            }
+            Place::Taken => {
+                if let Some(append) = &append {
+                    // Nobody waits for an acknowledgement any more, but nothing has to stay unsynced for that.
+                    let sync = append.sync();
+                    self.runtime.spawn(async move {
+                        let _ = sync.await;
+                    });
+                }
+                held.place = Place::Lost(append);
+                self.resource.progress.send_modify(|progress| progress.phase = Phase::Lost);
+                self.hub.start_grace(&self.resource, held.holder, &self.runtime);
+            }
+            Place::Lost(_) | Place::Ending => {}
+        }
+    }
+}
+
+/// Ends what nobody came back for.
+pub(super) async fn end_lost(hub: Arc<Hub>, resource: Arc<Resource>, append: Option<Box<dyn DynAppend>>) {
+    let append = match append {
+        Some(append) => Ok(append),
+        None => hub.storage.open(&resource.key, crate::storage::Open::Takeover).await,
+    };
+    match append {
+        Ok(append) if append.stat().life == resource.life => {
+            let _ = end_it(hub, resource, append, End::Interrupted).await;
+        }
+        Ok(_) => hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::NotFound)),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(key = %resource.key, error, "what an appender left could not be ended");
+            hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::Storage));
+        }
+    }
+}
+
+/// Leaves a resource for the next start of the server: synced, and lost if its appender can come back.
+pub(super) async fn stop_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Box<dyn DynAppend>) {
+    hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown));
+    if resource.owner.is_none() {
+        let _ = end_it(hub, resource, append, End::Interrupted).await;
+        return;
+    }
+    if let Err(error) = append.sync().await
+        && error.kind() != ErrorKind::Fenced
+    {
+        let error = &error as &dyn std::error::Error;
+        tracing::error!(key = %resource.key, error, "syncing a resource for the shutdown failed");
     }
 }
 
 /// Ends the storage's appender, then the live resource. In this order: whoever finds it no longer live finds the
 /// storage at rest.
 async fn end_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Box<dyn DynAppend>, end: End) -> Result<Stat> {
-    let opened_at = resource.opened_at;
     let ended = append.finish(end).await;
     match &ended {
         Ok(stat) => {
             // An appender that was lost without a byte leaves the resource as it was, and its followers are told that.
             hub.end(&resource, stat.len, Phase::Ended(stat.state));
-            let untouched = end == End::Interrupted && stat.len == opened_at;
+            let untouched = end == End::Interrupted && resource.opened_at == Some(stat.len);
             let (key, stat) = (resource.key.clone(), stat.clone());
             match end {
                 End::Interrupted if untouched => {}

@@ -21,12 +21,32 @@ pub(crate) struct Cursor {
     resource: Option<Arc<Resource>>,
     /// A read that goes on, and where it ends.
     reading: Option<(ByteStream, u64)>,
+    /// As it was told last.
+    phase: Phase,
 }
+
+/// Where a follower begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Begin {
+    #[default]
+    Start,
+    /// At this byte.
+    Offset(u64),
+    /// This many bytes before the end.
+    Tail(u64),
+    /// This many lines before the end.
+    Lines(u64),
+}
+
+/// How much is read at once to find lines.
+const LINES_READ: u64 = 64 * 1024;
 
 /// What a cursor found next.
 #[derive(Debug)]
 pub(crate) enum Step {
     Data(Pieces),
+    /// The appender was lost, or is back.
+    State(State),
     /// That was all, and the resource is now in this state.
     End(State),
     /// That is all that can be had, but not the end.
@@ -53,7 +73,60 @@ impl Cursor {
         progress: watch::Receiver<Progress>,
         resource: Option<Arc<Resource>>,
     ) -> Self {
-        Self { hub, key, life, at: 0, progress, resource, reading: None }
+        let phase = progress.borrow().phase;
+        Self { hub, key, life, at: 0, progress, resource, reading: None, phase }
+    }
+
+    /// Moves to where the follower wants to begin.
+    pub(crate) async fn start(&mut self, from: Begin) -> Result<()> {
+        let len = self.len();
+        self.at = match from {
+            Begin::Start => 0,
+            Begin::Offset(at) if at > len => return Err(ErrorKind::PastEnd.into()),
+            Begin::Offset(at) => at,
+            Begin::Tail(bytes) => len.saturating_sub(bytes),
+            Begin::Lines(lines) => self.lines_before(len, lines).await?,
+        };
+        Ok(())
+    }
+
+    /// Where the last lines before `end` begin. What stands behind the last line feed is a line too.
+    async fn lines_before(&mut self, end: u64, lines: u64) -> Result<u64> {
+        if lines == 0 {
+            return Ok(end);
+        }
+        let (mut found, mut upto) = (0, end);
+        while upto > 0 {
+            let from = upto.saturating_sub(LINES_READ);
+            let mut bytes = self.hub.storage.read(&self.key, self.life, from..upto).await?;
+            let mut window = Vec::with_capacity((upto - from) as usize);
+            while let Some(piece) = stream::next(&mut bytes).await {
+                window.extend_from_slice(&piece?);
+            }
+            for at in
+                window.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| from + at as u64)
+            {
+                // The line feed at the very end closes the last line, it doesn't begin one.
+                if at + 1 < end {
+                    found += 1;
+                    if found == lines {
+                        return Ok(at + 1);
+                    }
+                }
+            }
+            upto = from;
+        }
+        Ok(0)
+    }
+
+    /// Where it is.
+    pub(crate) fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// How the resource stands, as far as the cursor has told.
+    pub(crate) fn state(&self) -> State {
+        self.phase.state()
     }
 
     pub(crate) fn life(&self) -> Life {
@@ -92,7 +165,7 @@ impl Cursor {
             }
             let Progress { len, phase } = *self.progress.borrow_and_update();
             if self.at < len {
-                let cached = self.resource.as_ref().and_then(|resource| resource.tail().get(self.at, len));
+                let cached = self.resource.as_ref().and_then(|resource| resource.held().tail.get(self.at, len));
                 if let Some(pieces) = cached {
                     self.at = len;
                     return Ok(Step::Data(pieces));
@@ -100,8 +173,10 @@ impl Cursor {
                 self.reading = Some((self.hub.storage.read(&self.key, self.life, self.at..len).await?, len));
                 continue;
             }
+            let before = std::mem::replace(&mut self.phase, phase);
             match phase {
-                Phase::Live => {}
+                Phase::Live | Phase::Lost if before != phase => return Ok(Step::State(phase.state())),
+                Phase::Live | Phase::Lost => {}
                 Phase::Ended(state) => return Ok(Step::End(state)),
                 Phase::Cut(kind) => return Ok(Step::Cut(kind)),
             }

@@ -8,24 +8,31 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{OnceCell, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Owner;
 use crate::key::Key;
-use crate::storage::erased::{DynAppend, DynStorage};
+use crate::storage::erased::{BoxFuture, DynAppend, DynStorage};
 use crate::storage::{Life, Open, Stat, State, stream};
-use crate::streams::Event;
+use crate::streams::{Durability, Event};
 
 mod append;
 mod cursor;
 mod progress;
+mod resource;
+#[cfg(test)]
+mod sim;
 
 pub(crate) use self::append::Lease;
-pub(crate) use self::cursor::{Cursor, Step};
-use self::progress::Tail;
+use self::append::{end_lost, stop_it};
+pub(crate) use self::cursor::{Begin, Cursor, Step};
 pub(crate) use self::progress::{Phase, Progress};
+use self::resource::Place;
+pub(crate) use self::resource::Resource;
 
 /// How much a lagging listener for events can be behind before it is told that it missed some.
 const EVENTS: usize = 1024;
@@ -33,14 +40,17 @@ const EVENTS: usize = 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) tail_cache: usize,
-    /// How long committed bytes may stay unsynced; `None`: until the finish.
-    pub(crate) sync_within: Option<Duration>,
+    pub(crate) durability: Durability,
+    /// How long a lost appender may take to come back.
+    pub(crate) grace: Duration,
 }
 
 pub(crate) struct Hub {
     pub(crate) storage: Box<dyn DynStorage>,
     config: Config,
     live: Mutex<HashMap<Key, Entry>>,
+    /// Set once what an earlier process left lost has its grace.
+    adopted: OnceCell<()>,
     events: broadcast::Sender<Event>,
     /// No new work.
     pub(crate) soft: CancellationToken,
@@ -55,27 +65,55 @@ pub(crate) struct Hub {
 enum Entry {
     /// The storage is being asked; the token is cancelled when it has answered.
     Opening(CancellationToken),
-    Live(Arc<Resource>),
-}
-
-/// A live resource.
-pub(crate) struct Resource {
-    pub(crate) key: Key,
-    pub(crate) life: Life,
-    /// Its length before its appender came.
-    opened_at: u64,
-    progress: watch::Sender<Progress>,
-    tail: Mutex<Tail>,
-    /// Cancelled when the resource is no longer live.
-    pub(crate) ended: CancellationToken,
+    /// Live or lost.
+    Open(Arc<Resource>),
 }
 
 /// What a follower finds.
 pub(crate) enum Found {
-    /// Somebody appends.
-    Live(Cursor),
-    /// Nobody does.
+    /// More may come.
+    Open(Cursor),
+    /// Nobody appends, and nobody is waited for.
     AtRest(Stat),
+}
+
+/// How an appender wants a resource.
+#[derive(Debug, Clone)]
+pub(crate) struct Attach {
+    pub(crate) how: Open,
+    /// Who it is, if it may come back.
+    pub(crate) owner: Option<Owner>,
+    /// Where the end has to be.
+    pub(crate) offset: Option<u64>,
+    /// The life that it has to be, unless the appender is known.
+    pub(crate) life: Option<Life>,
+    /// Its finish at this length may have been done already.
+    pub(crate) finish: Option<u64>,
+}
+
+impl Attach {
+    pub(crate) fn new(how: Open) -> Self {
+        Self { how, owner: None, offset: None, life: None, finish: None }
+    }
+}
+
+/// What became of an [`Attach`].
+pub(crate) enum Attached {
+    /// `resumed`: the resource's last byte came from this very appender.
+    Open { lease: Lease, resumed: bool },
+    /// The finish had been done: this is how the resource stands.
+    Finished(Stat),
+}
+
+/// One try to attach.
+enum Try {
+    Done(Attached),
+    /// Once this is cancelled.
+    Again(CancellationToken),
+    /// The resource is lost or held by the same appender, which may pass.
+    Pass(Arc<Resource>, CancellationToken),
+    /// Nobody has it here.
+    Open(Opening),
 }
 
 impl Hub {
@@ -84,6 +122,7 @@ impl Hub {
             storage,
             config,
             live: Mutex::default(),
+            adopted: OnceCell::new(),
             events: broadcast::channel(EVENTS).0,
             soft: CancellationToken::new(),
             hard: CancellationToken::new(),
@@ -102,41 +141,176 @@ impl Hub {
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
-        // No code that panics runs under this lock.
+        // No code that panics runs under this lock. It may be held while a resource's own is taken, never after.
         self.live.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Gives what an earlier process left lost its grace. Done once, before anything else.
+    async fn adopt_all(self: &Arc<Self>) -> Result<()> {
+        let adopting = async || {
+            let mut lost = self.storage.lost();
+            while let Some(found) = stream::next(&mut lost).await {
+                let (key, stat) = found?;
+                self.adopt(key, &stat);
+            }
+            Ok(())
+        };
+        self.adopted.get_or_try_init(adopting).await.copied()
+    }
+
+    /// Gives a lost resource its grace, counted from now.
+    fn adopt(self: &Arc<Self>, key: Key, stat: &Stat) {
+        let place = Place::Lost(None);
+        let resource = Arc::new(Resource::new(key.clone(), stat, stat.owner, place, self.config.tail_cache));
+        {
+            let mut live = self.live();
+            if live.contains_key(&key) {
+                return;
+            }
+            live.insert(key, Entry::Open(Arc::clone(&resource)));
+        }
+        self.start_grace(&resource, 0, &Handle::current());
     }
 
     /// Opens a resource for appending.
     ///
     /// Cancel safe: what the storage opens for nobody is released.
-    pub(crate) async fn open(self: &Arc<Self>, key: &Key, how: Open) -> Result<Lease> {
-        if self.soft.is_cancelled() {
-            return Err(ErrorKind::ShuttingDown.into());
-        }
-        let opening = {
-            let mut live = self.live();
-            if live.contains_key(key) {
-                return Err(ErrorKind::Busy.into());
+    pub(crate) async fn attach(self: &Arc<Self>, key: &Key, attach: Attach) -> Result<Attached> {
+        self.adopt_all().await?;
+        loop {
+            if self.soft.is_cancelled() {
+                return Err(ErrorKind::ShuttingDown.into());
             }
-            let settled = CancellationToken::new();
-            live.insert(key.clone(), Entry::Opening(settled.clone()));
-            Opening { hub: Arc::clone(self), key: key.clone(), settled }
+            let tried = self.try_attach(key, &attach).await?;
+            let (hub, wanted) = (Arc::clone(self), attach.clone());
+            // A task of its own, so that neither a caller that goes away nor a panic leaves the key taken.
+            let opened = match tried {
+                Try::Done(attached) => return Ok(attached),
+                Try::Again(settled) => {
+                    settled.cancelled().await;
+                    continue;
+                }
+                Try::Pass(resource, settled) => {
+                    let passing = Passing { resource, settled, hub, runtime: Handle::current() };
+                    self.tasks.spawn(async move { passing.run(wanted).await })
+                }
+                Try::Open(opening) => self.tasks.spawn(async move {
+                    // The storage failed while the hub gave it up, or another node left it: it is kept all the same.
+                    if let Some(stat) = hub.storage.stat(&opening.key).await?
+                        && stat.state == State::Lost
+                        && stat.owner != wanted.owner
+                    {
+                        opening.adopt(&stat);
+                        return Err(ErrorKind::Busy.into());
+                    }
+                    let append = hub.storage.open(&opening.key, wanted.how).await?;
+                    if check(&wanted, &append.stat())? {
+                        match hub.sync_before_told(append.as_ref()).await {
+                            // Deleted or taken over meanwhile; look again.
+                            Err(error) if error.kind() == ErrorKind::Fenced => return Ok(None),
+                            synced => synced?,
+                        };
+                    }
+                    Ok(Some(opening.opened(append, wanted.owner)))
+                }),
+            };
+            if let Some(attached) = opened.await.map_err(Error::storage)?? {
+                return Ok(attached);
+            }
+        }
+    }
+
+    async fn try_attach(self: &Arc<Self>, key: &Key, attach: &Attach) -> Result<Try> {
+        {
+            let mut live = self.live();
+            match live.get(key) {
+                // Whoever may come back waits for what its own older connection has begun.
+                Some(Entry::Opening(settled)) if attach.owner.is_some() => return Ok(Try::Again(settled.clone())),
+                Some(Entry::Opening(_)) => return Err(ErrorKind::Busy.into()),
+                Some(Entry::Open(resource)) => {
+                    if attach.owner.is_none() || attach.owner != resource.owner {
+                        return Err(ErrorKind::Busy.into());
+                    }
+                    let mut held = resource.held();
+                    let settled = CancellationToken::new();
+                    let left = match &mut held.place {
+                        Place::Passing { settled, .. } => return Ok(Try::Again(settled.clone())),
+                        Place::Ending => return Ok(Try::Again(resource.ended.clone())),
+                        Place::Taken => None,
+                        Place::Lost(left) => Some(left.take()),
+                    };
+                    held.place = Place::Passing { settled: settled.clone(), left };
+                    return Ok(Try::Pass(Arc::clone(resource), settled));
+                }
+                None if attach.finish.is_none() => return Ok(Try::Open(self.opening(&mut live, key))),
+                None => {}
+            }
+        }
+        // It may be finished already, by the same appender before its connection broke.
+        if let Some(stat) = self.storage.stat(key).await?
+            && matches!(stat.state, State::Finished | State::Sealed)
+            && (Some(stat.life), Some(stat.len)) == (attach.life, attach.finish)
+        {
+            return Ok(Try::Done(Attached::Finished(stat)));
+        }
+        let mut live = self.live();
+        if live.contains_key(key) {
+            let at_once = CancellationToken::new();
+            at_once.cancel();
+            return Ok(Try::Again(at_once));
+        }
+        Ok(Try::Open(self.opening(&mut live, key)))
+    }
+
+    /// Makes durable what an earlier connection of an appender had stored: being told its length is an acknowledgement.
+    fn sync_before_told(&self, append: &dyn DynAppend) -> BoxFuture<'static, Result<u64>> {
+        match self.config.durability {
+            Durability::Process => Box::pin(std::future::ready(Ok(append.stat().len))),
+            _ => append.sync(),
+        }
+    }
+
+    /// Takes a key that nobody has.
+    fn opening(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: &Key) -> Opening {
+        let settled = CancellationToken::new();
+        live.insert(key.clone(), Entry::Opening(settled.clone()));
+        Opening { hub: Arc::clone(self), key: key.clone(), settled }
+    }
+
+    /// Ends a lost resource when its grace is over, unless its appender is back by then.
+    fn start_grace(self: &Arc<Self>, resource: &Arc<Resource>, holder: u64, runtime: &Handle) {
+        let (hub, resource) = (Arc::clone(self), Arc::clone(resource));
+        let waiting = async move {
+            tokio::select! {
+                biased;
+                () = resource.ended.cancelled() => return,
+                () = tokio::time::sleep(hub.config.grace) => {}
+            }
+            let left = {
+                let mut held = resource.held();
+                let here = held.holder == holder;
+                match &mut held.place {
+                    Place::Lost(left) if here => {
+                        let left = left.take();
+                        held.place = Place::Ending;
+                        left
+                    }
+                    _ => return,
+                }
+            };
+            end_lost(hub, resource, left).await;
         };
-        // A task of its own, so that neither a caller that goes away nor a panic leaves the key taken.
-        let opened = self.tasks.spawn(async move {
-            let append = opening.hub.storage.open(&opening.key, how).await?;
-            Ok(opening.opened(append))
-        });
-        opened.await.map_err(Error::storage)?
+        self.tasks.spawn_on(waiting, runtime);
     }
 
     /// Finds a resource for following.
     ///
     /// Cancel safe.
     pub(crate) async fn follow(self: &Arc<Self>, key: &Key) -> Result<Option<Found>> {
+        self.adopt_all().await?;
         loop {
             let opening = match self.live().get(key) {
-                Some(Entry::Live(resource)) => return Ok(Some(Found::Live(Cursor::live(self, resource)))),
+                Some(Entry::Open(resource)) => return Ok(Some(Found::Open(Cursor::live(self, resource)))),
                 Some(Entry::Opening(settled)) => Some(settled.clone()),
                 None => None,
             };
@@ -145,22 +319,58 @@ impl Hub {
                 continue;
             }
             let Some(stat) = self.storage.stat(key).await? else { return Ok(None) };
-            if stat.state != State::Live {
-                return Ok(Some(Found::AtRest(stat)));
-            }
-            if !self.live().contains_key(key) {
-                return Ok(Some(Found::Live(self.follow_elsewhere(key, &stat))));
+            match stat.state {
+                // More may come, but not here; it isn't at rest.
+                State::Live | State::Lost if self.soft.is_cancelled() => return Err(ErrorKind::ShuttingDown.into()),
+                // It was live here a moment ago, or is live on another node.
+                State::Live => {
+                    if !self.live().contains_key(key) {
+                        return Ok(Some(Found::Open(self.follow_elsewhere(key, &stat))));
+                    }
+                }
+                // Another node left it.
+                State::Lost => self.adopt(key.clone(), &stat),
+                _ => return Ok(Some(Found::AtRest(stat))),
             }
         }
     }
 
+    /// Waits for an absent resource, up to a time, and finds it as [`follow`](Self::follow) does.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn follow_within(self: &Arc<Self>, key: &Key, limit: Duration) -> Result<Option<Found>> {
+        let mut events = self.subscribe();
+        let waiting = async {
+            loop {
+                if let Some(found) = self.follow(key).await? {
+                    return Ok(Some(found));
+                }
+                loop {
+                    match events.recv().await {
+                        Ok(Event::Created { key: other, .. } | Event::Finished { key: other, .. }) if other != *key => {
+                        }
+                        Ok(Event::Interrupted { .. } | Event::Deleted { .. } | Event::Missed(_)) => {}
+                        _ => break,
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            found = waiting => found,
+            () = self.soft.cancelled() => Err(ErrorKind::ShuttingDown.into()),
+            () = tokio::time::sleep(limit) => Ok(None),
+        }
+    }
+
     /// What is known of a resource.
-    pub(crate) async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
-        let live = match self.live().get(key) {
-            Some(Entry::Live(resource)) => Some(Stat::new(resource.life, resource.len(), State::Live)),
+    pub(crate) async fn stat(self: &Arc<Self>, key: &Key) -> Result<Option<Stat>> {
+        self.adopt_all().await?;
+        let open = match self.live().get(key) {
+            Some(Entry::Open(resource)) => Some(resource.stat()),
             _ => None,
         };
-        match live {
+        match open {
             Some(stat) => Ok(Some(stat)),
             None => self.storage.stat(key).await,
         }
@@ -168,18 +378,15 @@ impl Hub {
 
     /// Deletes a resource; its appender is fenced, its followers are told that it is cut.
     pub(crate) async fn delete(self: &Arc<Self>, key: &Key) -> Result<()> {
+        self.adopt_all().await?;
         let resource = loop {
             let opening = {
                 let mut live = self.live();
                 match live.get(key) {
-                    Some(Entry::Live(resource)) => break Ok(Arc::clone(resource)),
+                    Some(Entry::Open(resource)) => break Ok(Arc::clone(resource)),
                     Some(Entry::Opening(settled)) => settled.clone(),
-                    None => {
-                        // Nobody opens it meanwhile: the storage would fence an appender that is live here.
-                        let settled = CancellationToken::new();
-                        live.insert(key.clone(), Entry::Opening(settled.clone()));
-                        break Err(Opening { hub: Arc::clone(self), key: key.clone(), settled });
-                    }
+                    // Nobody opens it meanwhile: the storage would fence an appender that is live here.
+                    None => break Err(self.opening(&mut live, key)),
                 }
             };
             opening.cancelled().await;
@@ -206,12 +413,14 @@ impl Hub {
         self.tasks.spawn(async move {
             loop {
                 let next = tokio::select! {
+                    biased;
                     next = stream::next(&mut stats) => next,
                     () = send.closed() => return,
                     () = hard.cancelled() => None,
                 };
                 let progress = match next {
                     Some(Ok(Stat { len, state: State::Live, .. })) => Progress { len, phase: Phase::Live },
+                    Some(Ok(Stat { len, state: State::Lost, .. })) => Progress { len, phase: Phase::Lost },
                     Some(Ok(Stat { len, state, .. })) => Progress { len, phase: Phase::Ended(state) },
                     failed => {
                         if let Some(Err(error)) = failed {
@@ -221,7 +430,7 @@ impl Hub {
                         Progress { len, phase: Phase::Cut(ErrorKind::Storage) }
                     }
                 };
-                if send.send(progress).is_err() || progress.phase != Phase::Live {
+                if send.send(progress).is_err() || !progress.phase.is_open() {
                     return;
                 }
             }
@@ -229,56 +438,87 @@ impl Hub {
         Cursor::new(Arc::clone(self), key.clone(), stat.life, receive, None)
     }
 
-    /// Takes a resource out of the live ones and tells its followers, as one step.
+    /// A sync failed: what the storage holds is no longer what was told.
+    fn sync_failed(&self, resource: &Arc<Resource>, error: &Error) {
+        if !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Poisoned) {
+            let cause = error as &dyn std::error::Error;
+            tracing::error!(key = %resource.key, error = cause, "a sync failed; the appender ends");
+            self.end(resource, resource.len(), Phase::Cut(ErrorKind::Storage));
+        }
+    }
+
+    /// Takes a resource out of the open ones and tells its followers, as one step.
     fn end(&self, resource: &Arc<Resource>, len: u64, phase: Phase) {
         let mut live = self.live();
-        if matches!(live.get(&resource.key), Some(Entry::Live(here)) if Arc::ptr_eq(here, resource)) {
+        if matches!(live.get(&resource.key), Some(Entry::Open(here)) if Arc::ptr_eq(here, resource)) {
             live.remove(&resource.key);
         }
         resource.progress.send_if_modified(|progress| {
             // The first end is the true one.
-            let first = progress.phase == Phase::Live;
+            let first = progress.phase.is_open();
             if first {
                 *progress = Progress { len, phase };
             }
             first
         });
         resource.ended.cancel();
+        // What was lost is left to the storage.
+        let mut held = resource.held();
+        let left = match &mut held.place {
+            Place::Lost(left) => left.take(),
+            _ => None,
+        };
+        drop((held, live));
+        drop(left);
     }
 
-    /// Ends what is still live: the last step of a shutdown.
+    fn open_resources(&self) -> Vec<Arc<Resource>> {
+        let live = self.live();
+        let open = live.values().filter_map(|entry| match entry {
+            Entry::Open(resource) => Some(Arc::clone(resource)),
+            Entry::Opening(_) => None,
+        });
+        // In an order that a simulation can repeat.
+        let mut open: Vec<_> = open.collect();
+        open.sort_by(|a, b| a.key.cmp(&b.key));
+        open
+    }
+
+    /// Leaves what is lost to the next start: part of a shutdown.
+    pub(crate) fn stop_lost(self: &Arc<Self>) {
+        for resource in self.open_resources() {
+            let left = {
+                let mut held = resource.held();
+                match &mut held.place {
+                    Place::Lost(left) => left.take(),
+                    _ => continue,
+                }
+            };
+            match left {
+                Some(append) => drop(self.tasks.spawn(stop_it(Arc::clone(self), resource, append))),
+                None => self.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown)),
+            }
+        }
+    }
+
+    /// Ends what is still open: the last step of a shutdown.
     pub(crate) fn cut_all(&self) {
-        let all: Vec<Arc<Resource>> = self
-            .live()
-            .values()
-            .filter_map(|entry| match entry {
-                Entry::Live(resource) => Some(Arc::clone(resource)),
-                Entry::Opening(_) => None,
-            })
-            .collect();
-        for resource in all {
+        for resource in self.open_resources() {
             self.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown));
         }
     }
 }
 
-impl Resource {
-    pub(crate) fn len(&self) -> u64 {
-        self.progress.borrow().len
+/// Whether the resource is as the appender wants it. Says whether it is known to the resource.
+fn check(attach: &Attach, stat: &Stat) -> Result<bool> {
+    let known = attach.owner.is_some() && attach.owner == stat.owner;
+    if !known && attach.life.is_some_and(|life| life != stat.life) {
+        return Err(ErrorKind::Life.into());
     }
-
-    /// What its appender is told once it has been ended from outside.
-    pub(crate) fn ended_as(&self) -> ErrorKind {
-        match self.progress.borrow().phase {
-            Phase::Cut(kind @ (ErrorKind::ShuttingDown | ErrorKind::Storage)) => kind,
-            _ => ErrorKind::Fenced,
-        }
+    if attach.offset.is_some_and(|offset| offset != stat.len) {
+        return Err(ErrorKind::Offset.into());
     }
-
-    fn tail(&self) -> MutexGuard<'_, Tail> {
-        // A cache that is torn by a panic would be wrong, but nothing under this lock panics.
-        self.tail.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
+    Ok(known)
 }
 
 /// A key whose storage is being asked; free again when dropped before it answered.
@@ -289,18 +529,26 @@ struct Opening {
 }
 
 impl Opening {
-    fn opened(self, append: Box<dyn DynAppend>) -> Lease {
+    /// Gives what turned out to be lost its grace.
+    fn adopt(self, stat: &Stat) {
+        if !self.hub.soft.is_cancelled() {
+            self.hub.live().remove(&self.key);
+            self.hub.adopt(self.key.clone(), stat);
+        }
+    }
+
+    fn opened(self, mut append: Box<dyn DynAppend>, owner: Option<Owner>) -> Attached {
         let stat = append.stat();
-        let resource = Arc::new(Resource {
-            key: self.key.clone(),
-            life: stat.life,
-            opened_at: stat.len,
-            progress: watch::Sender::new(Progress { len: stat.len, phase: Phase::Live }),
-            tail: Mutex::new(Tail::new(stat.len, self.hub.config.tail_cache)),
-            ended: CancellationToken::new(),
-        });
-        self.hub.live().insert(self.key.clone(), Entry::Live(Arc::clone(&resource)));
-        Lease::new(Arc::clone(&self.hub), resource, append)
+        let resumed = owner.is_some() && stat.owner == owner;
+        append.claim(owner);
+        let tail_cache = self.hub.config.tail_cache;
+        let resource = Arc::new(Resource::new(self.key.clone(), &stat, owner, Place::Taken, tail_cache));
+        let (holder, over) = {
+            let held = resource.held();
+            (held.holder, held.over.clone())
+        };
+        self.hub.live().insert(self.key.clone(), Entry::Open(Arc::clone(&resource)));
+        Attached::Open { lease: Lease::new(Arc::clone(&self.hub), resource, append, holder, over), resumed }
     }
 }
 
@@ -311,6 +559,83 @@ impl Drop for Opening {
             live.remove(&self.key);
         }
         drop(live);
+        self.settled.cancel();
+    }
+}
+
+/// A resource whose appender comes back, over the head of its older connection if need be; as before when dropped.
+struct Passing {
+    hub: Arc<Hub>,
+    resource: Arc<Resource>,
+    settled: CancellationToken,
+    runtime: Handle,
+}
+
+impl Passing {
+    /// `None`: the resource has ended meanwhile, or begun another life; look again.
+    async fn run(self, attach: Attach) -> Result<Option<Attached>> {
+        let resource = &self.resource;
+        let mut append = self.hub.storage.open(&resource.key, Open::Takeover).await?;
+        let stat = append.stat();
+        if stat.life != resource.life {
+            self.hub.end(resource, resource.len(), Phase::Cut(ErrorKind::NotFound));
+            return Ok(None);
+        }
+        if let Err(error) = self.hub.sync_before_told(append.as_ref()).await {
+            if error.kind() == ErrorKind::Fenced {
+                return Ok(None);
+            }
+            self.hub.sync_failed(resource, &error);
+            return Err(error);
+        }
+        append.claim(attach.owner);
+        let (before, holder, over) = {
+            let mut held = resource.held();
+            if !matches!(held.place, Place::Passing { .. }) {
+                // The server stops.
+                return Ok(None);
+            }
+            held.holder += 1;
+            std::mem::replace(&mut held.over, resource.ended.child_token()).cancel();
+            held.tail = progress::Tail::new(stat.len, self.hub.config.tail_cache);
+            resource.progress.send_modify(|progress| {
+                if progress.phase.is_open() {
+                    *progress = Progress { len: stat.len, phase: Phase::Live };
+                }
+            });
+            (std::mem::replace(&mut held.place, Place::Taken), held.holder, held.over.clone())
+        };
+        // What was fenced can only be dropped.
+        drop(before);
+        let lease = Lease::new(Arc::clone(&self.hub), Arc::clone(resource), append, holder, over);
+        if attach.offset.is_some_and(|offset| offset != stat.len) {
+            return Err(ErrorKind::Offset.into());
+        }
+        // A storage that keeps no owners doesn't know it, but here it can be told.
+        let resumed = stat.owner == attach.owner || resource.opened_at.is_some_and(|at| at < stat.len);
+        Ok(Some(Attached::Open { lease, resumed }))
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        {
+            let mut held = self.resource.held();
+            if let Place::Passing { left, .. } = &mut held.place {
+                match left.take() {
+                    None => held.place = Place::Taken,
+                    Some(left) => {
+                        held.place = Place::Lost(left);
+                        self.resource.progress.send_modify(|progress| {
+                            if progress.phase == Phase::Live {
+                                progress.phase = Phase::Lost;
+                            }
+                        });
+                        self.hub.start_grace(&self.resource, held.holder, &self.runtime);
+                    }
+                }
+            }
+        }
         self.settled.cancel();
     }
 }

@@ -15,12 +15,30 @@ pub(crate) struct Progress {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// More may come.
+    /// An appender is attached.
     Live,
+    /// The appender was lost, and may come back.
+    Lost,
     /// The appender ended, this way.
     Ended(State),
     /// Nobody knows what was to come: the storage failed, the resource was deleted, or the server stops.
     Cut(ErrorKind),
+}
+
+impl Phase {
+    /// Whether more may come.
+    pub(crate) fn is_open(self) -> bool {
+        matches!(self, Self::Live | Self::Lost)
+    }
+
+    /// As it is told; what was cut is as if its appender had been lost.
+    pub(crate) fn state(self) -> State {
+        match self {
+            Self::Live => State::Live,
+            Self::Lost | Self::Cut(_) => State::Lost,
+            Self::Ended(state) => state,
+        }
+    }
 }
 
 /// The last bytes of a live resource. A cache: what it lacks is read from the storage.

@@ -99,6 +99,18 @@ impl fmt::Display for Life {
     }
 }
 
+impl std::str::FromStr for Life {
+    type Err = crate::Error;
+
+    /// The inverse of [`Display`](fmt::Display): 32 lowercase hexadecimal digits.
+    fn from_str(text: &str) -> Result<Self> {
+        let digits = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let bits = u128::from_str_radix(text, 16).ok().filter(|_| digits);
+        let malformed = || crate::Error::new(ErrorKind::BadRequest).with_detail("a life is 32 hexadecimal digits");
+        bits.map(Self).ok_or_else(malformed)
+    }
+}
+
 impl fmt::Debug for Life {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Life({self})")

@@ -88,8 +88,9 @@ pub(crate) fn poll_stats<S: Storage>(storage: S, key: Key, life: Life, from: u64
         len: u64,
         ended: bool,
         asked: bool,
+        state: State,
     }
-    let told = Told { len: from, ended: false, asked: false };
+    let told = Told { len: from, ended: false, asked: false, state: State::Live };
     let step = move |mut told: Told| {
         let storage = storage.clone();
         let key = key.clone();
@@ -108,9 +109,9 @@ pub(crate) fn poll_stats<S: Storage>(storage: S, key: Key, life: Life, from: u64
                         return Some((Err(gone.err().unwrap_or(ErrorKind::NotFound.into())), told));
                     }
                 };
-                told.ended = stat.state != State::Live;
-                if told.ended || stat.len > told.len {
-                    told.len = stat.len;
+                told.ended = !stat.state.is_open();
+                if told.ended || stat.len > told.len || stat.state != told.state {
+                    (told.len, told.state) = (stat.len, stat.state);
                     return Some((Ok(stat), told));
                 }
             }

@@ -45,6 +45,20 @@ pub(crate) enum Message {
     Other(Inbound),
 }
 
+/// Data as a stream, or anything else that a peer did: see [`Conn::poll_streamed`].
+#[derive(Debug)]
+pub(crate) enum Streamed {
+    /// What has arrived of BINARY messages so far, whole or not.
+    Data(Pieces),
+    /// A whole TEXT message.
+    Text(Vec<u8>),
+    /// Anything but data.
+    Other(Inbound),
+}
+
+/// The longest TEXT message that [`Conn::poll_streamed`] accepts, in bytes.
+const MAX_TEXT: usize = 16 * 1024;
+
 /// A WebSocket connection after its handshake.
 #[derive(Debug)]
 pub(crate) struct Conn<IO> {
@@ -207,6 +221,53 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     /// [`poll_message`](Self::poll_message) as a future. Cancel safe.
     pub(crate) async fn message(&mut self, most: usize) -> Message {
         poll_fn(|cx| self.poll_message(cx, most)).await
+    }
+
+    /// What has arrived of BINARY messages, without regard to where they end and no more than about `most` bytes, or a
+    /// whole TEXT message.
+    pub(crate) fn poll_streamed(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Streamed> {
+        let mut data = Pieces::default();
+        loop {
+            let next = match self.behind.take() {
+                Some(behind) => behind,
+                None => match self.decoded() {
+                    Ok(None) if !data.is_empty() => return Poll::Ready(Streamed::Data(data)),
+                    Ok(None) => ready!(self.poll_inbound(cx)),
+                    Ok(Some(inbound)) => inbound,
+                    Err(Breach { code, reason }) => Inbound::Breach { code, reason },
+                },
+            };
+            match next {
+                Inbound::Data { payload, text: false, .. } => {
+                    data.push(payload);
+                    if data.len() >= most {
+                        return Poll::Ready(Streamed::Data(data));
+                    }
+                }
+                Inbound::Pong if !data.is_empty() => {}
+                // What comes behind the data is told next time.
+                other if !data.is_empty() => {
+                    self.behind = Some(other);
+                    return Poll::Ready(Streamed::Data(data));
+                }
+                Inbound::Data { payload, end, .. } => {
+                    if self.message.len() + payload.len() > MAX_TEXT {
+                        let reason = "control message over the size limit".into();
+                        return Poll::Ready(Streamed::Other(Inbound::Breach { code: 1009, reason }));
+                    }
+                    self.message.push(payload);
+                    if end {
+                        return Poll::Ready(Streamed::Text(self.message.take_all().concat()));
+                    }
+                }
+                other => return Poll::Ready(Streamed::Other(other)),
+            }
+        }
+    }
+
+    /// [`poll_streamed`](Self::poll_streamed) as a future. Cancel safe.
+    pub(crate) async fn streamed(&mut self, most: usize) -> Streamed {
+        poll_fn(|cx| self.poll_streamed(cx, most)).await
     }
 
     /// Writes what is queued. Each step has to make progress within `stall`.

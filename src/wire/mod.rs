@@ -11,4 +11,4 @@ pub(crate) mod frame;
 pub(crate) mod pieces;
 pub(crate) mod text;
 
-pub(crate) use self::conn::{Conn, Inbound, Message};
+pub(crate) use self::conn::{Conn, Inbound, Message, Streamed};

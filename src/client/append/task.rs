@@ -26,8 +26,6 @@ use crate::wire::frame::{Kind, close_payload};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a server that broke the connection is listened to for its reason.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// After so long a silence a server is asked whether it is there.
-const SILENCE: Duration = Duration::from_secs(30);
 
 /// What it takes to connect again.
 pub(super) struct Task {
@@ -177,7 +175,8 @@ impl Task {
                 }
             }
         }
-        let pulse = Pulse::new(SILENCE, 2 * SILENCE);
+        let silence = self.settings.silence_timeout;
+        let pulse = Pulse::new(silence / 3, silence * 2 / 3);
         let mut link = Link { conn, dialect, inbox, pulse, finishing: false };
         let mut heard = poll_fn(|cx| link.poll(cx, self.pipe())).await;
         if link.finishing {

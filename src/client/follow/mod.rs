@@ -7,6 +7,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::{Response, header};
@@ -105,9 +106,9 @@ impl Follower {
         follower
     }
 
-    fn live(conn: WebSocket, dialect: Dialect, skip: u64) -> Self {
+    fn live(conn: WebSocket, dialect: Dialect, silence: Duration, skip: u64) -> Self {
         let (sender, pieces) = mpsc::channel(QUEUE);
-        let task = AbortOnDropHandle::new(tokio::spawn(run_plain(conn, sender, dialect)));
+        let task = AbortOnDropHandle::new(tokio::spawn(run_plain(conn, sender, dialect, silence)));
         Self::new(Source::Live { pieces, _task: task }, skip)
     }
 

@@ -97,6 +97,7 @@ impl FollowRequest {
         if let Some(life) = life {
             options.set("life", life);
         }
+        let silence = settings.silence_timeout;
         let answer = ask(&settings, &target, &options, wait).await?;
         if let Answer::Upgraded { conn, dialect: Dialect::Resumable, .. } = answer {
             let mut task = Task::new(settings, target, options);
@@ -109,7 +110,7 @@ impl FollowRequest {
             _ => return Err(unspoken("what was asked for")),
         };
         Ok(match answer {
-            Answer::Upgraded { conn, dialect, .. } => Follower::live(conn, dialect, skip),
+            Answer::Upgraded { conn, dialect, .. } => Follower::live(conn, dialect, silence, skip),
             Answer::Plain { response, driver } => Follower::plain(response, driver, skip),
         })
     }

@@ -22,8 +22,6 @@ use crate::wire::frame::Kind;
 
 /// How long the end of a connection may take once its outcome is known.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// After so long a silence a server is asked whether it is there, and after three times that given up.
-const SILENCE: Duration = Duration::from_secs(30);
 
 /// What the user's side is told.
 #[derive(Debug)]
@@ -51,6 +49,8 @@ pub(super) struct Task {
     attempts: Attempts,
     /// The life that is followed, the offset up to which its bytes were handed on, and the state that was told last.
     reached: Option<Beginning>,
+    /// The resource was there and had nothing, so that it may have come to nothing, and may come again.
+    was_empty: bool,
     attached: Option<Instant>,
     inbox: Inbox,
 }
@@ -58,7 +58,16 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(settings: Arc<Settings>, target: Target, first: Options) -> Self {
         let attempts = Attempts::new(settings.retry);
-        Self { settings, target, first, attempts, reached: None, attached: None, inbox: Inbox::default() }
+        Self {
+            settings,
+            target,
+            first,
+            attempts,
+            reached: None,
+            was_empty: false,
+            attached: None,
+            inbox: Inbox::default(),
+        }
     }
 
     /// Sees to it that a connection stands and has begun: this one, or those that replace it.
@@ -94,7 +103,8 @@ impl Task {
     /// Makes another connection instead of one that ended so.
     async fn again(&mut self, mut error: Error) -> Result<(WebSocket, Beginning)> {
         loop {
-            sleep(self.attempts.delay(error)?).await;
+            let tolerated = self.tolerated(error);
+            sleep(self.attempts.delay(tolerated)?).await;
             let begun = match self.connect().await {
                 Ok(conn) => self.greet(conn).await,
                 Err(error) => Err(error),
@@ -104,6 +114,19 @@ impl Task {
                 Err(again) => error = again,
             }
         }
+    }
+
+    /// An appender that was lost without a byte leaves nothing behind, not even a life; when it comes back there is
+    /// another one. Whoever has read nothing misses nothing by that.
+    fn tolerated(&mut self, error: Error) -> Error {
+        let gone = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Life)
+            && self.reached.take_if(|reached| reached.offset == 0).is_some();
+        self.was_empty |= gone;
+        if gone || self.was_empty && error.kind() == ErrorKind::NotFound {
+            let detail = "the resource had no bytes yet, and is gone for now";
+            return Error::new(ErrorKind::Connection).with_detail(detail).with_source(error);
+        }
+        error
     }
 
     async fn connect(&self) -> Result<WebSocket> {
@@ -168,7 +191,7 @@ impl Task {
     async fn follow(&mut self, mut conn: WebSocket, steps: &mpsc::Sender<Step>) -> Option<Error> {
         // While the user has no room for more, nothing is read.
         while let Ok(room) = steps.reserve().await {
-            let taken = match inbound(&mut conn).await {
+            let taken = match inbound(&mut conn, self.settings.silence_timeout).await {
                 Ok(Inbound::Data { payload, end, text }) => self.take_in(room, payload, end, text),
                 Ok(Inbound::Pong) => Ok(false),
                 Ok(other) => {
@@ -231,12 +254,12 @@ impl Task {
 }
 
 /// Runs a connection without the subprotocol to its end.
-pub(super) async fn run_plain(mut conn: WebSocket, steps: mpsc::Sender<Step>, dialect: Dialect) {
+pub(super) async fn run_plain(mut conn: WebSocket, steps: mpsc::Sender<Step>, dialect: Dialect, silence: Duration) {
     while let Ok(room) = steps.reserve().await {
         let inbound = match dialect {
             // It may be silent for ever.
             Dialect::Original => Ok(conn.inbound().await),
-            _ => inbound(&mut conn).await,
+            _ => inbound(&mut conn, silence).await,
         };
         let (end, reply) = match inbound {
             Ok(Inbound::Data { payload, .. }) => {
@@ -264,14 +287,14 @@ pub(super) async fn run_plain(mut conn: WebSocket, steps: mpsc::Sender<Step>, di
 }
 
 /// What the server did, unless it is silent for too long.
-async fn inbound(conn: &mut WebSocket) -> Result<Inbound> {
+async fn inbound(conn: &mut WebSocket, silence: Duration) -> Result<Inbound> {
     for _ in 0..3 {
-        match timeout(SILENCE, conn.inbound()).await {
+        match timeout(silence / 3, conn.inbound()).await {
             Ok(inbound) => return Ok(inbound),
             Err(_) => conn.put(Kind::Ping, b""),
         }
     }
-    let detail = format!("the server fell silent for {} s", 3 * SILENCE.as_secs());
+    let detail = format!("the server fell silent for {silence:?}");
     Err(Error::new(ErrorKind::TimedOut).with_detail(detail))
 }
 

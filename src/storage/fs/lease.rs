@@ -4,16 +4,18 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 
 use super::Root;
+use super::commit::{Answered, Data};
 use super::path::error;
 use super::read::truncated;
-use super::record::{Kept, Record, Slot, open_name, rest_name};
+use super::record::{Kept, Left, NO_BOOT, Record, Slot, open_name, rest_name};
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Owner;
 use crate::key::Key;
 use crate::storage::{End, Life, Stat, State};
 
@@ -30,8 +32,14 @@ pub(super) struct Lease {
     pub(super) life: Life,
     pub(super) inode: (u64, u64),
     /// For readers, who need no lock.
-    pub(super) file: Arc<File>,
+    pub(super) data: Arc<Data>,
+    /// The sync that was asked for and has not begun.
+    next_sync: Mutex<Option<Answered>>,
     committed: AtomicU64,
+    /// Whoever appended last before this appender …
+    owner: Option<Owner>,
+    /// … and who this one is, once it has.
+    claimed: OnceLock<Option<Owner>>,
     core: Mutex<Core>,
 }
 
@@ -45,11 +53,11 @@ pub(super) struct Core {
     /// Where a new file waits for its first byte, in the folder of new files.
     waiting: Option<String>,
     name_durable: bool,
-    /// Present from the first append on.
+    /// Present from the first append on, and from the start where a lost appender left it.
     record: Option<Record>,
     existed: bool,
-    /// The state before this appender, and the life that was recorded.
-    before: State,
+    /// How the resource stands if nothing more happens, and the life that was recorded.
+    stands: State,
     recorded_life: Option<Life>,
     id: u128,
 }
@@ -64,6 +72,9 @@ pub(super) struct Opened {
     /// `None` for a new one.
     pub(super) before: Option<State>,
     pub(super) waiting: Option<String>,
+    pub(super) owner: Option<Owner>,
+    /// The open record that a lost appender left, to go on with.
+    pub(super) record: Option<Record>,
 }
 
 impl Lease {
@@ -75,10 +86,11 @@ impl Lease {
             allocated: opened.len,
             can_allocate: true,
             waiting: opened.waiting,
-            name_durable: opened.before.is_some(),
-            record: None,
+            // Of what a lost appender made nobody knows.
+            name_durable: opened.before.is_some() && opened.record.is_none(),
+            record: opened.record,
             existed: opened.before.is_some(),
-            before: opened.before.unwrap_or(State::Interrupted),
+            stands: opened.before.unwrap_or(State::Interrupted),
             recorded_life: opened.recorded_life,
             id: opened.id,
         };
@@ -87,8 +99,11 @@ impl Lease {
             key,
             life: opened.life,
             inode: (meta.dev(), meta.ino()),
-            file: Arc::new(opened.file),
+            data: Arc::new(Data::new(opened.file)),
+            next_sync: Mutex::default(),
             committed: AtomicU64::new(opened.len),
+            owner: opened.owner,
+            claimed: OnceLock::new(),
             core: Mutex::new(core),
         })
     }
@@ -103,8 +118,11 @@ impl Lease {
             key: self.key.clone(),
             life: self.life,
             inode: self.inode,
-            file: Arc::clone(&self.file),
+            data: Arc::clone(&self.data),
+            next_sync: Mutex::default(),
             committed: AtomicU64::new(core.committed),
+            owner: self.owner(),
+            claimed: OnceLock::new(),
             core: Mutex::new(Core {
                 end: None,
                 committed: core.committed,
@@ -114,7 +132,7 @@ impl Lease {
                 name_durable: core.name_durable,
                 record: core.record.take(),
                 existed: core.existed,
-                before: core.before,
+                stands: core.stands,
                 recorded_life: core.recorded_life,
                 id: core.id,
             }),
@@ -129,14 +147,20 @@ impl Lease {
     }
 
     pub(super) fn stat(&self) -> Stat {
-        Stat::new(self.life, self.committed.load(Ordering::Acquire), State::Live).modified(Some(SystemTime::now()))
+        let stat = Stat::new(self.life, self.committed.load(Ordering::Acquire), State::Live);
+        stat.modified(Some(SystemTime::now())).owner(self.owner())
+    }
+
+    /// Whoever appended last.
+    fn owner(&self) -> Option<Owner> {
+        self.claimed.get().copied().unwrap_or(self.owner)
     }
 
     /// An error if the file is no longer what it was: removed, or shorter.
     pub(super) fn check_file(&self) -> Result<()> {
         // In this order: an append may come in between.
         let committed = self.committed.load(Ordering::Acquire);
-        let meta = self.file.metadata().map_err(error)?;
+        let meta = self.data.file.metadata().map_err(error)?;
         if meta.nlink() == 0 || meta.len() < committed {
             return Err(truncated());
         }
@@ -144,37 +168,41 @@ impl Lease {
     }
 
     /// Appends here and now if that can't block for long; `None` if it might.
-    pub(super) fn append_inline(&self, data: &[Bytes], len: u64) -> Option<Result<u64>> {
+    pub(super) fn append_inline(&self, data: &[Bytes], len: u64, claim: Option<Owner>) -> Option<Result<u64>> {
         let mut core = match self.core.try_lock() {
             Ok(core) => core,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        core.record.is_some().then(|| self.append_locked(&mut core, data, len))
+        let recorded = core.record.as_ref().is_some_and(|record| record.slot.owner == claim);
+        recorded.then(|| self.append_locked(&mut core, data, len, claim))
     }
 
-    pub(super) fn append(&self, data: &[Bytes], len: u64) -> Result<u64> {
+    /// Appends, for whoever claims the resource.
+    pub(super) fn append(&self, data: &[Bytes], len: u64, claim: Option<Owner>) -> Result<u64> {
         let mut core = self.lock();
-        self.append_locked(&mut core, data, len)
+        self.append_locked(&mut core, data, len, claim)
     }
 
-    fn append_locked(&self, core: &mut Core, data: &[Bytes], len: u64) -> Result<u64> {
+    fn append_locked(&self, core: &mut Core, data: &[Bytes], len: u64, claim: Option<Owner>) -> Result<u64> {
         core.check()?;
         if len == 0 {
             return Ok(core.committed);
         }
-        let written = self.touch(core).and_then(|()| self.write(core, data, len));
+        let written = self.touch(core, claim).and_then(|()| self.write(core, data, len));
         match written {
             Ok(()) => {
                 core.committed += len;
+                core.stands = if claim.is_some() { State::Lost } else { State::Interrupted };
+                self.claimed.get_or_init(|| claim);
                 self.committed.store(core.committed, Ordering::Release);
                 Ok(core.committed)
             }
             Err(failed) => {
                 self.begin_new_life_if_cut(core);
                 // Nothing of a failed write may stay: it was not committed.
-                let cut = match self.file.metadata() {
-                    Ok(meta) if meta.len() > core.committed => self.file.set_len(core.committed).is_ok(),
+                let cut = match self.data.file.metadata() {
+                    Ok(meta) if meta.len() > core.committed => self.data.file.set_len(core.committed).is_ok(),
                     Ok(meta) => meta.len() == core.committed && meta.nlink() > 0,
                     Err(_) => false,
                 };
@@ -188,16 +216,16 @@ impl Lease {
     }
 
     fn write(&self, core: &mut Core, data: &[Bytes], len: u64) -> Result<()> {
-        let meta = self.file.metadata().map_err(error)?;
+        let meta = self.data.file.metadata().map_err(error)?;
         if meta.len() != core.committed || meta.nlink() == 0 {
             return Err(truncated());
         }
-        core.allocate(&self.file, len)?;
+        core.allocate(&self.data.file, len)?;
         let mut slices: Vec<IoSlice<'_>> = data.iter().filter(|d| !d.is_empty()).map(|d| IoSlice::new(d)).collect();
         let mut slices = &mut slices[..];
         let mut at = core.committed;
         while !slices.is_empty() {
-            match write_at(&self.file, slices, at) {
+            match write_at(&self.data.file, slices, at) {
                 Ok(0) => return Err(error(io::ErrorKind::WriteZero.into())),
                 Ok(n) => {
                     at += n as u64;
@@ -211,8 +239,11 @@ impl Lease {
     }
 
     /// Before the first byte: the record, durably, and a new file gets its name.
-    fn touch(&self, core: &mut Core) -> Result<()> {
-        if core.record.is_some() {
+    fn touch(&self, core: &mut Core, owner: Option<Owner>) -> Result<()> {
+        if let Some(record) = &mut core.record {
+            if record.slot.owner != owner {
+                record.write(Slot { owner, ..record.slot }).map_err(error)?;
+            }
             return Ok(());
         }
         let slot = Slot {
@@ -222,6 +253,7 @@ impl Lease {
             durable: core.committed,
             boot: self.root.boot,
             existed: core.existed,
+            owner,
         };
         let name = open_name(&self.key);
         let record = Record::create(&self.root.records, &name, &self.key, core.id, slot).map_err(error)?;
@@ -239,11 +271,16 @@ impl Lease {
 
     /// Writes down a new life if committed bytes are gone: somebody else cut the file.
     fn begin_new_life_if_cut(&self, core: &mut Core) {
-        let cut = self.file.metadata().is_ok_and(|meta| meta.len() < core.committed);
-        let (true, Some(record)) = (cut, &mut core.record) else { return };
+        let Ok(size) = self.data.file.metadata().map(|meta| meta.len()) else { return };
+        let (true, Some(record)) = (size < core.committed, &mut core.record) else { return };
+        if record.slot.boot == NO_BOOT {
+            // We cut it ourselves.
+            return;
+        }
         let life = Life::random();
         let written = life.map_err(io::Error::other).and_then(|life| {
-            let slot = Slot { life: Some(life), ..record.slot };
+            let durable = record.slot.durable.min(size);
+            let slot = Slot { kept: Kept::Cut, life: Some(life), len: size, durable, existed: true, ..record.slot };
             record.write(slot)
         });
         if let Err(failed) = written {
@@ -252,110 +289,151 @@ impl Lease {
         }
     }
 
-    /// Makes what is committed now durable, then says so in the record.
+    /// The place for the next sync; whoever begins it takes it out.
+    pub(super) fn next_sync(&self) -> MutexGuard<'_, Option<Answered>> {
+        self.next_sync.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Makes what is committed now durable, then says so in the record. Appends go on meanwhile.
     pub(super) fn sync(&self) -> Result<u64> {
-        let (committed, name_durable) = {
-            let core = self.lock();
-            core.check()?;
-            if core.record.is_none() {
-                return Ok(core.committed);
-            }
-            (core.committed, core.name_durable)
-        };
-        let syncing = self.root.syncing();
-        let synced = self.file.sync_data().and_then(|()| match name_durable {
-            true => Ok(()),
-            false => self.root.top.sync_parent(&self.key),
-        });
-        drop(syncing);
+        let mark = self.begin_sync()?;
+        let synced = self.sync_data(&mark);
+        let note = self.note_synced(mark, synced)?;
+        let synced = note.sync_record(false);
+        self.end_sync(note, synced)
+    }
+
+    /// What there is to be made durable.
+    pub(super) fn begin_sync(&self) -> Result<Mark> {
+        // Before the length is looked at: who asks from here on may have appended more.
+        self.next_sync().take();
+        let core = self.lock();
+        core.check()?;
+        let done = core
+            .record
+            .as_ref()
+            .is_none_or(|record| core.name_durable && record.is_synced() && record.slot.durable == core.committed);
+        Ok(Mark { committed: core.committed, name_durable: core.name_durable, done })
+    }
+
+    /// Makes it durable.
+    pub(super) fn sync_data(&self, mark: &Mark) -> io::Result<()> {
+        if mark.done {
+            return Ok(());
+        }
+        self.data.sync(File::sync_data)?;
+        if mark.name_durable { Ok(()) } else { self.root.sync_name(&self.key) }
+    }
+
+    /// Writes it down, to be synced after this.
+    pub(super) fn note_synced(&self, mark: Mark, synced: io::Result<()>) -> Result<Note> {
         let mut core = self.lock();
         // Whoever took over, or deleted, has the record now.
         core.check()?;
-        core.name_durable = true;
-        let synced = synced.and_then(|()| match &mut core.record {
-            Some(record) if record.slot.durable < committed => {
-                let slot = Slot { durable: committed, ..record.slot };
-                record.write(slot)
+        if mark.done {
+            return Ok(Note { committed: mark.committed, record: None });
+        }
+        let noted = synced.and_then(|()| match &mut core.record {
+            Some(record) if record.slot.durable < mark.committed => {
+                record.write_soon(Slot { durable: mark.committed, ..record.slot })
             }
             _ => Ok(()),
         });
-        if let Err(failed) = synced {
-            core.end = Some(ErrorKind::Poisoned);
-            self.distrust(&mut core);
-            return Err(error(failed));
+        if let Err(failed) = noted {
+            return Err(self.distrust(&mut core, failed));
         }
-        Ok(committed)
+        core.name_durable = true;
+        Ok(Note { committed: mark.committed, record: core.record.as_ref().map(Record::unsynced) })
     }
 
-    /// After a failed sync: the kernel marks what it failed to write as clean, so that no retry could be believed. What
-    /// is above the durable length is cut, which is a new life.
-    fn distrust(&self, core: &mut Core) {
-        let Some(record) = &mut core.record else { return };
-        let cut = Life::random().map_err(io::Error::other).and_then(|life| {
-            record.write(Slot { life: Some(life), ..record.slot })?;
-            self.file.set_len(record.slot.durable)
-        });
-        if let Err(failed) = cut {
-            let failed = &failed as &dyn std::error::Error;
-            tracing::error!(key = %self.key, error = failed, "what a failed sync left could not be cut off");
+    /// The record is durable, or can't be made so.
+    pub(super) fn end_sync(&self, note: Note, synced: io::Result<()>) -> Result<u64> {
+        let Some((_, seq)) = note.record else { return Ok(note.committed) };
+        let mut core = self.lock();
+        core.check()?;
+        if let Err(failed) = synced {
+            return Err(self.distrust(&mut core, failed));
         }
+        if let Some(record) = &mut core.record {
+            record.synced(seq);
+        }
+        Ok(note.committed)
+    }
+
+    /// After a failed sync: the kernel marks what it failed to write as clean, so that no retry could be believed. It is
+    /// as after a power loss: what is above the durable length is cut, which is a new life.
+    fn distrust(&self, core: &mut Core, failed: io::Error) -> Error {
+        core.end = Some(ErrorKind::Poisoned);
+        if let Some(record) = &mut core.record {
+            let slot = Slot { boot: NO_BOOT, ..record.slot };
+            let written = record.write_anyway(slot).and_then(|()| record.sync());
+            if let Err(failed) = self.data.file.set_len(slot.durable).and(written) {
+                let failed = &failed as &dyn std::error::Error;
+                tracing::error!(key = %self.key, error = failed, "what a failed sync left could not be cut off");
+            }
+        }
+        error(failed)
     }
 
     /// Ends the lease.
     pub(super) fn finish(&self, end: End) -> Result<Stat> {
         let mut core = self.lock();
         core.check()?;
-        let untouched = core.record.is_none();
-        if untouched && end == End::Interrupted {
+        // Nothing was added, by this appender or by one that it took over from.
+        let untouched = match &core.record {
+            None => true,
+            Some(record) => record.slot.left(core.id, core.committed, self.root.boot) == Left::Undone,
+        };
+        if untouched && (end == End::Interrupted || core.record.is_none() && core.existed && core.stands == end.state())
+        {
             core.end = Some(ErrorKind::Fenced);
             core.forget_waiting(&self.root);
-            return Ok(Stat::new(self.life, core.committed, core.before));
-        }
-        if untouched && core.existed && core.before == end.state() {
-            core.end = Some(ErrorKind::Fenced);
-            return Ok(Stat::new(self.life, core.committed, core.before));
+            return Ok(Stat::new(self.life, core.committed, core.stands).owner(self.owner()));
         }
         let finished = self.finish_locked(&mut core, end);
         if finished.is_err() {
             self.begin_new_life_if_cut(&mut core);
         }
         core.end = Some(if finished.is_ok() { ErrorKind::Fenced } else { ErrorKind::Poisoned });
-        finished.map_err(error)?;
-        let modified = self.file.metadata().and_then(|meta| meta.modified()).ok();
-        Ok(Stat::new(self.life, core.committed, end.state()).modified(modified))
+        finished?;
+        let modified = self.data.file.metadata().and_then(|meta| meta.modified()).ok();
+        Ok(Stat::new(self.life, core.committed, end.state()).modified(modified).owner(self.owner()))
     }
 
-    fn finish_locked(&self, core: &mut Core, end: End) -> io::Result<()> {
+    fn finish_locked(&self, core: &mut Core, end: End) -> Result<()> {
         let root = &*self.root;
-        self.touch(core).map_err(io::Error::other)?;
-        let meta = self.file.metadata()?;
+        self.touch(core, self.owner())?;
+        let meta = self.data.file.metadata().map_err(error)?;
         if meta.len() < core.committed || meta.nlink() == 0 {
-            return Err(io::Error::other("the file was changed or removed by somebody else"));
+            return Err(truncated());
         }
         // Also gives back what was allocated ahead.
-        self.file.set_len(core.committed)?;
-        if let Err(failed) = self.file.sync_all() {
-            self.distrust(core);
-            return Err(failed);
+        self.data.file.set_len(core.committed).map_err(error)?;
+        if let Err(failed) = self.data.sync(File::sync_all) {
+            return Err(self.distrust(core, failed));
         }
         if !core.name_durable {
-            root.top.sync_parent(&self.key)?;
+            root.sync_name(&self.key).map_err(error)?;
             core.name_durable = true;
         }
+        let Some(record) = &mut core.record else { return Ok(()) };
+        let plainly = end == End::Finished && core.recorded_life.is_none();
+        self.note_end(record, end, core.committed, plainly).map_err(error)
+    }
+
+    /// Says in the bookkeeping how the resource ended.
+    fn note_end(&self, record: &mut Record, end: End, len: u64, plainly: bool) -> io::Result<()> {
+        let records = &self.root.records;
         let (open, rest) = (open_name(&self.key), rest_name(&self.key));
-        if end == End::Finished && core.recorded_life.is_none() {
-            // Plainly finished: nothing needs to be remembered. The older record goes first, so that a crash in
-            // between finds an open one.
-            root.records.remove_file(&rest)?;
-            root.records.remove_file(&open)?;
+        if plainly {
+            // Nothing needs to be remembered. The older record goes first, so that a crash in between finds an open one.
+            records.remove_file(&rest)?;
+            records.remove_file(&open)?;
         } else {
-            let Some(record) = &mut core.record else { return Ok(()) };
-            let slot =
-                Slot { kept: Kept::Rest(end.state()), len: core.committed, durable: core.committed, ..record.slot };
-            record.write(slot)?;
-            root.records.rename(&open, &rest)?;
+            record.write(Slot { kept: Kept::Rest(end.state()), len, durable: len, ..record.slot })?;
+            records.rename(&open, &rest)?;
         }
-        root.records.sync()
+        records.sync()
     }
 
     /// The appender is gone without an end: what it never used is removed. The record stays, and tells.
@@ -368,6 +446,31 @@ impl Lease {
     fn lock(&self) -> MutexGuard<'_, Core> {
         // A panic in here leaves the length as it was, which is what counts.
         self.core.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// What a sync has to make durable.
+pub(super) struct Mark {
+    committed: u64,
+    name_durable: bool,
+    /// It is already.
+    done: bool,
+}
+
+/// What a sync has made durable, and the record that says so, which is not durable yet.
+pub(super) struct Note {
+    committed: u64,
+    record: Option<(Arc<Data>, u64)>,
+}
+
+impl Note {
+    /// Makes the record durable; where a call for all files has done that, only asks whether it can be believed.
+    pub(super) fn sync_record(&self, with_all: bool) -> io::Result<()> {
+        match &self.record {
+            Some((record, _)) if with_all => record.synced_with_all(),
+            Some((record, _)) => record.sync(File::sync_data),
+            None => Ok(()),
+        }
     }
 }
 

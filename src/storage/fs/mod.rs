@@ -8,28 +8,37 @@
 //! - `new/`: empty files that wait for their first byte. One gets its name with that byte, so that a resource that is
 //!   opened and released is never seen. Emptied at the start.
 //! - `records/`: one record for each resource that is not plainly finished. `HASH.open` exists from the first append
-//!   of an appender to its end; `HASH.rest` keeps that a resource is interrupted or sealed.
+//!   of an appender to its end, and says for whom the resource is kept if its appender is lost; `HASH.rest` keeps that
+//!   a resource is interrupted or sealed.
 //!
 //! A file without a record is a finished resource: drop files in to have them served. Its [`Life`] is made of its
 //! inode number and its birth time.
 //!
 //! ```text
-//!  absent ──first append──► data + HASH.open ──finish──► data           (finished)
-//!                             │          ▲   └─────────► data + HASH.rest (interrupted, sealed)
-//!                             │ crash    │ append again      │
-//!                             ▼          └───────────────────┘
-//!                   data + HASH.open, no appender ──next start or open──► data + HASH.rest (interrupted)
+//!  absent ──first append──► data + HASH.open ──finish──► data            (finished)
+//!                             │    ▲     ▲ └──────────► data + HASH.rest (interrupted, sealed)
+//!                     dropped │    │     └── append again ────┘ ▲
+//!                    or crash ▼    │ append again              │
+//!                   data + HASH.open, no appender ─────────────┘
+//!                     claimed: lost, until somebody comes and ends it
+//!                     not claimed: interrupted, and settled so at the next start or open
 //! ```
 //!
 //! # What makes it crash-safe
 //! - The record is durable before the first byte of an appender can be seen, and removed (or renamed) only after the
 //!   data was synced. So data that might not be whole always has a record.
 //! - A killed process loses nothing: the file's length is the committed length, since a failed write is cut back and
-//!   space is allocated ahead without changing the size. The resource is interrupted.
+//!   space is allocated ahead without changing the size. The resource is interrupted, or lost with its owner.
 //! - After a power loss a file's length lies: there may be zeros inside. A record says up to where its data was synced,
 //!   and in which boot of the system. In another boot the file is cut to that length before it is used, and begins a
 //!   new life, for bytes that were seen may be gone.
-//! - A record that is as long as before its appender came is undone: the resource is as it was.
+//! - A record of a file that is as long as before its appender came is undone: the resource is as it was.
+//! - What a crash left is read by a pure function of the record and the file (`Slot::left`), so that looking, settling
+//!   and settling again after a crash in between all come to the same.
+//!
+//! - A sync makes the data durable (and the names of a new file and its folders), then the record that says up to
+//!   where, then answers; see `commit`. One that fails is never tried again: the record is marked as of no boot, and the
+//!   file is cut to its last durable length as after a power loss, in a new life.
 //!
 //! # Systems
 //! Written for Linux. Other Unixes have the same calls but no preallocation and no reads that never wait, and their
@@ -40,7 +49,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -50,17 +59,20 @@ use sha2::{Digest, Sha256};
 use super::erased::BoxFuture;
 use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, State, Storage, check_range, stream};
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Owner;
 use crate::key::Key;
 
+mod commit;
 mod lease;
 mod path;
 mod read;
 mod record;
 
+use self::commit::Commits;
 use self::lease::{Lease, Opened};
-use self::path::{Dir, Found, conflict, error};
+use self::path::{Dir, Folders, Found, conflict, error};
 use self::read::FileStream;
-use self::record::{Kept, Looked, Record, Slot, open_name, rest_name};
+use self::record::{Kept, Left, Looked, NO_BOOT, Record, Slot, first_bits, open_name, rest_name};
 
 /// The largest append that is written on the caller's thread. Larger ones, and all while this root syncs, go to the
 /// blocking pool: an inline write of 64 bytes was seen to stall for 33–136 ms behind another file's sync.
@@ -96,7 +108,10 @@ struct Root {
     reserved: String,
     boot: [u8; 16],
     next_new: AtomicU64,
-    syncing: AtomicUsize,
+    /// The file system that this root is on.
+    device: u64,
+    commits: Arc<Commits>,
+    folders: Folders,
     table: Mutex<Table>,
     _lock: File,
 }
@@ -150,11 +165,13 @@ impl FsStorageBuilder {
         let root = Root {
             new: own.make_dir("new").map_err(error)?,
             records: own.make_dir("records").map_err(error)?,
+            device: top.device().map_err(error)?,
             top,
             reserved: self.bookkeeping,
             boot: boot_id(),
             next_new: AtomicU64::new(0),
-            syncing: AtomicUsize::new(0),
+            commits: Arc::new(Commits::new()),
+            folders: Folders::default(),
             table: Mutex::default(),
             _lock: lock,
         };
@@ -185,6 +202,18 @@ impl FsStorage {
         let root = Arc::clone(&self.root);
         tokio::task::spawn_blocking(move || run(&root)).await.map_err(Error::storage)?
     }
+
+    /// Looks for entries on the blocking pool, as fast as they are taken.
+    fn entries(&self, look: impl FnOnce(&Root, &Entries) -> Result<()> + Send + 'static) -> EntryStream {
+        let (send, receive) = tokio::sync::mpsc::channel(64);
+        let root = Arc::clone(&self.root);
+        tokio::task::spawn_blocking(move || {
+            if let Err(failed) = look(&root, &send) {
+                let _ = send.blocking_send(Err(failed));
+            }
+        });
+        Box::pin(stream::unfold(receive, |mut receive| async move { Some((receive.recv().await?, receive)) }))
+    }
 }
 
 impl Storage for FsStorage {
@@ -207,7 +236,7 @@ impl Storage for FsStorage {
         let (stat, file) = match self.root.held(key) {
             Some(lease) => {
                 lease.check_file()?;
-                (lease.stat(), Arc::clone(&lease.file))
+                (lease.stat(), Arc::clone(&lease.data.file))
             }
             None => {
                 let key = key.clone();
@@ -236,26 +265,35 @@ impl Storage for FsStorage {
         .await
     }
 
+    fn lost(&self) -> EntryStream {
+        self.entries(|root, send| root.lost(send))
+    }
+
     fn list(&self, prefix: &str) -> EntryStream {
-        let (send, receive) = tokio::sync::mpsc::channel(64);
-        let (root, prefix) = (Arc::clone(&self.root), prefix.to_owned());
-        tokio::task::spawn_blocking(move || {
-            let top = root.top.sub_dir(".");
-            let listed = top.map_err(error).and_then(|top| root.list(&top, "", &prefix, &send));
-            if let Err(failed) = listed {
-                let _ = send.blocking_send(Err(failed));
-            }
-        });
-        Box::pin(stream::unfold(receive, |mut receive| async move { Some((receive.recv().await?, receive)) }))
+        let prefix = prefix.to_owned();
+        self.entries(move |root, send| {
+            let top = root.top.sub_dir(".").map_err(error)?;
+            root.list(&top, "", &prefix, send)
+        })
     }
 }
 
-/// What stands at a key, with nobody appending.
+/// Where entries go, one after the other as they are taken.
+type Entries = tokio::sync::mpsc::Sender<Result<(Key, Stat)>>;
+
+/// What there is to see at a key.
+struct Seen {
+    /// What stands there, with nobody appending.
+    at_rest: Option<AtRest>,
+    /// An appender of an earlier time left something that has to be settled before another one comes.
+    unsettled: bool,
+}
+
 struct AtRest {
     stat: Stat,
     file: File,
-    /// An appender of an earlier time ended without saying so.
-    unsettled: bool,
+    /// What a lost appender left, to go on with.
+    record: Option<Record>,
     recorded_life: Option<Life>,
     id: u128,
 }
@@ -270,16 +308,9 @@ impl Root {
         self.table().held(key)
     }
 
-    /// Counts a sync as long as the guard lives.
-    fn syncing(&self) -> impl Drop + '_ {
-        struct Syncing<'a>(&'a AtomicUsize);
-        impl Drop for Syncing<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        self.syncing.fetch_add(1, Ordering::Relaxed);
-        Syncing(&self.syncing)
+    /// Makes a resource's name durable.
+    fn sync_name(&self, key: &Key) -> std::io::Result<()> {
+        self.top.sync_parent(key, &self.folders)
     }
 
     fn is_reserved(&self, key: &Key) -> bool {
@@ -329,35 +360,31 @@ impl Root {
         };
         let lease = Arc::new(lease);
         reservation.fill(Arc::clone(&lease));
-        Ok(FsAppend { held: Arc::new(Held { lease }), busy: false })
+        Ok(FsAppend { held: Arc::new(Held { lease }), claimed: None, busy: false })
     }
 
     fn open_file(&self, key: &Key, how: Open) -> Result<Opened> {
-        if let Some(mut found) = self.find_for_append(key)? {
-            if how == Open::Create {
-                return Err(ErrorKind::Exists.into());
-            }
-            if found.unsettled {
-                self.settle(key).map_err(error)?;
-                match self.find_for_append(key)? {
-                    Some(settled) => found = settled,
-                    None => return self.make_new(),
-                }
-            }
-            if found.stat.state == State::Sealed {
-                return Err(ErrorKind::Sealed.into());
-            }
-            return Ok(Opened {
+        let mut seen = self.look(key, true)?;
+        if seen.unsettled {
+            self.settle(key).map_err(error)?;
+            seen = self.look(key, true)?;
+        }
+        let Some(found) = seen.at_rest else { return self.make_new() };
+        match found.stat.state {
+            _ if how == Open::Create => Err(ErrorKind::Exists.into()),
+            State::Sealed => Err(ErrorKind::Sealed.into()),
+            state => Ok(Opened {
                 life: found.stat.life,
                 recorded_life: found.recorded_life,
                 id: found.id,
                 len: found.stat.len,
-                before: Some(found.stat.state),
+                before: Some(state),
                 waiting: None,
                 file: found.file,
-            });
+                owner: found.stat.owner,
+                record: found.record,
+            }),
         }
-        self.make_new()
     }
 
     fn make_new(&self) -> Result<Opened> {
@@ -381,6 +408,8 @@ impl Root {
             len: 0,
             before: None,
             waiting: Some(name),
+            owner: None,
+            record: None,
         })
     }
 
@@ -392,67 +421,73 @@ impl Root {
                 (table.epoch, table.held(key))
             };
             if let Some(lease) = held {
-                let file = lease.file.try_clone().map_err(error)?;
+                let file = lease.data.file.try_clone().map_err(error)?;
                 let (stat, id) = (lease.stat(), lease.life.to_bits());
-                return Ok(Some(AtRest { stat, file, unsettled: false, recorded_life: None, id }));
+                return Ok(Some(AtRest { stat, file, record: None, recorded_life: None, id }));
             }
-            let found = self.look(key, false);
+            let seen = self.look(key, false);
             // An appender that came meanwhile may have added to the file after its record was looked for: what was
             // found would be taken for a resource at rest.
             if self.table().epoch == epoch {
-                return found;
+                return Ok(seen?.at_rest);
             }
         }
     }
 
-    fn find_for_append(&self, key: &Key) -> Result<Option<AtRest>> {
-        self.look(key, true)
-    }
-
-    fn look(&self, key: &Key, write: bool) -> Result<Option<AtRest>> {
+    fn look(&self, key: &Key, write: bool) -> Result<Seen> {
+        const NOTHING: Seen = Seen { at_rest: None, unsettled: false };
         if self.is_reserved(key) {
-            return Ok(None);
+            return Ok(NOTHING);
         }
         let file = match self.top.find(key, write)? {
             Found::File(file) => file,
-            Found::Absent => return Ok(None),
+            Found::Absent => return Ok(NOTHING),
             Found::Symlink if write => return Err(ErrorKind::NotFound.into()),
-            Found::Symlink => return Ok(None),
+            Found::Symlink => return Ok(NOTHING),
         };
         let id = identity(&file).map_err(error)?;
         let open = Record::open(&self.records, &open_name(key)).map_err(error)?;
-        let unsettled = !matches!(open, Looked::Absent);
-        let record = match open {
-            Looked::Absent => Record::open(&self.records, &rest_name(key)).map_err(error)?,
-            open => open,
-        };
+        // After the record: what is appended from here on is in a file that only grows.
         let meta = file.metadata().map_err(error)?;
-        let slot = match record {
-            Looked::Absent => None,
-            // Who knows what is missing: it is not whole, and nothing of it continues what was seen before.
-            Looked::Garbled => Some(Slot {
-                kept: Kept::Open,
-                life: Some(Life::from_bits(!id)),
-                len: meta.len(),
-                durable: meta.len(),
-                boot: self.boot,
-                existed: true,
-            }),
-            // A record of another file is about one that somebody replaced.
-            Looked::Whole(record) => (record.id == id && record.key == *key).then_some(record.slot),
+        let size = meta.len();
+        let mut seen = Seen { at_rest: None, unsettled: !matches!(open, Looked::Absent) };
+        let (mut record, mut left) = (None, None);
+        match open {
+            Looked::Garbled => left = Some((Slot::of_garbled(id, size, self.boot), size)),
+            Looked::Whole(open) if open.is_about(key, id) => match open.slot.left(id, size, self.boot) {
+                Left::Undone if !open.slot.existed => return Ok(seen),
+                Left::Undone => {}
+                Left::As(slot, len) => {
+                    left = Some((slot, len));
+                    if slot == open.slot && slot.kept.is_open() {
+                        seen.unsettled = false;
+                        record = Some(open);
+                    }
+                }
+            },
+            Looked::Absent | Looked::Whole(_) => {}
+        }
+        if left.is_none() {
+            left = match Record::open(&self.records, &rest_name(key)).map_err(error)? {
+                Looked::Garbled => Some((Slot::of_garbled(id, size, self.boot), size)),
+                Looked::Whole(rest) if rest.is_about(key, id) => match rest.slot.left(id, size, self.boot) {
+                    Left::As(slot, len) => Some((slot, len)),
+                    Left::Undone => None,
+                },
+                Looked::Absent | Looked::Whole(_) => None,
+            };
+        }
+        let recorded_life = left.and_then(|(slot, _)| slot.life);
+        let state = match left.map(|(slot, _)| slot.kept) {
+            None => State::Finished,
+            Some(Kept::Open | Kept::Cut) => State::Lost,
+            Some(Kept::Rest(state)) => state,
         };
-        let (state, len, cut) = match slot {
-            None => (State::Finished, meta.len(), false),
-            Some(Slot { kept: Kept::Open, .. }) => (State::Interrupted, meta.len(), false),
-            // What somebody else added behind it is served like a file that somebody dropped in.
-            Some(Slot { kept: Kept::Rest(state), len, .. }) => (state, meta.len(), meta.len() < len),
-        };
-        // Somebody else cut it: other bytes may come where some were seen.
-        let cut_life = cut.then(|| Life::from_bits(!id ^ u128::from(len)));
-        let recorded_life = cut_life.or(slot.and_then(|slot| slot.life));
-        let life = recorded_life.unwrap_or(Life::from_bits(id));
-        let stat = Stat::new(life, len, state).modified(meta.modified().ok());
-        Ok(Some(AtRest { stat, file, unsettled, recorded_life, id }))
+        let len = left.map_or(size, |(_, len)| len);
+        let stat = Stat::new(recorded_life.unwrap_or(Life::from_bits(id)), len, state).modified(meta.modified().ok());
+        let stat = stat.owner(left.and_then(|(slot, _)| slot.owner));
+        seen.at_rest = Some(AtRest { stat, file, record, recorded_life, id });
+        Ok(seen)
     }
 
     fn delete(self: &Arc<Self>, key: &Key) -> Result<()> {
@@ -519,7 +554,8 @@ impl Root {
         Ok(())
     }
 
-    /// Ends what an appender left open: cuts what may be lost, and writes down how the resource stands. Idempotent.
+    /// Settles what an appender left open: cuts what may be lost, and writes down how the resource stands. One that is
+    /// kept for its owner stays open, with all that is there. Idempotent.
     fn settle(&self, key: &Key) -> std::io::Result<()> {
         let (open, rest) = (open_name(key), rest_name(key));
         let mut record = match Record::open(&self.records, &open)? {
@@ -538,36 +574,34 @@ impl Root {
             return self.records.sync();
         };
         let before = record.slot;
-        if before.kept != Kept::Open {
+        if !before.kept.is_open() {
             // Its end was written down, after its data was synced; only the name is left to do.
             self.records.rename(&open, &rest)?;
             return self.records.sync();
         }
         let size = file.metadata()?.len();
-        let mut len = size;
-        let mut life = before.life;
-        if before.boot != self.boot {
-            // A record is made for bytes to come, and some may have been seen and be gone, whatever the length says.
-            len = size.min(before.durable);
-            if before.existed || len > 0 {
-                life = Some(Life::random().map_err(std::io::Error::other)?);
-            }
-            file.set_len(len)?;
-        } else if size < before.durable.max(before.len) {
-            life = Some(Life::random().map_err(std::io::Error::other)?);
-        }
-        if len == before.len && life == before.life {
+        let Left::As(slot, len) = before.left(record.id, size, self.boot) else {
             // Nothing was added: it is as it was.
             if !before.existed {
                 self.top.remove(key).map_err(std::io::Error::other)?;
             }
             self.records.remove_file(&open)?;
             return self.records.sync();
+        };
+        if slot == before {
+            return Ok(());
         }
-        file.sync_all()?;
-        self.top.sync_parent(key)?;
-        let kept = Kept::Rest(State::Interrupted);
-        record.write(Slot { kept, life, len, durable: len, boot: self.boot, existed: true })?;
+        file.set_len(len)?;
+        if let Err(failed) = file.sync_all() {
+            // A later one would be told that all is well.
+            let _ = record.write(Slot { boot: NO_BOOT, ..before });
+            return Err(failed);
+        }
+        self.sync_name(key)?;
+        record.write(slot)?;
+        if slot.kept.is_open() {
+            return Ok(());
+        }
         self.records.rename(&open, &rest)?;
         self.records.sync()
     }
@@ -578,26 +612,30 @@ impl Root {
         if let Ok(Found::File(file)) = self.top.find(key, true) {
             file.sync_all()?;
             let (id, len) = (identity(&file)?, file.metadata()?.len());
-            let (kept, life) = (Kept::Rest(State::Interrupted), Some(Life::from_bits(!id)));
-            Record::create(
-                &self.records,
-                &rest,
-                key,
-                id,
-                Slot { kept, life, len, durable: len, boot: self.boot, existed: true },
-            )?;
+            Record::create(&self.records, &rest, key, id, Slot::of_garbled(id, len, self.boot))?;
         }
         self.records.remove_file(&open)?;
         self.records.sync()
     }
 
-    fn list(
-        &self,
-        dir: &Dir,
-        above: &str,
-        prefix: &str,
-        send: &tokio::sync::mpsc::Sender<Result<(Key, Stat)>>,
-    ) -> Result<()> {
+    fn lost(&self, send: &Entries) -> Result<()> {
+        for (name, _) in self.records.names().map_err(error)? {
+            if !name.ends_with(".open") {
+                continue;
+            }
+            // One that can't be read is not kept for anybody.
+            let Looked::Whole(record) = Record::open(&self.records, &name).map_err(error)? else { continue };
+            let found = self.find(&record.key).map(|found| found.map(|found| (record.key, found.stat)));
+            let Some(entry) = found.transpose() else { continue };
+            let live = entry.as_ref().is_ok_and(|(_, stat)| stat.state != State::Lost);
+            if !live && send.blocking_send(entry).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, dir: &Dir, above: &str, prefix: &str, send: &Entries) -> Result<()> {
         for (name, kind) in dir.names().map_err(error)? {
             let path = format!("{above}{name}");
             if name.eq_ignore_ascii_case(&self.reserved) {
@@ -713,6 +751,7 @@ impl Drop for Held {
 #[derive(Debug)]
 pub struct FsAppend {
     held: Arc<Held>,
+    claimed: Option<Owner>,
     /// A call was begun and not seen to its end.
     busy: bool,
 }
@@ -724,6 +763,10 @@ impl Append for FsAppend {
         self.held.lease.stat()
     }
 
+    fn claim(&mut self, owner: Option<Owner>) {
+        self.claimed = owner;
+    }
+
     async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
         if self.busy {
             return Err(ErrorKind::Poisoned.into());
@@ -731,14 +774,14 @@ impl Append for FsAppend {
         let lease = &self.held.lease;
         let len = data.iter().map(|d| d.len() as u64).sum();
         if len <= MAX_INLINE
-            && lease.root.syncing.load(Ordering::Relaxed) == 0
-            && let Some(appended) = lease.append_inline(data, len)
+            && !lease.root.commits.is_syncing()
+            && let Some(appended) = lease.append_inline(data, len, self.claimed)
         {
             return appended;
         }
         self.busy = true;
-        let (held, data) = (Arc::clone(&self.held), data.to_vec());
-        let appended = tokio::task::spawn_blocking(move || held.lease.append(&data, len)).await;
+        let (held, data, claim) = (Arc::clone(&self.held), data.to_vec(), self.claimed);
+        let appended = tokio::task::spawn_blocking(move || held.lease.append(&data, len, claim)).await;
         let appended = appended.map_err(Error::storage)?;
         self.busy = false;
         appended
@@ -749,8 +792,7 @@ impl Append for FsAppend {
         let held = Arc::downgrade(&self.held);
         Box::pin(async move {
             let held = held.upgrade().ok_or(ErrorKind::Fenced)?;
-            let synced = tokio::task::spawn_blocking(move || held.lease.sync()).await;
-            synced.map_err(Error::storage)?
+            commit::sync(held).await
         })
     }
 
@@ -759,7 +801,10 @@ impl Append for FsAppend {
             return Err(ErrorKind::Poisoned.into());
         }
         let finished = tokio::task::spawn_blocking(move || {
-            let finished = self.held.lease.finish(end);
+            let finished = {
+                let _syncing = self.held.lease.root.commits.syncing();
+                self.held.lease.finish(end)
+            };
             // Only now may another appender come, and not later: a sync may still hold the lease.
             self.held.leave();
             finished
@@ -776,8 +821,7 @@ fn identity(file: &File) -> std::io::Result<u128> {
     hash.update(b"httpfstream file");
     hash.update(meta.ino().to_le_bytes());
     hash.update(born.to_le_bytes());
-    let hash = hash.finalize();
-    Ok(hash.iter().take(16).fold(0, |bits, byte| bits << 8 | u128::from(*byte)))
+    Ok(first_bits(hash))
 }
 
 /// Tells one boot of the system from another; zeros where the system doesn't say.
@@ -1037,5 +1081,262 @@ mod tests {
         append.finish(End::Finished).await.unwrap();
         let (after, all) = content(&storage, &key).await;
         assert_eq!((after.life, &all[..]), (cut.life, &b"ours!"[..]));
+    }
+
+    fn owner(of: u8) -> Option<Owner> {
+        Some(Owner::from_bytes([of; 32]))
+    }
+
+    /// Appends as this owner; the appender.
+    async fn claimed(storage: &FsStorage, key: &Key, owner: Option<Owner>, data: &'static [u8]) -> FsAppend {
+        let mut append = storage.open(key, Open::Continue).await.unwrap();
+        append.claim(owner);
+        append.append(&bytes(data)).await.unwrap();
+        append
+    }
+
+    async fn lost(storage: &FsStorage) -> Vec<(Key, Stat)> {
+        let (mut entries, mut lost) = (storage.lost(), Vec::new());
+        while let Some(entry) = stream::next(&mut entries).await {
+            lost.push(entry.unwrap());
+        }
+        lost
+    }
+
+    #[tokio::test]
+    async fn a_killed_process_leaves_the_claimed_lost_until_somebody_ends_them() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a/b").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let append = claimed(&storage, &key, owner(1), b"one ").await;
+        let life = append.stat().life;
+        crash(storage, append).await;
+        for data in [&b"two "[..], b"three "] {
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let (stat, _) = content(&storage, &key).await;
+            assert_eq!((stat.state, stat.life, stat.owner), (State::Lost, life, owner(1)));
+            assert_eq!(lost(&storage).await, [(key.clone(), stat)]);
+            assert_eq!(records(tmp.path()), [open_name(&key)]);
+            // Its name was never synced, and whoever goes on with it makes up for that.
+            let append = claimed(&storage, &key, owner(1), data).await;
+            append.sync().await.unwrap();
+            crash(storage, append).await;
+        }
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let ended = storage.open(&key, Open::Continue).await.unwrap().finish(End::Interrupted).await.unwrap();
+        assert_eq!((ended.state, ended.owner), (State::Interrupted, owner(1)));
+        assert_eq!((records(tmp.path()), lost(&storage).await), (vec![rest_name(&key)], vec![]));
+        drop(storage);
+        let (stat, all) = content(&FsStorage::open(tmp.path()).unwrap(), &key).await;
+        assert_eq!((stat.state, stat.life, stat.owner), (State::Interrupted, life, owner(1)));
+        assert_eq!(all, b"one two three ");
+    }
+
+    #[tokio::test]
+    async fn another_boot_cuts_the_lost_and_keeps_them_for_their_owner() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let mut append = claimed(&storage, &key, owner(1), b"durable ").await;
+        let mut life = append.stat().life;
+        append.sync().await.unwrap();
+        append.append(&bytes(b"committed")).await.unwrap();
+        crash(storage, append).await;
+        for reboots in 0..3 {
+            let storage = open_after_reboot(tmp.path());
+            let (stat, all) = content(&storage, &key).await;
+            assert_eq!((stat.state, stat.owner, &all[..]), (State::Lost, owner(1), &b"durable "[..]), "{reboots}");
+            assert_ne!(stat.life, life);
+            life = stat.life;
+            drop(storage);
+            // Another start of this boot changes nothing, and nor does an open.
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            drop(storage.open(&key, Open::Continue).await.unwrap());
+            let (again, _) = content(&storage, &key).await;
+            assert_eq!((again.state, again.life), (State::Lost, life));
+        }
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        crash(storage.clone(), claimed(&storage, &key, None, b"by a stranger").await).await;
+        drop(storage);
+        let (stat, all) = content(&FsStorage::open(tmp.path()).unwrap(), &key).await;
+        assert_eq!((stat.state, stat.life, stat.owner), (State::Interrupted, life, None));
+        assert_eq!(all, b"durable by a stranger");
+    }
+
+    /// A kill between the record and the first byte, of a new resource and of ones that were there before.
+    #[tokio::test]
+    async fn a_claim_without_a_byte_is_undone() {
+        for before in [None, Some(End::Finished), Some(End::Interrupted)] {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let mut life = None;
+            if let Some(end) = before {
+                life = Some(claimed(&storage, &key, owner(7), b"before").await.finish(end).await.unwrap().life);
+            }
+            drop(claimed(&storage, &key, owner(1), b" after").await);
+            let len = if before.is_some() { 6 } else { 0 };
+            File::options().write(true).open(tmp.path().join("a")).unwrap().set_len(len).unwrap();
+            let expected = before.map(End::state).zip(life);
+            assert_eq!(storage.stat(&key).await.unwrap().map(|stat| (stat.state, stat.life)), expected);
+            assert!(lost(&storage).await.is_empty());
+            drop(storage);
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            assert_eq!(storage.stat(&key).await.unwrap().map(|stat| (stat.state, stat.life)), expected);
+            assert_eq!(tmp.path().join("a").exists(), before.is_some());
+            assert!(records(tmp.path()).iter().all(|name| *name == rest_name(&key)));
+        }
+    }
+
+    /// Seen to go back to the life before, with bytes gone that were seen.
+    #[tokio::test]
+    async fn what_is_cut_to_where_it_began_is_a_new_life() {
+        for claim in [owner(1), None] {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            claimed(&storage, &key, None, b"before").await.finish(End::Finished).await.unwrap();
+            let mut append = claimed(&storage, &key, claim, b" seen").await;
+            let life = append.stat().life;
+            File::options().write(true).open(tmp.path().join("a")).unwrap().set_len(6).unwrap();
+            append.append(&bytes(b" more")).await.unwrap_err();
+            crash(storage, append).await;
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let (stat, all) = content(&storage, &key).await;
+            assert_eq!((stat.owner, &all[..]), (claim, &b"before"[..]));
+            assert_eq!(stat.state, if claim.is_some() { State::Lost } else { State::Interrupted });
+            assert_ne!(stat.life, life);
+        }
+    }
+
+    /// What a failed sync leaves, if the process dies before the file is cut.
+    #[tokio::test]
+    async fn a_file_that_is_not_to_be_trusted_is_cut_in_this_boot_too() {
+        for (claim, state) in [(owner(1), State::Lost), (None, State::Interrupted)] {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let mut append = claimed(&storage, &key, claim, b"durable").await;
+            let life = append.stat().life;
+            append.sync().await.unwrap();
+            append.append(&bytes(b" who knows")).await.unwrap();
+            crash(storage, append).await;
+            rewrite(tmp.path(), &open_name(&key), |slot| Slot { boot: NO_BOOT, ..slot });
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let (stat, all) = content(&storage, &key).await;
+            assert_eq!((stat.state, stat.owner, &all[..]), (state, claim, &b"durable"[..]));
+            assert_ne!(stat.life, life);
+        }
+    }
+
+    /// A kill while a reboot's cut is under way: whatever was done by then, the life is the same.
+    #[tokio::test]
+    async fn a_cut_that_is_begun_again_makes_the_same_life() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let mut append = claimed(&storage, &key, owner(1), b"durable").await;
+        append.sync().await.unwrap();
+        append.append(&bytes(b" committed")).await.unwrap();
+        crash(storage.clone(), append).await;
+        let root = &storage.root;
+        rewrite(tmp.path(), &open_name(&key), |slot| Slot { boot: [0xee; 16], ..slot });
+        let seen = root.find(&key).unwrap().unwrap().stat;
+        assert_eq!((seen.len, seen.state), (7, State::Lost), "nothing above is served, settled or not");
+        File::options().write(true).open(tmp.path().join("a")).unwrap().set_len(7).unwrap();
+        assert_eq!(root.find(&key).unwrap().unwrap().stat.life, seen.life);
+        root.settle(&key).unwrap();
+        assert_eq!(root.find(&key).unwrap().unwrap().stat.life, seen.life);
+        root.settle(&key).unwrap();
+        assert_eq!(root.find(&key).unwrap().unwrap().stat.life, seen.life);
+    }
+
+    /// Enough for several to be served with one call.
+    const CROWD: usize = 200;
+
+    async fn crowd(storage: &FsStorage) -> Vec<FsAppend> {
+        let mut crowd = Vec::new();
+        for at in 0..CROWD {
+            let key = Key::new(&format!("{}/{at}", at % 3)).unwrap();
+            crowd.push(claimed(storage, &key, owner(1), b"first ").await);
+        }
+        crowd
+    }
+
+    /// What each got from a sync, all asked for at once, with more appended meanwhile.
+    async fn sync_at_once(crowd: Vec<FsAppend>) -> Vec<(FsAppend, Result<u64>)> {
+        let mut tasks = tokio::task::JoinSet::new();
+        for mut append in crowd {
+            tasks.spawn(async move {
+                let mut asked = tokio::task::JoinSet::new();
+                let before = append.stat().len;
+                asked.spawn(append.sync());
+                asked.spawn(append.sync());
+                let _ = append.append(&bytes(b"and more ")).await;
+                let (synced, len) = (append.sync().await, append.stat().len);
+                assert!(synced.as_ref().is_ok_and(|synced| *synced == len) || synced.is_err());
+                for synced in asked.join_all().await.into_iter().flatten() {
+                    assert!((before..=len).contains(&synced));
+                }
+                (append, synced)
+            });
+        }
+        tasks.join_all().await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_crowd_that_syncs_at_once_is_durable_when_it_is_told_so() {
+        let tmp = tempfile::tempdir().unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        for (append, synced) in sync_at_once(crowd(&storage).await).await {
+            let lease = &append.held.lease;
+            let Looked::Whole(record) = Record::open(&storage.root.records, &open_name(&lease.key)).unwrap() else {
+                panic!("no record")
+            };
+            assert_eq!(record.slot.durable, synced.unwrap());
+        }
+        drop(storage);
+        // Nothing of ours holds the root any more.
+        let storage = open_after_reboot(tmp.path());
+        assert_eq!(lost(&storage).await.iter().filter(|(_, stat)| stat.len == 15).count(), CROWD);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_failed_sync_ends_its_own_resource_and_no_other() {
+        let tmp = tempfile::tempdir().unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let crowd: Vec<_> = sync_at_once(crowd(&storage).await).await.into_iter().map(|(append, _)| append).collect();
+        let (broken, life) = (crowd[7].held.lease.key.clone(), crowd[7].stat().life);
+        crowd[7].held.lease.data.sync(|_| Err(std::io::Error::other("as a disk that is broken"))).unwrap_err();
+        for (mut append, synced) in sync_at_once(crowd).await {
+            let key = append.held.lease.key.clone();
+            assert_eq!(synced.is_err(), key == broken);
+            assert_eq!(append.append(&bytes(b"!")).await.is_err(), key == broken);
+        }
+        // It is cut to what was durable, in a new life, and still kept for its owner.
+        let (stat, all) = content(&storage, &broken).await;
+        assert_eq!((stat.state, stat.owner, &all[..]), (State::Lost, owner(1), &b"first and more "[..]));
+        assert_ne!(stat.life, life);
+        let append = claimed(&storage, &broken, owner(1), b"again").await;
+        assert_eq!(append.sync().await.unwrap(), 20, "what was cut is not in the way of what comes");
+    }
+
+    /// The system tells of a failure only once, and that may be the appender before, or the one before a finish.
+    #[tokio::test]
+    async fn whoever_comes_after_a_failed_sync_is_told_of_it() {
+        for finish in [false, true] {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let older = claimed(&storage, &key, None, b"never synced").await;
+            let newer = storage.open(&key, Open::Takeover).await.unwrap();
+            older.held.lease.data.sync(|_| Err(std::io::Error::other("as a disk that is broken"))).unwrap_err();
+            match finish {
+                false => assert_eq!(newer.sync().await.unwrap_err().kind(), ErrorKind::Storage),
+                true => assert_eq!(newer.finish(End::Finished).await.unwrap_err().kind(), ErrorKind::Storage),
+            }
+            drop(older);
+            assert_eq!(storage.stat(&key).await.unwrap().filter(|stat| stat.state != State::Live), None);
+        }
     }
 }

@@ -1,12 +1,17 @@
 //! Every path operation of the storage: beneath one directory handle, through no symlink, opening nothing but files.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, fsync, linkat, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
+use sha2::{Digest, Sha256};
 
+use super::identity;
+use super::record::first_bits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 
@@ -16,11 +21,44 @@ const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOE
 const DIR_MODE: Mode = Mode::RWXU;
 /// How often the folders above a new file may vanish before it is given up.
 const MAX_RACES: usize = 100;
+/// As many folders are known to be durable, at most.
+const MAX_FOLDERS: usize = 10_000;
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// A directory that everything happens beneath.
 #[derive(Debug)]
 pub(super) struct Dir(OwnedFd);
+
+/// Folders whose names this process made durable.
+#[derive(Debug, Default)]
+pub(super) struct Folders(Mutex<HashSet<u128>>);
+
+impl Folders {
+    fn lock(&self) -> MutexGuard<'_, HashSet<u128>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn add(&self, name: Option<u128>) {
+        let mut known = self.lock();
+        if known.len() >= MAX_FOLDERS {
+            known.clear();
+        }
+        known.extend(name);
+    }
+}
+
+/// Tells this folder under this name from any other that ever was there; `None` where the file system can't.
+fn folder(parent: &OwnedFd, name: &str, fd: &OwnedFd) -> io::Result<Option<u128>> {
+    let (parent, folder) = (File::from(parent.try_clone()?), File::from(fd.try_clone()?));
+    if folder.metadata()?.created().is_err() {
+        return Ok(None);
+    }
+    let mut hash = Sha256::new();
+    hash.update(identity(&parent)?.to_le_bytes());
+    hash.update(identity(&folder)?.to_le_bytes());
+    hash.update(name);
+    Ok(Some(first_bits(hash)))
+}
 
 /// What stands between a key and its file.
 pub(super) enum Found {
@@ -47,6 +85,21 @@ impl Dir {
 
     pub(super) fn sync(&self) -> io::Result<()> {
         Ok(fsync(&self.0)?)
+    }
+
+    /// Syncs everything on the file system that this directory is on.
+    #[cfg(target_os = "linux")]
+    pub(super) fn sync_file_system(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.0)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn sync_file_system(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn device(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(&self.0)?.st_dev)
     }
 
     /// Opens what the key names, for reading or for both.
@@ -110,18 +163,22 @@ impl Dir {
 
     /// Makes the name of the key's file durable, and those of the folders above it: whoever made them may have been
     /// killed before they were.
-    pub(super) fn sync_parent(&self, key: &Key) -> io::Result<()> {
-        fsync(&self.0)?;
+    pub(super) fn sync_parent(&self, key: &Key, known: &Folders) -> io::Result<()> {
         let mut at = Handle::Top;
         let mut segments = key.segments().peekable();
         while let Some(segment) = segments.next() {
             if segments.peek().is_none() {
                 break;
             }
-            at = Handle::Sub(openat(at.as_fd(self), segment, DIR, Mode::empty())?);
-            fsync(at.as_fd(self))?;
+            let next = openat(at.as_fd(self), segment, DIR, Mode::empty())?;
+            let name = folder(at.as_fd(self), segment, &next)?;
+            if name.is_none_or(|name| !known.lock().contains(&name)) {
+                fsync(at.as_fd(self))?;
+                known.add(name);
+            }
+            at = Handle::Sub(next);
         }
-        Ok(())
+        Ok(fsync(at.as_fd(self))?)
     }
 
     /// Opens a file right beneath this directory.

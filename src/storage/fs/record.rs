@@ -6,28 +6,42 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::commit::Data;
 use super::path::Dir;
+use crate::id::Owner;
 use crate::key::Key;
 use crate::storage::{Life, State};
 
-const MAGIC: &[u8; 8] = b"HFSrec1\n";
+const MAGIC: &[u8; 8] = b"HFSrec2\n";
 /// Where the slots begin: behind the longest head.
 const SLOTS: u64 = 8192;
 /// A slot's distance from the other, so that no sector holds both.
 const SLOT: u64 = 4096;
-const SLOT_LEN: usize = 8 + 1 + 16 + 8 + 8 + 16 + 1;
+const SLOT_LEN: usize = 8 + 1 + 16 + 8 + 8 + 16 + 1 + 1 + 32;
 const SUM: usize = 16;
+/// In the place of a boot: in none is the file's length to be trusted.
+pub(super) const NO_BOOT: [u8; 16] = [0xff; 16];
 
 /// How the resource stands, as recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kept {
     /// An appender has it, or had it when the process died.
     Open,
+    /// As `Open`, and cut since: there is nothing that it could be undone to.
+    Cut,
     /// At rest.
     Rest(State),
+}
+
+impl Kept {
+    /// Whether an appender has it, or had it and did not say that it ended.
+    pub(super) fn is_open(self) -> bool {
+        matches!(self, Self::Open | Self::Cut)
+    }
 }
 
 /// What changes while a record lives.
@@ -36,7 +50,7 @@ pub(super) struct Slot {
     pub(super) kept: Kept,
     /// The life, if it isn't the one that the file itself tells.
     pub(super) life: Option<Life>,
-    /// At rest: the committed length. Open: the length at the opening.
+    /// At rest: the committed length. Open: the length before. Cut: to what length.
     pub(super) len: u64,
     /// Every byte before this one survives power loss.
     pub(super) durable: u64,
@@ -44,13 +58,82 @@ pub(super) struct Slot {
     pub(super) boot: [u8; 16],
     /// Open: whether the resource existed before.
     pub(super) existed: bool,
+    /// Whoever claimed the resource and appended last. While it is open: whom it is kept for.
+    pub(super) owner: Option<Owner>,
+}
+
+/// What a record says of a resource that nobody has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing was added: the resource is as it was before, which may be absent.
+    Undone,
+    /// It has so many bytes, and stands as this slot says.
+    As(Slot, u64),
+}
+
+impl Slot {
+    /// Of a file whose record can't be read: who knows what is missing, so it is not whole, and nothing of it continues
+    /// what was seen before.
+    pub(super) fn of_garbled(id: u128, size: u64, boot: [u8; 16]) -> Self {
+        let (kept, life) = (Kept::Rest(State::Interrupted), Some(Life::from_bits(!id)));
+        Self { kept, life, len: size, durable: size, boot, existed: true, owner: None }
+    }
+
+    /// What is left of a file of this identity and size, in this boot of the system. The same answer however often it
+    /// is asked, so that a crash while settling does no harm.
+    pub(super) fn left(&self, id: u128, size: u64, boot: [u8; 16]) -> Left {
+        if let Kept::Rest(_) = self.kept {
+            // What somebody else added behind it is served like a file that somebody dropped in. Where somebody else
+            // cut it, other bytes may come where some were seen.
+            let life = if size < self.len { Some(self.life_after_cut(id, size, self.boot)) } else { self.life };
+            return Left::As(Self { life, ..*self }, size);
+        }
+        let rebooted = self.boot != boot;
+        let len = if rebooted { size.min(self.durable) } else { size };
+        // A record is made for bytes to come: in another boot some may have been seen and be gone, whatever the length
+        // says. In this one only somebody else can have cut it.
+        let cut = match rebooted {
+            true => self.existed || len > 0,
+            false => size < self.durable || self.kept == Kept::Open && size < self.len,
+        };
+        let life = if cut { Some(self.life_after_cut(id, len, boot)) } else { self.life };
+        let stands = Self { life, len, durable: len, boot, existed: true, ..*self };
+        Left::As(
+            match self.owner {
+                _ if !cut && self.kept == Kept::Open && len == self.len => return Left::Undone,
+                None => Self { kept: Kept::Rest(State::Interrupted), ..stands },
+                Some(_) if cut => Self { kept: Kept::Cut, ..stands },
+                Some(_) => *self,
+            },
+            len,
+        )
+    }
+
+    /// The life that begins as a file is cut: no other cut makes the same.
+    fn life_after_cut(&self, id: u128, len: u64, boot: [u8; 16]) -> Life {
+        let mut hash = Sha256::new();
+        hash.update(b"httpfstream cut");
+        hash.update(id.to_le_bytes());
+        hash.update(self.life.map_or(0, Life::to_bits).to_le_bytes());
+        hash.update(len.to_le_bytes());
+        hash.update(self.boot);
+        hash.update(boot);
+        Life::from_bits(first_bits(hash))
+    }
+}
+
+/// The first 128 bits of a hash.
+pub(super) fn first_bits(hash: Sha256) -> u128 {
+    hash.finalize().iter().take(16).fold(0, |bits, byte| bits << 8 | u128::from(*byte))
 }
 
 /// An open record.
 #[derive(Debug)]
 pub(super) struct Record {
-    file: File,
+    data: Arc<Data>,
     seq: u64,
+    /// The last write that is known to be durable.
+    synced: u64,
     /// Tells the file that this record is about; see [`identity`](super::identity).
     pub(super) id: u128,
     pub(super) key: Key,
@@ -95,7 +178,7 @@ impl Record {
         head.extend_from_slice(key.as_str().as_bytes());
         seal(&mut head);
         file.write_all_at(&head, 0)?;
-        let mut record = Self { file, seq: 0, id, key: key.clone(), slot };
+        let mut record = Self { data: Arc::new(Data::new(file)), seq: 0, synced: 0, id, key: key.clone(), slot };
         record.write(slot)?;
         dir.rename(&temporary, name)?;
         dir.sync()?;
@@ -104,6 +187,41 @@ impl Record {
 
     /// Replaces the slot, durable before this returns.
     pub(super) fn write(&mut self, slot: Slot) -> io::Result<()> {
+        self.write_soon(slot)?;
+        self.sync()
+    }
+
+    /// What was written last is durable when this returns.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        if self.synced < self.seq {
+            self.data.sync(File::sync_data)?;
+            self.synced = self.seq;
+        }
+        Ok(())
+    }
+
+    /// What to sync after [`write_soon`](Self::write_soon), and what to tell [`synced`](Self::synced) then.
+    pub(super) fn unsynced(&self) -> (Arc<Data>, u64) {
+        (Arc::clone(&self.data), self.seq)
+    }
+
+    pub(super) fn is_synced(&self) -> bool {
+        self.synced == self.seq
+    }
+
+    pub(super) fn synced(&mut self, seq: u64) {
+        self.synced = self.synced.max(seq);
+    }
+
+    /// Replaces the slot, to be synced later.
+    pub(super) fn write_soon(&mut self, slot: Slot) -> io::Result<()> {
+        // Else both slots could be torn.
+        self.sync()?;
+        self.write_anyway(slot)
+    }
+
+    /// As [`write_soon`](Self::write_soon), whatever became of the write before.
+    pub(super) fn write_anyway(&mut self, slot: Slot) -> io::Result<()> {
         self.seq += 1;
         let mut bytes = Vec::with_capacity(SLOT_LEN + SUM);
         bytes.extend_from_slice(&self.seq.to_le_bytes());
@@ -112,17 +230,24 @@ impl Record {
             Kept::Rest(State::Finished | State::Live | State::Lost) => 1,
             Kept::Rest(State::Interrupted) => 2,
             Kept::Rest(State::Sealed) => 3,
+            Kept::Cut => 4,
         });
         bytes.extend_from_slice(&slot.life.map_or(0, Life::to_bits).to_le_bytes());
         bytes.extend_from_slice(&slot.len.to_le_bytes());
         bytes.extend_from_slice(&slot.durable.to_le_bytes());
         bytes.extend_from_slice(&slot.boot);
         bytes.push(u8::from(slot.existed));
+        bytes.push(u8::from(slot.owner.is_some()));
+        bytes.extend_from_slice(&slot.owner.map_or([0; 32], Owner::to_bytes));
         seal(&mut bytes);
-        self.file.write_all_at(&bytes, SLOTS + self.seq % 2 * SLOT)?;
-        self.file.sync_data()?;
+        self.data.file.write_all_at(&bytes, SLOTS + self.seq % 2 * SLOT)?;
         self.slot = slot;
         Ok(())
+    }
+
+    /// Whether it is about this file under this key: another file's is about one that somebody replaced.
+    pub(super) fn is_about(&self, key: &Key, id: u128) -> bool {
+        self.id == id && self.key == *key
     }
 
     /// Opens a record.
@@ -151,7 +276,8 @@ impl Record {
             parse_slot(bytes.get(start..start + SLOT_LEN + SUM)?)
         });
         let (seq, slot) = slots.into_iter().flatten().max_by_key(|(seq, _)| *seq)?;
-        Some(Self { file, seq, id, key, slot })
+        // Whoever wrote it may have died before it was durable.
+        Some(Self { data: Arc::new(Data::new(file)), seq, synced: 0, id, key, slot })
     }
 }
 
@@ -163,6 +289,7 @@ fn parse_slot(bytes: &[u8]) -> Option<(u64, Slot)> {
         1 => Kept::Rest(State::Finished),
         2 => Kept::Rest(State::Interrupted),
         3 => Kept::Rest(State::Sealed),
+        4 => Kept::Cut,
         _ => return None,
     };
     let life = u128::from_le_bytes(*bytes.get(9..)?.first_chunk()?);
@@ -171,7 +298,9 @@ fn parse_slot(bytes: &[u8]) -> Option<(u64, Slot)> {
     let boot = *bytes.get(41..)?.first_chunk()?;
     let existed = *bytes.get(57)? != 0;
     let life = (life != 0).then_some(Life::from_bits(life));
-    Some((seq, Slot { kept, life, len, durable, boot, existed }))
+    let owned = *bytes.get(58)? != 0;
+    let owner = owned.then_some(Owner::from_bytes(*bytes.get(59..)?.first_chunk()?));
+    Some((seq, Slot { kept, life, len, durable, boot, existed, owner }))
 }
 
 fn seal(bytes: &mut Vec<u8>) {
@@ -189,7 +318,8 @@ mod tests {
     use super::*;
 
     fn slot(len: u64) -> Slot {
-        Slot { kept: Kept::Open, life: Some(Life::from_bits(7)), len, durable: 5, boot: [3; 16], existed: true }
+        let (kept, life, owner) = (Kept::Open, Some(Life::from_bits(7)), Some(Owner::from_bytes([9; 32])));
+        Slot { kept, life, len, durable: 5, boot: [3; 16], existed: true, owner }
     }
 
     #[test]

@@ -1,0 +1,134 @@
+//! What making bytes durable costs at the level of `FsStorage`; the folder is made in `$DURABILITY_DIR`, else where
+//! temporary files are. A disk that lies about its syncs makes all of this look good.
+//!
+//!     cargo bench --bench durability
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use httpfstream::Key;
+use httpfstream::storage::{Append, End, FsStorage, Open, Storage};
+
+/// A sync that somebody waits for.
+type BoxedSync = <<FsStorage as Storage>::Appender as Append>::Sync;
+
+fn key(name: &str, at: usize) -> Key {
+    Key::new(&format!("{name}/{at}")).unwrap()
+}
+
+/// Creates, appends 1 KiB and finishes, again and again, so many at a time; how often per second.
+async fn create_and_finish(storage: &FsStorage, name: &str, at_a_time: usize, each: usize) -> f64 {
+    let began = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for at in 0..at_a_time {
+        let (storage, name) = (storage.clone(), format!("{name}-{at}"));
+        tasks.spawn(async move {
+            for at in 0..each {
+                let mut append = storage.open(&key(&name, at), Open::Create).await.unwrap();
+                append.append(&[Bytes::from_static(&[b'x'; 1024])]).await.unwrap();
+                append.finish(End::Finished).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    (at_a_time * each) as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Appends 64 bytes to each and waits for a sync of all; how long that takes, of the best of some rounds.
+async fn sync_all(appenders: Vec<impl Append>, rounds: usize) -> Duration {
+    let mut appenders = appenders;
+    let mut best = Duration::MAX;
+    for _ in 0..rounds {
+        let began = Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for mut append in appenders.drain(..) {
+            tasks.spawn(async move {
+                append.append(&[Bytes::from_static(&[b'x'; 64])]).await.unwrap();
+                append.sync().await.unwrap();
+                append
+            });
+        }
+        appenders = tasks.join_all().await;
+        best = best.min(began.elapsed());
+    }
+    best
+}
+
+/// Appends pieces of 64 KiB for a while, while another task syncs without a pause, or not; MiB per second, the longest
+/// append and the number of syncs.
+async fn stream(storage: &FsStorage, at: usize, syncing: bool) -> (f64, Duration, u64) {
+    const PIECES: u32 = 8192;
+    let mut append = storage.open(&key("stream", at), Open::Create).await.unwrap();
+    let piece = [Bytes::from(vec![b'x'; 64 * 1024])];
+    append.append(&piece).await.unwrap();
+    let (asking, mut asked) = tokio::sync::mpsc::channel::<BoxedSync>(1);
+    let syncs = tokio::spawn(async move {
+        let mut syncs = 0u64;
+        while let Some(sync) = asked.recv().await {
+            sync.await.unwrap();
+            syncs += 1;
+        }
+        syncs
+    });
+    let mut longest = Duration::ZERO;
+    let began = Instant::now();
+    for _ in 0..PIECES {
+        let one = Instant::now();
+        append.append(&piece).await.unwrap();
+        longest = longest.max(one.elapsed());
+        if syncing && let Ok(permit) = asking.try_reserve() {
+            permit.send(append.sync());
+        }
+    }
+    let took = began.elapsed();
+    drop(asking);
+    let syncs = syncs.await.unwrap();
+    drop(append);
+    (f64::from(PIECES) / 16.0 / took.as_secs_f64(), longest, syncs)
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let dir = match std::env::var_os("DURABILITY_DIR") {
+        Some(dir) => tempfile::tempdir_in(dir),
+        None => tempfile::tempdir(),
+    };
+    let dir = dir.unwrap();
+    let storage = FsStorage::open(dir.path()).unwrap();
+
+    let one = create_and_finish(&storage, "one", 1, 200).await;
+    let many = create_and_finish(&storage, "many", 64, 20).await;
+    println!("create, 1 KiB, finish: {one:.0}/s one by one, {many:.0}/s of 64 at a time ({:.1} times)", many / one);
+
+    let open = async |of: usize| {
+        let mut appenders = Vec::new();
+        for at in 0..of {
+            let mut append = storage.open(&key(&format!("sync-{of}"), at), Open::Create).await.unwrap();
+            append.append(&[Bytes::from_static(b"x")]).await.unwrap();
+            append.sync().await.unwrap();
+            appenders.push(append);
+        }
+        appenders
+    };
+    let one = sync_all(open(1).await, 20).await;
+    let many = sync_all(open(1000).await, 5).await;
+    let ratio = many.as_secs_f64() / one.as_secs_f64();
+    println!("append 64 B and sync: one {one:.2?}, 1000 at once {many:.2?} ({ratio:.0} times)");
+
+    let mut best = [(0.0, Duration::MAX, 0); 2];
+    for round in 0..6 {
+        let syncing = round % 2 == 1;
+        let got = stream(&storage, round, syncing).await;
+        storage.delete(&key("stream", round)).await.unwrap();
+        if got.0 > best[usize::from(syncing)].0 {
+            best[usize::from(syncing)] = got;
+        }
+    }
+    let [(without, longest, _), (with, longest_with, syncs)] = best;
+    println!(
+        "appends of 64 KiB: {without:.0} MiB/s without syncs (longest {longest:.2?}), {with:.0} with {syncs} \
+         (longest {longest_with:.2?}): {:.0} %",
+        100.0 * with / without
+    );
+}

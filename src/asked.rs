@@ -1,0 +1,199 @@
+//! The options of a request, wherever they are given: pure, as the intent is.
+
+use std::borrow::Cow;
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::{HeaderName, header, request};
+use percent_encoding::percent_decode_str;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::hub::Begin;
+use crate::id::AppenderId;
+use crate::intent::{Verb, query, tokens};
+use crate::storage::Life;
+
+/// The resumable subprotocol's name.
+pub(crate) const V1: &str = "httpfstream.v1";
+
+const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
+const APPENDER_ID: HeaderName = HeaderName::from_static("appender-id");
+
+/// What a request asks for besides its verb.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// It offers the resumable subprotocol.
+    pub(crate) v1: bool,
+    /// An appender's: where it believes the end to be.
+    pub(crate) offset: Option<u64>,
+    pub(crate) create: bool,
+    pub(crate) appender: Option<AppenderId>,
+    pub(crate) finish: Option<u64>,
+    pub(crate) life: Option<Life>,
+    /// A follower's.
+    pub(crate) begin: Begin,
+    pub(crate) wait: Option<Duration>,
+}
+
+impl Asked {
+    /// What the head of a WebSocket upgrade asks for.
+    pub(crate) fn of(head: &request::Parts, verb: Verb) -> Result<Self> {
+        let protocols = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
+        let v1 = protocols.flat_map(|value| tokens(value.as_bytes())).any(|name| name == V1.as_bytes());
+        let mut asked = Self { v1, ..Self::default() };
+        if !v1 {
+            // The original's dialect keeps none, and what its clients put into their queries is their own. But a
+            // follower that begins elsewhere than it asked for would assemble other bytes.
+            let keeps = ["offset", "tail", "lines", "life"].into_iter().find(|name| is_given(head, name));
+            return match keeps.filter(|_| verb == Verb::Follow) {
+                Some(name) => Err(bad(format!("`{name}` needs the subprotocol {V1}"))),
+                None => Ok(asked),
+            };
+        }
+        let offset = number(head, "offset", Some(UPLOAD_OFFSET))?;
+        asked.life = parsed(head, "life", None)?;
+        if verb == Verb::Append {
+            asked.offset = offset;
+            asked.create = match one(head, "create", None)?.as_deref() {
+                None => head.headers.get_all(header::IF_NONE_MATCH).iter().any(|value| value == "*"),
+                Some("" | "1" | "true") => true,
+                Some(_) => return Err(malformed("create")),
+            };
+            asked.appender = parsed(head, "appender", Some(APPENDER_ID))?;
+            asked.finish = number(head, "finish", None)?;
+            if asked.finish.is_some() && asked.life.is_none() {
+                return Err(bad("`finish` needs `life`".to_owned()));
+            }
+            return Ok(asked);
+        }
+        let begins = [
+            offset.map(Begin::Offset),
+            number(head, "tail", None)?.map(Begin::Tail),
+            number(head, "lines", None)?.map(Begin::Lines),
+        ];
+        let mut begins = begins.into_iter().flatten();
+        asked.begin = begins.next().unwrap_or_default();
+        if begins.next().is_some() {
+            return Err(bad("only one of `offset`, `tail` and `lines` can be given".to_owned()));
+        }
+        asked.wait = number(head, "wait", None)?.map(Duration::from_secs);
+        Ok(asked)
+    }
+}
+
+fn bad(detail: String) -> Error {
+    Error::new(ErrorKind::BadRequest).with_detail(detail)
+}
+
+fn malformed(name: &str) -> Error {
+    bad(format!("`{name}` is malformed"))
+}
+
+fn number(head: &request::Parts, name: &'static str, header: Option<HeaderName>) -> Result<Option<u64>> {
+    let Some(text) = one(head, name, header)? else { return Ok(None) };
+    // Rust's own parser takes a sign.
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits).map(Some).ok_or_else(|| malformed(name))
+}
+
+fn parsed<T: FromStr>(head: &request::Parts, name: &'static str, header: Option<HeaderName>) -> Result<Option<T>> {
+    one(head, name, header)?.map(|text| text.parse().map_err(|_| malformed(name))).transpose()
+}
+
+/// The option's one value, an error if there are several that differ.
+fn one(head: &request::Parts, name: &'static str, header: Option<HeaderName>) -> Result<Option<String>> {
+    let mut values = Vec::new();
+    for value in header.iter().flat_map(|header| head.headers.get_all(header)) {
+        values.push(value.to_str().map_err(|_| malformed(name))?.trim().to_owned());
+    }
+    for (_, value) in query(head.uri.query().unwrap_or("")).filter(|(found, _)| found == name) {
+        let value: Cow<'_, [u8]> = percent_decode_str(value).into();
+        values.push(String::from_utf8(value.into_owned()).map_err(|_| malformed(name))?);
+    }
+    if values.windows(2).any(|pair| pair[0] != pair[1]) {
+        return Err(bad(format!("`{name}` is given more than once, with different values")));
+    }
+    Ok(values.pop())
+}
+
+fn is_given(head: &request::Parts, name: &str) -> bool {
+    query(head.uri.query().unwrap_or("")).any(|(found, _)| found == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(verb: Verb, query: &str, headers: &[(&str, &str)]) -> Result<Asked> {
+        let mut request = http::Request::builder().uri(format!("/a?verb=x&{query}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        Asked::of(&request.body(()).unwrap().into_parts().0, verb)
+    }
+
+    const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "other, httpfstream.v1");
+
+    #[test]
+    fn options_are_read_from_header_and_query() {
+        let id = "abcdefghijklmnopqrstuv";
+        let life = "0123456789abcdef0123456789abcdef";
+        let all = asked(
+            Verb::Append,
+            &format!("offset=7&create&appender={id}&life={life}&finish=%39"),
+            &[PROTOCOL, ("upload-offset", " 7 "), ("appender-id", id)],
+        );
+        let expected = Asked {
+            v1: true,
+            offset: Some(7),
+            create: true,
+            appender: Some(id.parse().unwrap()),
+            finish: Some(9),
+            life: Some(Life::from_bits(0x0123456789abcdef0123456789abcdef)),
+            ..Asked::default()
+        };
+        assert_eq!(all.unwrap(), expected);
+        assert!(asked(Verb::Append, "", &[PROTOCOL, ("if-none-match", "*")]).unwrap().create);
+        assert!(!asked(Verb::Append, "", &[PROTOCOL]).unwrap().create);
+        assert_eq!(asked(Verb::Append, "", &[]).unwrap(), Asked::default());
+        for (query, begin) in [
+            ("", Begin::Start),
+            ("offset=5", Begin::Offset(5)),
+            ("tail=0", Begin::Tail(0)),
+            ("lines=3", Begin::Lines(3)),
+        ] {
+            assert_eq!(asked(Verb::Follow, query, &[PROTOCOL]).unwrap().begin, begin);
+        }
+        assert_eq!(asked(Verb::Follow, "wait=2", &[PROTOCOL]).unwrap().wait, Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn fault_15_malformed_and_contradictory_options_are_400() {
+        let life = "life=0123456789abcdef0123456789abcdef";
+        for (verb, query) in [
+            (Verb::Append, "offset=-1"),
+            (Verb::Append, "offset=+1"),
+            (Verb::Append, "offset="),
+            (Verb::Append, "offset=18446744073709551616"),
+            (Verb::Append, "offset=1&offset=2"),
+            (Verb::Append, "offset=%ff"),
+            (Verb::Append, "appender=short"),
+            (Verb::Append, "create=2"),
+            (Verb::Append, "finish=1"),
+            (Verb::Append, "life=1"),
+            (Verb::Append, "life=0123456789ABCDEF0123456789abcdeg"),
+            (Verb::Append, &format!("{life}&life=1123456789abcdef0123456789abcdef")),
+            (Verb::Follow, "offset=1&tail=1"),
+            (Verb::Follow, "lines=1&tail=1"),
+            (Verb::Follow, "lines=x"),
+            (Verb::Follow, "wait=1.5"),
+        ] {
+            assert_eq!(asked(verb, query, &[PROTOCOL]).unwrap_err().kind(), ErrorKind::BadRequest, "{query}");
+        }
+        let twice = [PROTOCOL, ("upload-offset", "1"), ("upload-offset", "2")];
+        assert_eq!(asked(Verb::Append, "", &twice).unwrap_err().kind(), ErrorKind::BadRequest);
+        for query in ["offset=1", "tail=1", "lines=1", life] {
+            assert_eq!(asked(Verb::Follow, query, &[]).unwrap_err().kind(), ErrorKind::BadRequest, "no subprotocol");
+        }
+    }
+}

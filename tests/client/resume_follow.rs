@@ -208,6 +208,26 @@ async fn some_ends_are_final() {
 }
 
 #[tokio::test]
+async fn what_was_still_empty_may_be_created_anew() {
+    let server = Server::new().await;
+    let opening = tokio::spawn(quick().build().unwrap().follow(&server.url).into_future());
+    let mut peer = server.accept().await;
+    peer.begin(0, "lost").await;
+    let mut follower = within(opening).await.unwrap().unwrap();
+    drop(peer);
+    server.accept().await.refuse_with("412 X", "life").await;
+    server.accept().await.refuse_with("404 X", "not-found").await;
+    let mut peer = server.accept().await;
+    assert_eq!((peer.option("life"), peer.option("offset")), (None, None));
+    let life = "f".repeat(32);
+    peer.upgrade_v1().await;
+    peer.say(&format!(r#"{{"offset":0,"life":"{life}","state":"live"}}"#)).await;
+    peer.send(frame(0x80 | BINARY, b"data")).await;
+    assert_eq!(within(follower.next_chunk()).await.unwrap().unwrap().bytes, "data");
+    assert_eq!((follower.life().unwrap().to_string(), follower.state()), (life, Some(State::Live)));
+}
+
+#[tokio::test]
 async fn it_is_given_up_in_time() {
     for limit in [0, 60] {
         let server = Server::new().await;

@@ -246,7 +246,10 @@ fn acked(inner: &mut super::world::Inner, index: usize, life: Life, len: u64) {
 fn finished(inner: &mut super::world::Inner, index: usize, life: Life, len: u64) -> Next {
     let session = &inner.sessions[index];
     let (end, of) = (session.end(), session.life);
-    inner.check(len == end && Some(life) == of, format_args!("session {index} finished at {len} of {life:?}, not {end}"));
+    inner.check(
+        len == end && Some(life) == of,
+        format_args!("session {index} finished at {len} of {life:?}, not {end}"),
+    );
     let clean = [State::Finished, State::Sealed].iter().any(|state| inner.has_ended(life, len, *state));
     inner.check(clean, format_args!("session {index} is told finished, and {life:?} didn't at {len}"));
     acked(inner, index, life, len);
@@ -456,7 +459,10 @@ impl Connection<'_> {
                 () = lease.over().cancelled() => {}
                 () = world.nap(1500) => {}
             }
-            world.say(format_args!("the ghost of session {index} ends, {:?}", appended.as_ref().err().map(|e| e.kind())));
+            world.say(format_args!(
+                "the ghost of session {index} ends, {:?}",
+                appended.as_ref().err().map(|e| e.kind())
+            ));
             if appended.is_ok() && finishes && !lease.over().is_cancelled() {
                 world.lock().release(hold, None);
                 within(&world, "a ghost's finish", lease.finish(End::Finished)).await;
@@ -486,7 +492,8 @@ pub(super) async fn evict(world: World, streams: Streams) {
     let sessions = world.lock().sessions.clone();
     let session = &sessions[world.draw(sessions.len() as u64) as usize];
     let attach = Attach { owner: session.owner, ..Attach::new(Open::Continue) };
-    let Some(Ok(Attached::Open { lease, .. })) = within(&world, "attach", streams.hub.attach(&session.key, attach)).await
+    let Some(Ok(Attached::Open { lease, .. })) =
+        within(&world, "attach", streams.hub.attach(&session.key, attach)).await
     else {
         return;
     };
@@ -540,7 +547,8 @@ pub(super) async fn follow(world: World, streams: Streams, index: u64, stop: Can
                 world.say(format_args!("follower {index} of {key}: {:?}", error.kind()));
                 match error.kind() {
                     ErrorKind::PastEnd => {
-                        world.check(reached.is_none(), format_args!("follower {index} saw more of {key} than there is"));
+                        world
+                            .check(reached.is_none(), format_args!("follower {index} saw more of {key} than there is"));
                     }
                     ErrorKind::ShuttingDown => return,
                     ErrorKind::NotFound | ErrorKind::Life => reached = None,

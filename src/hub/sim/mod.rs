@@ -234,7 +234,8 @@ fn a_seed_of_the_simulation_reproduces_exactly() {
     for seed in 0..20 {
         let ((one, first), (two, second)) = (run(seed), run(seed));
         let (one, two) = (one.story(), two.story());
-        let told = |story: &str| story.lines().filter(|line| !line.starts_with('~')).map(str::to_owned).collect::<Vec<_>>();
+        let told =
+            |story: &str| story.lines().filter(|line| !line.starts_with('~')).map(str::to_owned).collect::<Vec<_>>();
         let differs = told(&one).into_iter().zip(told(&two)).find(|(one, two)| one != two);
         assert_eq!(differs, None, "seed {seed}");
         assert_eq!(first, second, "seed {seed}");

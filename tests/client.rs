@@ -14,7 +14,14 @@ mod follow;
 mod handshake;
 #[cfg(feature = "cli")]
 #[path = "client/programs.rs"]
-mod programs;
+pub(crate) mod programs;
+#[path = "client/resume_append.rs"]
+mod resume_append;
+#[path = "client/resume_follow.rs"]
+mod resume_follow;
+#[cfg(feature = "cli")]
+#[path = "client/resume_programs.rs"]
+mod resume_programs;
 #[cfg(feature = "tls")]
 #[path = "client/tls.rs"]
 mod tls;

@@ -50,7 +50,7 @@ async fn fault_30_an_appender_that_stops_answering_pings_is_freed() {
 #[tokio::test]
 async fn fault_31_a_stalled_follower_is_closed_and_nobody_else_notices() {
     for store in stores() {
-        let server = serve(store.layer.stall_timeout(Duration::from_millis(200))).await;
+        let server = serve(store.layer.stall_timeout(Duration::from_millis(1500))).await;
         const PIECE: usize = 64 * 1024;
         const PIECES: usize = 300;
         let data = pattern(0, PIECES * PIECE);

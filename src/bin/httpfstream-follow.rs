@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use httpfstream::client::{FollowRequest, Follower};
-use tokio::fs::{File, OpenOptions};
+use httpfstream::client::FollowRequest;
+use tokio::fs::OpenOptions;
 use tokio::io::{AsyncWriteExt, stdout};
 
 use self::shared::client::ClientArgs;
@@ -162,32 +162,29 @@ async fn keep(args: &ClientArgs, what: &What, path: &Path) -> Result<End, Failur
     };
     let mut follower = request.await?;
     let began = follower.offset();
-    if held == 0 {
-        match follower.life() {
-            // Before the first byte is there.
-            Some(life) => place.save(&Record { url, life: Some(life), base: began, ..Record::default() })?,
-            // It can't be resumed later, and must not look as if it could.
-            None => place.remove()?,
-        }
-    }
     let mut file = OpenOptions::new().append(true).create(true).open(path).await.map_err(failed)?;
-    let copied = copy(&mut follower, &mut file, failed).await;
+    let copied = async {
+        while let Some(chunk) = follower.next_chunk().await? {
+            if held == 0 && chunk.next_offset == began + chunk.bytes.len() as u64 {
+                // Before the first byte is there, and not earlier: only now the life is certain.
+                match follower.life() {
+                    Some(life) => {
+                        place.save(&Record { url: url.clone(), life: Some(life), base: began, ..Record::default() })?;
+                    }
+                    // It can't be resumed later, and must not look as if it could.
+                    None => place.remove()?,
+                }
+            }
+            file.write_all(&chunk.bytes).await.map_err(failed)?;
+            file.flush().await.map_err(failed)?;
+        }
+        Ok::<_, Failure>(())
+    }
+    .await;
     // Whatever ended it: what is there stays there.
     file.sync_all().await.map_err(failed)?;
     copied?;
     Ok(End::Finished { read: follower.offset() - began })
-}
-
-async fn copy(
-    follower: &mut Follower,
-    file: &mut File,
-    failed: impl Fn(io::Error) -> Failure + Copy,
-) -> Result<(), Failure> {
-    while let Some(chunk) = follower.next_chunk().await? {
-        file.write_all(&chunk.bytes).await.map_err(failed)?;
-        file.flush().await.map_err(failed)?;
-    }
-    Ok(())
 }
 
 /// Waits until whoever reads stdout is gone, which no write would tell while there is nothing to print.

@@ -8,10 +8,10 @@ use tokio::sync::oneshot;
 
 use crate::peer::{CLOSE, TEXT, answer, close, frame, serve, within};
 
-const APPEND: &str = env!("CARGO_BIN_EXE_httpfstream-append");
-const FOLLOW: &str = env!("CARGO_BIN_EXE_httpfstream-follow");
+pub(crate) const APPEND: &str = env!("CARGO_BIN_EXE_httpfstream-append");
+pub(crate) const FOLLOW: &str = env!("CARGO_BIN_EXE_httpfstream-follow");
 
-fn start(program: &str, args: &[&str]) -> Child {
+pub(crate) fn start(program: &str, args: &[&str]) -> Child {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HTTPFSTREAM_")) {
         command.env_remove(name);
@@ -22,7 +22,7 @@ fn start(program: &str, args: &[&str]) -> Child {
 }
 
 /// How it ended, and what it printed to stdout and stderr.
-async fn end(child: Child) -> (Option<i32>, Vec<u8>, String) {
+pub(crate) async fn end(child: Child) -> (Option<i32>, Vec<u8>, String) {
     let output = within(child.wait_with_output()).await.unwrap();
     (output.status.code(), output.stdout, String::from_utf8(output.stderr).unwrap())
 }
@@ -92,7 +92,7 @@ async fn append_fails_if_the_end_is_not_confirmed() {
 }
 
 #[cfg(unix)]
-async fn signal(child: &Child, name: &str) {
+pub(crate) async fn signal(child: &Child, name: &str) {
     let pid = child.id().unwrap().to_string();
     assert!(within(Command::new("kill").args([name, &pid]).status()).await.unwrap().success());
 }
@@ -253,9 +253,16 @@ async fn exit_codes_tell_interrupted_and_absent() {
 #[tokio::test]
 async fn wrong_usage_is_2_and_help_is_0() {
     for program in [FOLLOW, APPEND] {
-        for args in
-            [&[][..], &["not a url"], &["localhost:8080/x"], &["-nonsense", "http://h/"], &["-H", "x", "http://h/"]]
-        {
+        for args in [
+            &[][..],
+            &["not a url"],
+            &["localhost:8080/x"],
+            &["-nonsense", "http://h/"],
+            &["-H", "x", "http://h/"],
+            &["--offset=-1", "http://h/"],
+            &["--offset"],
+            &["--retry-for=x", "http://h/"],
+        ] {
             let (code, _, said) = end(start(program, args)).await;
             assert_eq!(code, Some(2), "{args:?}: {said}");
             assert!(!said.contains("t0ken"), "{said}");

@@ -127,6 +127,7 @@ fn parse(text: &str) -> Option<Record> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -141,7 +141,8 @@ impl Follower {
     }
 
     /// The resource's life, if the server told it: if it speaks `httpfstream.v1`. To go on later, or elsewhere, ask for
-    /// [it](FollowRequest::life) and the [offset](FollowRequest::offset) that was reached.
+    /// [it](FollowRequest::life) and the [offset](FollowRequest::offset) that was reached. It never changes once there
+    /// was a byte; before that the resource may come to nothing and be created anew.
     pub fn life(&self) -> Option<Life> {
         self.life
     }
@@ -237,6 +238,7 @@ impl Follower {
                     self.skip -= skipped as u64;
                     self.left = piece;
                 }
+                Step::Life(life) => self.life = Some(life),
                 Step::State(state) => {
                     self.state = Some(state);
                     return Poll::Ready(Ok(()));

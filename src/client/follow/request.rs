@@ -125,7 +125,7 @@ async fn ask(settings: &Settings, target: &Target, options: &Options, wait: Dura
         let at_once = left.min(WAIT_AT_ONCE);
         let mut options = options.clone();
         if !left.is_zero() {
-            options.set("wait", at_once.as_secs().max(1));
+            options.set("wait", at_once.as_millis().div_ceil(1000));
             options.set_patience(at_once);
         }
         let asked = Instant::now();

@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) enum Step {
     Piece(Bytes),
     State(State),
+    /// Another life, before its first byte.
+    Life(Life),
     /// In which state it ended, where the server tells states.
     End(Result<Option<State>>),
 }
@@ -84,12 +86,16 @@ impl Task {
             let before = self.reached.map(|reached| reached.offset);
             let Some(error) = self.follow(conn, &steps).await else { return };
             self.attempts.judge(self.reached.map(|reached| reached.offset) > before, self.attached.take());
-            let told = self.reached.map(|reached| reached.state);
+            let told = self.reached.map(|reached| (reached.life, reached.state));
             match self.again(error).await {
-                Ok((next, beginning)) => {
+                Ok((next, Beginning { life, state, .. })) => {
                     conn = next;
-                    if told != Some(beginning.state) && steps.send(Step::State(beginning.state)).await.is_err() {
-                        return;
+                    let life = Some(Step::Life(life)).filter(|_| told.is_none_or(|told| told.0 != life));
+                    let state = Some(Step::State(state)).filter(|_| told.is_none_or(|told| told.1 != state));
+                    for step in [life, state].into_iter().flatten() {
+                        if steps.send(step).await.is_err() {
+                            return;
+                        }
                     }
                 }
                 Err(error) => {

@@ -196,10 +196,10 @@ async fn fault_30_the_same_appender_takes_over_at_once_and_the_ghost_is_fenced()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_30_ghosts_reconnects_and_strangers_never_mix_bytes() {
     let rounds = std::env::var("HTTPFSTREAM_TAKEOVERS").map_or(40, |rounds| rounds.parse::<usize>().unwrap());
-    let (mut of_ghosts, mut stores) = (0, stores().into_iter());
-    for (round, half) in [rounds / 2, rounds - rounds / 2].into_iter().enumerate() {
-        let Store { name, layer, .. } = stores.next().unwrap();
+    let mut of_ghosts = 0;
+    for (round, Store { name, layer, .. }) in stores().into_iter().enumerate() {
         let server = serve(layer).await;
+        let half = [rounds / 2, rounds - rounds / 2][round];
         for i in 0..half {
             of_ghosts += takeover(&server, name, &format!("r{round}-{i}"), i).await;
         }

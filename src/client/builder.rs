@@ -195,7 +195,7 @@ impl ClientBuilder {
 
     /// The delay before the first new attempt, and the longest one, from 1 ms to a day: it doubles from attempt to
     /// attempt. Each is prolonged by a random part of itself, so that a thousand clients don't come back as one.
-    /// Default: 100 ms and 10 s.
+    /// Default: 100 ms and 5 s, so that none exceeds 10 s.
     pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Self {
         let range = Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60);
         let first = first.clamp(*range.start(), *range.end());

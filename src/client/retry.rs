@@ -17,7 +17,7 @@ pub(super) struct Retry {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { limit: Duration::from_secs(120), first: Duration::from_millis(100), longest: Duration::from_secs(10) }
+        Self { limit: Duration::from_secs(120), first: Duration::from_millis(100), longest: Duration::from_secs(5) }
     }
 }
 

@@ -371,7 +371,10 @@ async fn it_is_given_up_in_time() {
         let (mut appender, peer) = open(&client.build().unwrap(), &server, 0).await;
         drop(peer);
         let serving = tokio::spawn(async move {
-            while bad {
+            if !bad {
+                return;
+            }
+            loop {
                 let mut peer = server.accept().await;
                 peer.attach(0, false).await;
                 peer.send(close(1011, "full")).await;

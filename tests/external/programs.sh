@@ -25,8 +25,18 @@ shows() { [ "$(cat "$work/$1")" = "$2" ]; }
 state_of() { curl -sSI --max-time 10 "$1" | tr -d '\r' | sed -n 's/^stream-state: //Ip'; }
 is_state() { [ "$(state_of "$1")" = "$2" ]; }
 
+# Starts the server again, where those who are still there find it.
+restart_server() {
+    servers=$((servers + 1))
+    server_log=$work/server$servers.log
+    background "$bin/httpfstream-server" "-root=$work/root" "-http=$addr" --grace=1 2>"$server_log"
+    server=$pid
+    eventually grep -qF "$url" "$server_log"
+}
+
 mkdir "$work/root"
-start_server "$work/root"
+# Not longer than a second does anybody wait for an appender that was killed.
+start_server "$work/root" --grace=1
 # Any bytes. Where a part ends that is waited for stands a letter: what may be the beginning of a character is held back
 # until its rest or the end comes.
 head -c 8000000 /dev/urandom >"$work/big"
@@ -176,8 +186,8 @@ fault_45_ctrl_c_ends_append_with_everything_confirmed() {
     [ "$(stored "$url/stopped.txt")" = 'all of it, this too' ]
 }
 
-check_kill_9_of_the_server_loses_nothing() {
-    type_to "$url/crash.bin"
+check_both_survive_kill_9_of_the_server() {
+    type_to "$url/crash.bin" -v
     head -c 3000000 "$work/big" >&7
     eventually stored_bytes "$url/crash.bin" 3000000
     follow_to "$url/crash.bin" crash.out
@@ -185,24 +195,121 @@ check_kill_9_of_the_server_loses_nothing() {
     eventually has_first 3000000 crash.out
     kill -KILL "$server"
     expect_exit 137 "$server"
-    await_exit "$follower" 20
-    [ "$exited" != 0 ] || fail "a follower takes the server's death for the end"
-    has_first 3000000 crash.out
-    # Killed before the next write would tell it, it may wait for its input.
-    printf x >&7
+    # What is written while nobody listens is kept.
+    head -c 4000000 "$work/big" | tail -c 1000000 >&7
+    restart_server
+    tail -c +4000001 "$work/big" >&7
     exec 7>&-
-    await_exit "$appender" 20
-    [ "$exited" != 0 ] || fail "an appender takes the server's death for a confirmed end"
-
-    start_server "$work/root"
-    is_state "$url/crash.bin" interrupted
-    stored "$url/crash.bin" >"$work/crash.stored"
-    has_first 3000000 crash.stored
-    stored_is "$url/big.bin" "$work/big"
-    is_state "$url/big.bin" finished
-    tail -c +3000001 "$work/big" | "$bin/httpfstream-append" "$url/crash.bin"
-    stored_is "$url/crash.bin" "$work/big"
+    expect_exit 0 "$appender"
+    expect_exit 0 "$follower"
+    cmp "$work/big" "$work/crash.out"
+    cmp "$work/big" "$work/root/crash.bin"
     is_state "$url/crash.bin" finished
+    stored_is "$url/big.bin" "$work/big"
+}
+
+check_without_a_server_both_give_up_in_time() {
+    type_to "$url/alone.bin" --retry-for=1
+    printf 'first' >&7
+    eventually stored_bytes "$url/alone.bin" 5
+    background "$bin/httpfstream-follow" --retry-for=1 "$url/alone.bin" >"$work/alone.out" 2>>"$work/follow.log"
+    local follower=$pid
+    eventually shows alone.out first
+    kill -KILL "$server"
+    expect_exit 137 "$server"
+    expect_exit 1 "$follower"
+    expect_exit 1 "$appender"
+    exec 7>&-
+    restart_server
+    eventually is_state "$url/alone.bin" interrupted
+    printf ', rest' | "$bin/httpfstream-append" "$url/alone.bin"
+    [ "$(stored "$url/alone.bin")" = 'first, rest' ]
+}
+
+check_a_killed_append_of_a_growing_file_goes_on_exactly() {
+    head -c 2000000 "$work/big" >"$work/grown"
+    background "$bin/httpfstream-append" --resume "$work/grown" --follow-file --create "$url/grown.bin" 2>>"$work/append.log"
+    eventually stored_bytes "$url/grown.bin" 1000000
+    kill -KILL "$pid"
+    expect_exit 137 "$pid"
+    [ "$(stat -c %a "$work/grown.httpfstream")" = 600 ]
+    # Past its grace too.
+    eventually is_state "$url/grown.bin" interrupted
+    head -c 5000000 "$work/big" | tail -c 3000000 >>"$work/grown"
+    background "$bin/httpfstream-append" --resume "$work/grown" --follow-file --create "$url/grown.bin" 2>>"$work/append.log"
+    eventually stored_bytes "$url/grown.bin" 3000000
+    kill -TERM "$pid"
+    expect_exit 3 "$pid"
+    tail -c +5000001 "$work/big" >>"$work/grown"
+    background "$bin/httpfstream-append" --resume "$work/grown" --follow-file "$url/grown.bin" 2>>"$work/append.log"
+    eventually stored_bytes "$url/grown.bin" 8000000
+    kill -INT "$pid"
+    expect_exit 0 "$pid"
+    stored_is "$url/grown.bin" "$work/big"
+    is_state "$url/grown.bin" finished
+    [ ! -e "$work/grown.httpfstream" ] || fail "the record is left"
+}
+
+fault_32_a_file_is_not_appended_behind_a_stranger() {
+    head -c 100000 "$work/big" >"$work/torn"
+    background "$bin/httpfstream-append" --resume "$work/torn" --follow-file "$url/torn.bin" 2>>"$work/append.log"
+    eventually stored_bytes "$url/torn.bin" 100000
+    kill -KILL "$pid"
+    expect_exit 137 "$pid"
+    eventually is_state "$url/torn.bin" interrupted
+    echo stranger | "$bin/httpfstream-append" "$url/torn.bin"
+    local code=0
+    "$bin/httpfstream-append" --resume "$work/torn" "$url/torn.bin" 2>"$work/torn.err.log" || code=$?
+    [ "$code" = 1 ] || fail "exit code $code"
+    grep -q 'somebody else' "$work/torn.err.log"
+    [ "$(stored "$url/torn.bin" | wc -c)" = 100009 ]
+}
+
+check_a_killed_follow_into_a_file_goes_on_exactly() {
+    type_to "$url/kept.bin"
+    head -c 3000000 "$work/big" >&7
+    eventually stored_bytes "$url/kept.bin" 3000000
+    background "$bin/httpfstream-follow" --output "$work/kept" "$url/kept.bin" 2>>"$work/follow.log"
+    eventually has_first 3000000 kept
+    kill -KILL "$pid"
+    expect_exit 137 "$pid"
+    tail -c +3000001 "$work/big" >&7
+    exec 7>&-
+    expect_exit 0 "$appender"
+    "$bin/httpfstream-follow" --output "$work/kept" "$url/kept.bin"
+    cmp "$work/big" "$work/kept"
+    # Another life is nothing to go on with.
+    curl -sS -f -X DELETE "$url/kept.bin"
+    "$bin/httpfstream-append" "$url/kept.bin" <"$work/big"
+    local code=0
+    "$bin/httpfstream-follow" --output "$work/kept" "$url/kept.bin" 2>"$work/kept.err.log" || code=$?
+    [ "$code" = 1 ] || fail "exit code $code"
+    cmp "$work/big" "$work/kept"
+}
+
+check_follow_begins_where_it_is_told_to() {
+    printf 'one\ntwo\nthree\nfour' | "$bin/httpfstream-append" --seal "$url/lines.txt"
+    local code=0
+    echo five | "$bin/httpfstream-append" "$url/lines.txt" 2>/dev/null || code=$?
+    [ "$code" = 1 ] || fail "exit code $code: it is sealed"
+    [ "$("$bin/httpfstream-follow" --offset 4 "$url/lines.txt")" = $'two\nthree\nfour' ]
+    [ "$("$bin/httpfstream-follow" --tail 4 "$url/lines.txt")" = four ]
+    [ "$("$bin/httpfstream-follow" -lines 2 "$url/lines.txt")" = $'three\nfour' ]
+    code=0
+    "$bin/httpfstream-follow" --offset 100 "$url/lines.txt" 2>/dev/null || code=$?
+    [ "$code" = 1 ] || fail "exit code $code: past the end"
+    # Absent things can be waited for.
+    background "$bin/httpfstream-follow" --wait "$url/late.txt" >"$work/late.out" 2>>"$work/follow.log"
+    local waiting=$pid
+    code=0
+    "$bin/httpfstream-follow" --wait=1 "$url/late.txt" 2>/dev/null || code=$?
+    [ "$code" = 4 ] || fail "exit code $code"
+    echo here | "$bin/httpfstream-append" --create --offset 0 "$url/late.txt"
+    expect_exit 0 "$waiting"
+    shows late.out here
+    code=0
+    echo again | "$bin/httpfstream-append" --create "$url/late.txt" 2>/dev/null || code=$?
+    [ "$code" = 1 ] || fail "exit code $code: it exists"
 }
 
 fault_44_sigterm_ends_everything_in_good_order() {
@@ -221,17 +328,16 @@ fault_44_sigterm_ends_everything_in_good_order() {
     expect_exit 0 "$server" 11
     [ $((SECONDS - from)) -le 10 ] || fail "takes $((SECONDS - from)) s"
     exec 8>&-
-    await_exit "$follower" 5
-    [ "$exited" != 0 ] || fail "a follower takes the shutdown for the end"
     has_first 2000000 term.out
+    # They wait for the next one.
+    restart_server
+    tail -c +2000001 "$work/big" >&7
     exec 7>&-
-    await_exit "$appender" 10
-    [ "$exited" != 0 ] || fail "an appender takes the shutdown for a confirmed end"
-
-    start_server "$work/root"
-    is_state "$url/term.bin" interrupted
-    stored "$url/term.bin" >"$work/term.stored"
-    has_first 2000000 term.stored
+    expect_exit 0 "$appender"
+    expect_exit 0 "$follower"
+    cmp "$work/big" "$work/term.out"
+    stored_is "$url/term.bin" "$work/big"
+    is_state "$url/term.bin" finished
 }
 
 fault_44_a_second_sigterm_stops_at_once() {
@@ -251,8 +357,8 @@ fault_44_a_second_sigterm_stops_at_once() {
     kill -TERM "$server"
     await_exit "$server" 2
     exec 7>&- 8>&-
-    await_exit "$appender" 10
-    start_server "$work/root"
+    restart_server
+    expect_exit 0 "$appender"
     stored_is "$url/twice.bin" "$work/big"
 }
 

@@ -214,11 +214,11 @@ fn simulation() {
     let mut seen = std::collections::BTreeMap::<_, u64>::new();
     for seed in seeds.clone() {
         let (world, outcome) = run(seed);
-        if let Err(story) = outcome {
-            panic!("{story}\nseed {seed} failed: HTTPFSTREAM_SIM_SEED={seed} cargo test --lib simulation");
-        }
         if wanted("HTTPFSTREAM_SIM_SEED").is_some() {
             println!("{}", world.story());
+        }
+        if let Err(story) = outcome {
+            panic!("{story}\nseed {seed} failed: HTTPFSTREAM_SIM_SEED={seed} cargo test --lib simulation");
         }
         for (what, count) in &world.lock().seen {
             *seen.entry(*what).or_default() += count;

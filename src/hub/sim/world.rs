@@ -387,10 +387,13 @@ impl Inner {
     pub(super) fn hold(&mut self, lease: &Lease, owner: Option<Owner>) -> u64 {
         let (key, life, over) = (&lease.resource().key, lease.resource().life, lease.over());
         let others = self.holds.values().filter(|hold| hold.key == *key && !hold.over.is_cancelled()).count();
-        // It may have been taken over itself before it heard of it.
-        if !over.is_cancelled() {
-            self.check(others == 0, format_args!("two hold {key}"));
+        self.next_hold += 1;
+        self.holds.insert(self.next_hold, Hold { key: key.clone(), life, over: over.clone() });
+        // It may have been taken over itself, or its resource deleted, before it heard of it.
+        if over.is_cancelled() {
+            return self.next_hold;
         }
+        self.check(others == 0, format_args!("two hold {key}"));
         let (now, grace) = (self.now(), self.plan.grace);
         let other = |at: &[u8; 32]| owner.is_none_or(|owner| owner.to_bytes() != *at);
         let kept = self.lost_at.iter().find(|((of, by), at)| of == key && other(by) && now < **at + grace);
@@ -399,8 +402,6 @@ impl Inner {
             self.fail(format_args!("{key} is kept since {at:?}, and somebody else got in"));
         }
         self.forget(key);
-        self.next_hold += 1;
-        self.holds.insert(self.next_hold, Hold { key: key.clone(), life, over: over.clone() });
         self.next_hold
     }
 

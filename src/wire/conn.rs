@@ -191,7 +191,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             }
             let next = match self.decoded() {
                 // Between messages of a batch only what is here already is taken.
-                Ok(None) if !whole.is_empty() => return Poll::Ready(Message::Data(whole)),
+                Ok(None) if !whole.is_empty() => {
+                    if whole.len() + LARGE_READ <= most && self.read_on(cx) {
+                        continue;
+                    }
+                    return Poll::Ready(Message::Data(whole));
+                }
                 Ok(None) => ready!(self.poll_inbound(cx)),
                 Ok(Some(inbound)) => inbound,
                 Err(Breach { code, reason }) => Inbound::Breach { code, reason },
@@ -231,7 +236,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             let next = match self.behind.take() {
                 Some(behind) => behind,
                 None => match self.decoded() {
-                    Ok(None) if !data.is_empty() => return Poll::Ready(Streamed::Data(data)),
+                    Ok(None) if !data.is_empty() => {
+                        if data.len() + LARGE_READ <= most && self.read_on(cx) {
+                            continue;
+                        }
+                        return Poll::Ready(Streamed::Data(data));
+                    }
                     Ok(None) => ready!(self.poll_inbound(cx)),
                     Ok(Some(inbound)) => inbound,
                     Err(Breach { code, reason }) => Inbound::Breach { code, reason },
@@ -354,6 +364,24 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Reads what has arrived behind a batch: one append of much costs less than many of little. Whether there was more;
+    /// an end is kept to be told next.
+    fn read_on(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.read_large || self.behind.is_some() {
+            return false;
+        }
+        match self.poll_fill(cx) {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(0)) => {
+                let between_messages = self.between_messages() && self.inbuf.is_empty();
+                self.behind = Some(Inbound::Eof { between_messages });
+            }
+            Poll::Ready(Ok(_)) => self.heard += 1,
+            Poll::Ready(Err(error)) => self.behind = Some(Inbound::Broken(error)),
+        }
+        true
     }
 
     /// Reads once; 0 is the end.

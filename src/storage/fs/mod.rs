@@ -76,7 +76,7 @@ use self::record::{Kept, Left, Looked, NO_BOOT, Record, Slot, first_bits, open_n
 
 /// The largest append that is written on the caller's thread. Larger ones, and all while this root syncs, go to the
 /// blocking pool: an inline write of 64 bytes was seen to stall for 33–136 ms behind another file's sync.
-const MAX_INLINE: u64 = 128 * 1024;
+const MAX_INLINE: u64 = 256 * 1024;
 /// Coarser than the clock that file systems stamp births with.
 const BIRTH_TICK: Duration = Duration::from_secs(1);
 

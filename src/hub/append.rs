@@ -197,11 +197,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let Some(append) = self.append.take() else { return };
-        if self.over.is_cancelled() {
-            return;
-        }
         let mut held = self.resource.held();
-        if held.holder != self.holder {
+        if held.holder != self.holder || self.over.is_cancelled() {
             return;
         }
         let append = if self.spoiled { None } else { Some(append) };
@@ -227,16 +224,16 @@ impl Drop for Lease {
                 );
             }
             Place::Taken => {
-                if let Some(append) = &append {
+                if let Some(append) = append.as_ref().filter(|_| self.hub.config.durability != Durability::Process) {
                     // Nobody waits for an acknowledgement any more, but nothing has to stay unsynced for that.
-                    let sync = append.sync();
+                    let (sync, hub, resource) = (append.sync(), Arc::clone(&self.hub), Arc::clone(&self.resource));
                     self.runtime.spawn(async move {
-                        let _ = sync.await;
+                        if let Err(error) = sync.await {
+                            hub.sync_failed(&resource, &error);
+                        }
                     });
                 }
-                held.place = Place::Lost(append);
-                self.resource.progress.send_modify(|progress| progress.phase = Phase::Lost);
-                self.hub.start_grace(&self.resource, held.holder, &self.runtime);
+                self.hub.lose(&self.resource, &mut held, append, &self.runtime);
             }
             Place::Lost(_) | Place::Ending => {}
         }

@@ -31,8 +31,8 @@ pub(crate) use self::append::Lease;
 use self::append::{end_lost, stop_it};
 pub(crate) use self::cursor::{Begin, Cursor, Step};
 pub(crate) use self::progress::{Phase, Progress};
-use self::resource::Place;
 pub(crate) use self::resource::Resource;
+use self::resource::{Held, Place};
 
 /// How much a lagging listener for events can be behind before it is told that it missed some.
 const EVENTS: usize = 1024;
@@ -279,6 +279,26 @@ impl Hub {
         Opening { hub: Arc::clone(self), key: key.clone(), settled }
     }
 
+    /// Keeps a resource for its lost appender.
+    fn lose(
+        self: &Arc<Self>,
+        resource: &Arc<Resource>,
+        held: &mut Held,
+        left: Option<Box<dyn DynAppend>>,
+        runtime: &Handle,
+    ) {
+        held.place = Place::Lost(left);
+        resource.progress.send_if_modified(|progress| {
+            // Whoever ends it at this moment has told so already.
+            let live = progress.phase == Phase::Live;
+            if live {
+                progress.phase = Phase::Lost;
+            }
+            live
+        });
+        self.start_grace(resource, held.holder, runtime);
+    }
+
     /// Ends a lost resource when its grace is over, unless its appender is back by then. A shutdown leaves it to the next
     /// start.
     fn start_grace(self: &Arc<Self>, resource: &Arc<Resource>, holder: u64, runtime: &Handle) {
@@ -399,32 +419,41 @@ impl Hub {
             };
             opening.cancelled().await;
         };
-        let deleted = self.storage.delete(key).await;
-        if let Ok(resource) = resource {
-            match &deleted {
-                Ok(()) => self.end(&resource, resource.len(), Phase::Cut(ErrorKind::NotFound)),
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Busy) => {}
-                // Its appender may be fenced already.
-                Err(_) => self.end(&resource, resource.len(), Phase::Cut(ErrorKind::Storage)),
+        let (hub, key) = (Arc::clone(self), key.clone());
+        // A task of its own: once the storage has deleted it, the followers are told, whoever still waits for that.
+        let deleting = self.tasks.spawn(async move {
+            let deleted = hub.storage.delete(&key).await;
+            if let Ok(resource) = &resource {
+                match &deleted {
+                    Ok(()) => hub.end(resource, resource.len(), Phase::Cut(ErrorKind::NotFound)),
+                    Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Busy) => {}
+                    // Its appender may be fenced already.
+                    Err(_) => hub.end(resource, resource.len(), Phase::Cut(ErrorKind::Storage)),
+                }
             }
-        }
-        deleted?;
-        self.emit(Event::Deleted { key: key.clone() });
-        Ok(())
+            deleted?;
+            hub.emit(Event::Deleted { key });
+            Ok(())
+        });
+        deleting.await.map_err(Error::storage)?
     }
 
     /// A cursor on a resource that another node appends to, or another hub on the same storage.
     fn follow_elsewhere(self: &Arc<Self>, key: &Key, stat: &Stat) -> Cursor {
         let (send, receive) = watch::channel(Progress { len: stat.len, phase: Phase::Live });
         let mut stats = self.storage.follow(key, stat.life, stat.len);
-        let hard = self.hard.clone();
+        let soft = self.soft.clone();
         self.tasks.spawn(async move {
             loop {
                 let next = tokio::select! {
                     biased;
                     next = stream::next(&mut stats) => next,
                     () = send.closed() => return,
-                    () = hard.cancelled() => None,
+                    // Its appender is another node's, and goes on: nobody here can wait for its end.
+                    () = soft.cancelled() => {
+                        send.send_modify(|progress| progress.phase = Phase::Cut(ErrorKind::ShuttingDown));
+                        return;
+                    }
                 };
                 let progress = match next {
                     Some(Ok(Stat { len, state: State::Live, .. })) => Progress { len, phase: Phase::Live },
@@ -615,15 +644,9 @@ impl Drop for Passing {
             if let Place::Passing { left, .. } = &mut held.place {
                 match left.take() {
                     None => held.place = Place::Taken,
-                    Some(left) => {
-                        held.place = Place::Lost(left);
-                        self.resource.progress.send_modify(|progress| {
-                            if progress.phase == Phase::Live {
-                                progress.phase = Phase::Lost;
-                            }
-                        });
-                        self.hub.start_grace(&self.resource, held.holder, &self.runtime);
-                    }
+                    // Ended meanwhile: what was left is left to the storage.
+                    Some(_) if self.resource.ended.is_cancelled() => held.place = Place::Ending,
+                    Some(left) => self.hub.lose(&self.resource, &mut held, left, &self.runtime),
                 }
             }
         }

@@ -245,7 +245,8 @@ where
                 true => Ended::Finished(End::Finished),
                 false => Ended::Close(1002, "closed inside a message".to_owned()),
             }),
-            Streamed::Other(Inbound::Close(code)) => Input::Ended(Ended::Left(code.unwrap_or(1000))),
+            // Not 1000, which would say that all is stored.
+            Streamed::Other(Inbound::Close(code)) => Input::Ended(Ended::Left(code.unwrap_or(1001))),
             Streamed::Other(other) => ended(other),
         },
         Dialect::Original { bare } => match conn.message(most).await {

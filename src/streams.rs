@@ -225,6 +225,15 @@ impl Streams {
         }
     }
 
+    /// Gives the resources that an earlier process left lost their [grace](StreamsBuilder::grace), counted from now. The
+    /// first use of any resource does it too: call this at the start, so that an idle server doesn't keep them waiting.
+    ///
+    /// # Errors
+    /// [`Storage`](ErrorKind::Storage) and the like: the storage can't tell which ones these are.
+    pub async fn recover(&self) -> Result<()> {
+        self.hub.adopt_all().await
+    }
+
     /// What is known of a resource; `None` if it is absent.
     ///
     /// # Errors

@@ -320,6 +320,28 @@ async fn fault_32_a_finish_whose_answer_was_lost_is_told_again_and_nothing_is_re
 }
 
 #[tokio::test]
+async fn fault_32_what_a_stranger_finished_at_the_same_length_is_no_finish_of_ours() {
+    for Store { name, layer, .. } in stores() {
+        let server = serve(layer).await;
+        let (mut stranger, told) = append(&server, "a", OTHER).await;
+        send(&mut stranger, b"0123456789").await;
+        finish(&mut stranger, json!({"finish": true}), 10).await;
+        let target = format!("/a?verb=APPEND&life={}&finish=10", told["life"].as_str().unwrap());
+        let as_any_other = json!({"offset": 10, "life": told["life"], "resumed": false});
+        let (mut out, first) = open(&server, &target, &[]).await;
+        assert_eq!(first, as_any_other, "{name}, without an id");
+        out.send_close(1001).await;
+        assert_eq!(out.to_end().await.1, Some(1001));
+        assert_eq!(server.at_rest("a").await.unwrap().state, State::Finished);
+        // Whoever finished it is told so.
+        let (_, first) = open(&server, &target, &[("Appender-Id", OTHER)]).await;
+        assert_eq!(first, json!({"ack": 10, "finished": true}), "{name}");
+        let (_, first) = open(&server, &target, &[("Appender-Id", ID)]).await;
+        assert_eq!(first, as_any_other, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_lost_appender_keeps_others_out_until_its_grace_ends() {
     let server = with_grace(MemoryStorage::new(1 << 20), Duration::from_millis(150)).await;
     let (mut out, told) = append(&server, "a", ID).await;

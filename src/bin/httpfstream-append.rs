@@ -164,8 +164,7 @@ async fn append_file(args: &ClientArgs, how: &How, path: &Path, mut signals: Sig
                 None => how.ask(request),
                 Some(life) => {
                     let request = how.ask_again(request).resume(life, acknowledged);
-                    let end = base.saturating_add(length(&file, path).await?);
-                    match finishing.filter(|length| *length == end) {
+                    match finishing {
                         Some(length) => request.perhaps_finished(length),
                         None => request,
                     }
@@ -180,18 +179,32 @@ async fn append_file(args: &ClientArgs, how: &How, path: &Path, mut signals: Sig
             (record, how.ask(client.open_append(args.url.clone()).appender_id(id)))
         }
     };
-    let appender = tokio::select! {
-        opened = request.into_future() => match opened {
-            Ok(appender) => appender,
-            Err(error) => {
-                if record.life.is_none() && !error.is_retryable() {
-                    // Nothing was sent, and nothing is to be resumed.
-                    place.remove()?;
+    let mut request = request;
+    let appender = loop {
+        let appender = tokio::select! {
+            opened = request.into_future() => match opened {
+                Ok(appender) => appender,
+                Err(error) => {
+                    if record.life.is_none() && !error.is_retryable() {
+                        // Nothing was sent, and nothing is to be resumed.
+                        place.remove()?;
+                    }
+                    return Err(error.into());
                 }
-                return Err(error.into());
-            }
-        },
-        _ = signals.next() => return Ok(End::Left),
+            },
+            _ = signals.next() => return Ok(End::Left),
+        };
+        let (Some(finished), Some(life)) = (record.finishing.filter(|_| appender.is_finished()), record.life) else {
+            break appender;
+        };
+        if record.base.saturating_add(length(&file, path).await?) <= finished {
+            break appender;
+        }
+        // It was finished, and the file has grown since.
+        (record.acknowledged, record.finishing) = (finished, None);
+        place.save(&record)?;
+        let again = client.open_append(args.url.clone()).appender_id(appender.id().clone());
+        request = how.ask_again(again).resume(life, finished);
     };
     if appender.is_finished() {
         place.remove()?;

@@ -162,7 +162,12 @@ async fn keep(args: &ClientArgs, what: &What, path: &Path) -> Result<End, Failur
     };
     let mut follower = request.await?;
     let began = follower.offset();
-    let mut file = OpenOptions::new().append(true).create(true).open(path).await.map_err(failed)?;
+    let file = OpenOptions::new().append(true).create(true).open(path).await.map_err(failed)?.into_std().await;
+    let taken = matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock));
+    if taken || file.metadata().map_err(failed)?.len() != held {
+        return Err(Failure::Local(format!("{} is written by another program", path.display())));
+    }
+    let mut file = tokio::fs::File::from_std(file);
     let copied = async {
         while let Some(chunk) = follower.next_chunk().await? {
             if held == 0 && chunk.next_offset == began + chunk.bytes.len() as u64 {

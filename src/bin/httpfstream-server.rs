@@ -138,6 +138,7 @@ async fn run(args: Args) -> Result<(), BoxError> {
 
     let streams =
         Streams::builder(storage).durability(args.durability.into()).grace(Duration::from_secs(args.grace)).build();
+    streams.recover().await?;
     let mut layer = HttpFStreamLayer::from_streams(streams.clone())
         .plain_http(true)
         .default_verb(Verb::Follow)

@@ -70,7 +70,7 @@ impl Attempts {
 }
 
 /// Whether the next attempt may fare better. Credentials, contradictions and ends don't mend by themselves.
-fn is_passing(kind: ErrorKind) -> bool {
+pub(super) fn is_passing(kind: ErrorKind) -> bool {
     matches!(
         kind,
         ErrorKind::Connection

@@ -176,7 +176,12 @@ impl Lease {
             }
             end_it(hub, resource, append, end).await
         };
-        self.hub.tasks.spawn(ending).await.map_err(Error::storage)?
+        let ended = self.hub.tasks.spawn(ending).await;
+        ended.unwrap_or_else(|panicked| {
+            // Nobody knows how it ended, but it has.
+            self.hub.end(&self.resource, self.resource.len(), Phase::Cut(ErrorKind::Storage));
+            Err(Error::storage(panicked))
+        })
     }
 
     /// The server stops. The followers are told so; an appender that can come back finds its place kept.

@@ -146,12 +146,18 @@ impl Hub {
     }
 
     /// Gives what an earlier process left lost its grace. Done once, before anything else.
-    async fn adopt_all(self: &Arc<Self>) -> Result<()> {
+    pub(crate) async fn adopt_all(self: &Arc<Self>) -> Result<()> {
         let adopting = async || {
             let mut lost = self.storage.lost();
             while let Some(found) = stream::next(&mut lost).await {
-                let (key, stat) = found?;
-                self.adopt(key, &stat);
+                match found {
+                    Ok((key, stat)) => self.adopt(key, &stat),
+                    // Whoever asks for it is told; the others must not wait for that.
+                    Err(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(error, "a resource that was left lost can't be looked at");
+                    }
+                }
             }
             Ok(())
         };
@@ -169,7 +175,7 @@ impl Hub {
             }
             live.insert(key, Entry::Open(Arc::clone(&resource)));
         }
-        self.start_grace(&resource, 0, &Handle::current());
+        self.start_grace(&resource, &resource.held(), &Handle::current());
     }
 
     /// Opens a resource for appending.
@@ -252,6 +258,9 @@ impl Hub {
         if let Some(stat) = self.storage.stat(key).await?
             && matches!(stat.state, State::Finished | State::Sealed)
             && (Some(stat.life), Some(stat.len)) == (attach.life, attach.finish)
+            // Somebody else may have ended it at the same length.
+            && stat.owner.is_some()
+            && stat.owner == attach.owner
         {
             return Ok(Try::Done(Attached::Finished(stat)));
         }
@@ -296,17 +305,19 @@ impl Hub {
             }
             live
         });
-        self.start_grace(resource, held.holder, runtime);
+        self.start_grace(resource, held, runtime);
     }
 
     /// Ends a lost resource when its grace is over, unless its appender is back by then. A shutdown leaves it to the next
     /// start.
-    fn start_grace(self: &Arc<Self>, resource: &Arc<Resource>, holder: u64, runtime: &Handle) {
+    fn start_grace(self: &Arc<Self>, resource: &Arc<Resource>, held: &Held, runtime: &Handle) {
+        let (holder, over) = (held.holder, held.over.clone());
         let (hub, resource) = (Arc::clone(self), Arc::clone(resource));
         let waiting = async move {
             let stopping = tokio::select! {
                 biased;
-                () = resource.ended.cancelled() => return,
+                // It is back, or has ended.
+                () = over.cancelled() => return,
                 () = hub.soft.cancelled() => true,
                 () = tokio::time::sleep(hub.config.grace) => false,
             };

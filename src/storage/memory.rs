@@ -197,6 +197,9 @@ impl MemoryAppend {
         if let Some(end) = end.filter(|_| !untouched) {
             resource.state = end.state();
             resource.real = true;
+            if end != End::Interrupted {
+                resource.owner = self.claimed;
+            }
         }
         let stat = resource.stat();
         if !resource.real {

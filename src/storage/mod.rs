@@ -323,7 +323,10 @@ pub trait Append: Send + 'static {
     fn stat(&self) -> Stat;
 
     /// Says whom the resource is to be kept for if this appender is lost; `None`: nobody. Called before the first
-    /// append at most, and takes effect with it, as durably as the bytes: it must not block.
+    /// append at most, and takes effect with it or with a clean finish, as durably as the bytes: it must not block.
+    ///
+    /// The owner is kept for a finished or sealed resource too, at least for an hour: an appender that missed the answer
+    /// to its finish asks whether it was done.
     ///
     /// The default keeps nothing: see [`Storage::lost`].
     fn claim(&mut self, owner: Option<Owner>) {

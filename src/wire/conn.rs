@@ -186,7 +186,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             whole.append(&mut self.message);
         }
         loop {
-            if let Some(behind) = self.behind.take() {
+            if whole.is_empty()
+                && let Some(behind) = self.behind.take()
+            {
                 return Poll::Ready(Message::Other(behind));
             }
             let next = match self.decoded() {
@@ -366,22 +368,25 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads what has arrived behind a batch: one append of much costs less than many of little. Whether there was more;
-    /// an end is kept to be told next.
+    /// Reads what has arrived behind a batch: one append of much costs less than many of little. Whether there was
+    /// more; an end is kept to be told next.
     fn read_on(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.read_large || self.behind.is_some() {
             return false;
         }
         match self.poll_fill(cx) {
-            Poll::Pending => return false,
-            Poll::Ready(Ok(0)) => {
+            Poll::Ready(Ok(n)) if n > 0 => {
+                self.heard += 1;
+                return true;
+            }
+            Poll::Ready(Ok(_)) => {
                 let between_messages = self.between_messages() && self.inbuf.is_empty();
                 self.behind = Some(Inbound::Eof { between_messages });
             }
-            Poll::Ready(Ok(_)) => self.heard += 1,
             Poll::Ready(Err(error)) => self.behind = Some(Inbound::Broken(error)),
+            Poll::Pending => {}
         }
-        true
+        false
     }
 
     /// Reads once; 0 is the end.

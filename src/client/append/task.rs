@@ -166,7 +166,12 @@ impl Task {
                     conn.close(1000, "", PATIENCE).await;
                     return Ended::Done;
                 }
-                Ok(false) => attached = Some(Instant::now()),
+                Ok(false) => {
+                    attached = Some(Instant::now());
+                    // From here on it is this life, and whatever finish was sent has not been done.
+                    self.any_life = false;
+                    self.finishing = None;
+                }
                 Err(error) => {
                     let code = if error.kind() == ErrorKind::Protocol { 1002 } else { 1001 };
                     // Who is told first needs not wait for the other.

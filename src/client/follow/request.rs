@@ -11,7 +11,7 @@ use super::task::Task;
 use super::{Follower, unspoken};
 use crate::client::builder::Settings;
 use crate::client::request::{Answer, Dialect, Options, Verb, send};
-use crate::client::retry::{Attempts, Retry};
+use crate::client::retry::{Attempts, Retry, is_passing};
 use crate::client::url::Target;
 use crate::error::{ErrorKind, Result};
 use crate::storage::Life;
@@ -120,6 +120,7 @@ impl FollowRequest {
 async fn ask(settings: &Settings, target: &Target, options: &Options, wait: Duration) -> Result<Answer> {
     let began = Instant::now();
     let mut attempts = Attempts::new(ASK_AGAIN);
+    let mut known = false;
     loop {
         let left = wait.saturating_sub(began.elapsed());
         let at_once = left.min(WAIT_AT_ONCE);
@@ -130,9 +131,16 @@ async fn ask(settings: &Settings, target: &Target, options: &Options, wait: Dura
         }
         let asked = Instant::now();
         match Box::pin(send(settings, target, Verb::Follow, &options)).await {
-            Err(error) if error.kind() == ErrorKind::NotFound && !left.is_zero() => {
+            Err(error) if !left.is_zero() => {
+                let absent = error.kind() == ErrorKind::NotFound;
                 // A server that waits itself is asked again at once.
-                if asked.elapsed() < Duration::from_secs(1) {
+                let waited = asked.elapsed() >= Duration::from_secs(1);
+                // One that was there may be restarted meanwhile; one that never was is told at once.
+                known |= absent || waited || error.kind() == ErrorKind::ShuttingDown;
+                if !(absent || known && is_passing(error.kind())) {
+                    return Err(error);
+                }
+                if !(absent && waited) {
                     sleep(attempts.pause().min(left)).await;
                 }
             }

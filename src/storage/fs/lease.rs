@@ -376,8 +376,12 @@ impl Lease {
     }
 
     /// Ends the lease.
-    pub(super) fn finish(&self, end: End) -> Result<Stat> {
+    pub(super) fn finish(&self, end: End, claimed: Option<Owner>) -> Result<Stat> {
         let mut core = self.lock();
+        if end != End::Interrupted {
+            // Whoever ends it is asked about, though it may have had nothing to add.
+            let _ = self.claimed.set(claimed);
+        }
         core.check()?;
         // Nothing was added, by this appender or by one that it took over from.
         let untouched = match &core.record {
@@ -417,7 +421,8 @@ impl Lease {
             core.name_durable = true;
         }
         let Some(record) = &mut core.record else { return Ok(()) };
-        let plainly = end == End::Finished && core.recorded_life.is_none();
+        // One that was claimed is kept, so that its appender can be told that its end was done, if it missed the answer.
+        let plainly = end == End::Finished && core.recorded_life.is_none() && record.slot.owner.is_none();
         self.note_end(record, end, core.committed, plainly).map_err(error)
     }
 

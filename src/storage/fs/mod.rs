@@ -539,6 +539,10 @@ impl Root {
         for (name, _) in self.records.names()? {
             if name.ends_with(".tmp") {
                 self.records.remove_file(&name)?;
+            } else if name.ends_with(".rest") {
+                if Record::open(&self.records, &name)?.is_forgettable() {
+                    self.records.remove_file(&name)?;
+                }
             } else if name.ends_with(".open") {
                 let settled = match Record::open(&self.records, &name)? {
                     Looked::Whole(record) if open_name(&record.key) == name => self.settle(&record.key),
@@ -624,7 +628,7 @@ impl Root {
                 continue;
             }
             // One that can't be read is not kept for anybody.
-            let Looked::Whole(record) = Record::open(&self.records, &name).map_err(error)? else { continue };
+            let Ok(Looked::Whole(record)) = Record::open(&self.records, &name) else { continue };
             let found = self.find(&record.key).map(|found| found.map(|found| (record.key, found.stat)));
             let Some(entry) = found.transpose() else { continue };
             let live = entry.as_ref().is_ok_and(|(_, stat)| stat.state != State::Lost);
@@ -803,7 +807,7 @@ impl Append for FsAppend {
         let finished = tokio::task::spawn_blocking(move || {
             let finished = {
                 let _syncing = self.held.lease.root.commits.syncing();
-                self.held.lease.finish(end)
+                self.held.lease.finish(end, self.claimed)
             };
             // Only now may another appender come, and not later: a sync may still hold the lease.
             self.held.leave();

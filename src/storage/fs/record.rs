@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -147,6 +148,19 @@ pub(super) enum Looked {
     /// Something that can't be read: not by a crash, for a record gets its name when it is whole, but by a bad disk.
     Garbled,
     Whole(Record),
+}
+
+/// For so long a finished resource's record tells who finished it; the next start removes it then.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+
+impl Looked {
+    /// Whether the record only tells who finished a resource, long ago: the file alone tells the rest.
+    pub(super) fn is_forgettable(&self) -> bool {
+        let Self::Whole(record) = self else { return false };
+        let written = record.data.file.metadata().and_then(|meta| meta.modified());
+        let old = written.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > REMEMBERED));
+        old && record.slot.kept == Kept::Rest(State::Finished) && record.slot.life.is_none()
+    }
 }
 
 /// The name of a key's record, without its ending.

@@ -362,6 +362,22 @@ fault_44_a_second_sigterm_stops_at_once() {
     stored_is "$url/twice.bin" "$work/big"
 }
 
+check_a_file_that_grew_after_its_finish_is_gone_on_with() {
+    # As it is after a kill between the finish and its answer.
+    printf 'first ' >"$work/grown"
+    background "$bin/httpfstream-append" --resume "$work/grown" --follow-file "$url/grown.txt"
+    eventually stored_bytes "$url/grown.txt" 6
+    eventually grep -q 'acknowledged 6' "$work/grown.httpfstream"
+    cp "$work/grown.httpfstream" "$work/kept"
+    kill -INT "$pid"
+    expect_exit 0 "$pid"
+    { cat "$work/kept"; echo 'finishing 6'; } >"$work/grown.httpfstream"
+    printf 'second' >>"$work/grown"
+    "$bin/httpfstream-append" --resume "$work/grown" "$url/grown.txt"
+    stored_is "$url/grown.txt" "$work/grown"
+    [ ! -e "$work/grown.httpfstream" ]
+}
+
 check_an_idle_server_stops_at_once() {
     kill -TERM "$server"
     expect_exit 0 "$server" 2

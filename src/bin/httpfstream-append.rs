@@ -65,7 +65,7 @@ struct How {
     seal: bool,
 
     /// Append this file, which may only grow, and go on where an earlier start was stopped; what that takes is kept in
-    /// FILE.httpfstream until the end is confirmed
+    /// FILE.httpfstream: remove it to append the whole file once more
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
 
@@ -207,7 +207,6 @@ async fn append_file(args: &ClientArgs, how: &How, path: &Path, mut signals: Sig
         request = how.ask_again(again).resume(life, finished);
     };
     if appender.is_finished() {
-        place.remove()?;
         return Ok(End::Finished { sent: 0 });
     }
     if !appender.is_resumable() {
@@ -320,13 +319,16 @@ impl Upload<'_> {
     }
 
     async fn finish(mut self) -> Result<(), Failure> {
-        self.record.finishing = Some(self.appender.offset());
+        let length = self.appender.offset();
+        self.record.finishing = Some(length);
         self.note()?;
         tokio::select! {
             finished = self.appender.finish() => finished?,
             _ = self.signals.next() => give_up(),
         }
-        self.place.remove()
+        // Kept, so that a later start finds that there is nothing left to do.
+        self.record.acknowledged = length;
+        self.place.save(&self.record)
     }
 }
 

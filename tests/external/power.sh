@@ -3,7 +3,7 @@
 # Needs root, loop devices, and the tools of both file systems. A full campaign has 100 cycles.
 . "$(dirname "$0")/lib.sh"
 
-cycles=${1:-3}
+cycles=${1:-5}
 seed=${2:-$(date +%s)}
 
 # What mounts is left mounted where the campaign itself is killed.

@@ -97,12 +97,7 @@ fn offset(object: &Map<String, Value>, name: &str) -> Result<Option<u64>> {
 }
 
 fn life(object: &Map<String, Value>) -> Result<Life> {
-    let digits = object.get("life").and_then(Value::as_str).ok_or_else(unknown)?;
-    let lower = digits.len() == 32 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-    match u128::from_str_radix(digits, 16) {
-        Ok(bits) if lower => Ok(Life::from_bits(bits)),
-        _ => Err(unknown()),
-    }
+    object.get("life").and_then(Value::as_str).and_then(|digits| digits.parse().ok()).ok_or_else(unknown)
 }
 
 fn unknown() -> Error {

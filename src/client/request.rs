@@ -30,7 +30,7 @@ const X_VERB: HeaderName = HeaderName::from_static("x-verb");
 const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
 const APPENDER_ID: HeaderName = HeaderName::from_static("appender-id");
 /// The resumable subprotocol.
-const V1: HeaderValue = HeaderValue::from_static("httpfstream.v1");
+const V1: HeaderValue = HeaderValue::from_static(crate::asked::V1);
 
 pub(super) type WebSocket = Conn<TokioIo<Upgraded>>;
 

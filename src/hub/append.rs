@@ -13,7 +13,7 @@ use super::resource::Place;
 use super::{Hub, Phase, Resource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::erased::{BoxFuture, DynAppend};
-use crate::storage::{End, Stat, State};
+use crate::storage::{End, Open, Stat, State};
 use crate::streams::{Durability, Event};
 
 /// The right to append to a resource. Dropping it means that the appender was lost.
@@ -193,7 +193,7 @@ impl Lease {
                 return;
             }
             held.place = Place::Ending;
-            stop_it(Arc::clone(&self.hub), Arc::clone(&self.resource), append)
+            stop_it(Arc::clone(&self.hub), Arc::clone(&self.resource), Some(append))
         };
         let _ = self.hub.tasks.spawn(stopping).await;
     }
@@ -217,16 +217,7 @@ impl Drop for Lease {
             Place::Taken if self.hub.soft.is_cancelled() => {
                 held.place = Place::Ending;
                 let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
-                self.hub.tasks.spawn_on(
-                    async move {
-                        if let Some(append) = append {
-                            stop_it(hub, resource, append).await;
-                        } else {
-                            hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown));
-                        }
-                    },
-                    &self.runtime,
-                );
+                self.hub.tasks.spawn_on(stop_it(hub, resource, append), &self.runtime);
             }
             Place::Taken => {
                 if let Some(append) = append.as_ref().filter(|_| self.hub.config.durability != Durability::Process) {
@@ -249,7 +240,7 @@ impl Drop for Lease {
 pub(super) async fn end_lost(hub: Arc<Hub>, resource: Arc<Resource>, append: Option<Box<dyn DynAppend>>) {
     let append = match append {
         Some(append) => Ok(append),
-        None => hub.storage.open(&resource.key, crate::storage::Open::Takeover).await,
+        None => hub.storage.open(&resource.key, Open::Takeover).await,
     };
     match append {
         Ok(append) if append.stat().life == resource.life => {
@@ -265,8 +256,9 @@ pub(super) async fn end_lost(hub: Arc<Hub>, resource: Arc<Resource>, append: Opt
 }
 
 /// Leaves a resource for the next start of the server: synced, and lost if its appender can come back.
-pub(super) async fn stop_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Box<dyn DynAppend>) {
+pub(super) async fn stop_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Option<Box<dyn DynAppend>>) {
     hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown));
+    let Some(append) = append else { return };
     if resource.owner.is_none() {
         let _ = end_it(hub, resource, append, End::Interrupted).await;
         return;

@@ -166,16 +166,18 @@ impl Hub {
 
     /// Gives a lost resource its grace, counted from now.
     fn adopt(self: &Arc<Self>, key: Key, stat: &Stat) {
+        let mut live = self.live();
+        if !live.contains_key(&key) {
+            self.keep_lost(&mut live, key, stat);
+        }
+    }
+
+    /// As [`adopt`](Self::adopt), whatever stood at the key.
+    fn keep_lost(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: Key, stat: &Stat) {
         let place = Place::Lost(None);
         let resource = Arc::new(Resource::new(key.clone(), stat, stat.owner, place, self.config.tail_cache));
-        {
-            let mut live = self.live();
-            if live.contains_key(&key) {
-                return;
-            }
-            live.insert(key, Entry::Open(Arc::clone(&resource)));
-        }
         self.start_grace(&resource, &resource.held(), &Handle::current());
+        live.insert(key, Entry::Open(resource));
     }
 
     /// Opens a resource for appending.
@@ -333,10 +335,10 @@ impl Hub {
                     _ => return,
                 }
             };
-            match left {
-                Some(append) if stopping => stop_it(hub, resource, append).await,
-                None if stopping => hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown)),
-                left => end_lost(hub, resource, left).await,
+            if stopping {
+                stop_it(hub, resource, left).await;
+            } else {
+                end_lost(hub, resource, left).await;
             }
         };
         self.tasks.spawn_on(waiting, runtime);
@@ -386,10 +388,12 @@ impl Hub {
                 }
                 loop {
                     match events.recv().await {
-                        Ok(Event::Created { key: other, .. } | Event::Finished { key: other, .. }) if other != *key => {
+                        Ok(Event::Created { key: other, .. } | Event::Finished { key: other, .. }) if other == *key => {
+                            break;
                         }
-                        Ok(Event::Interrupted { .. } | Event::Deleted { .. } | Event::Missed(_)) => {}
-                        _ => break,
+                        Ok(_) => {}
+                        // Some were missed.
+                        Err(_) => break,
                     }
                 }
             }
@@ -563,8 +567,8 @@ impl Opening {
     /// Gives what turned out to be lost its grace.
     fn adopt(self, stat: &Stat) {
         if !self.hub.soft.is_cancelled() {
-            self.hub.live().remove(&self.key);
-            self.hub.adopt(self.key.clone(), stat);
+            // In the place of this opening, so that no other one comes in between.
+            self.hub.keep_lost(&mut self.hub.live(), self.key.clone(), stat);
         }
     }
 

@@ -371,7 +371,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     /// Reads what has arrived behind a batch: one append of much costs less than many of little. Whether there was
     /// more; an end is kept to be told next.
     fn read_on(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.read_large || self.behind.is_some() {
+        // Nor while answers to pings wait: they are gathered no further than `poll_inbound` lets them.
+        if !self.read_large || self.behind.is_some() || self.pongs > SMALL_READ {
             return false;
         }
         match self.poll_fill(cx) {

@@ -215,15 +215,21 @@ async fn fault_32_any_lost_answer_loses_and_repeats_nothing() {
     }
 }
 
-#[tokio::test]
-async fn fault_32_a_lost_confirmation_is_asked_for_again() {
-    let server = Server::new().await;
-    let (mut appender, mut peer) = open(&quick().build().unwrap(), &server, 0).await;
+/// Appends, finishes, and breaks the connection once the finish was sent.
+async fn finish_and_break(server: &Server) -> tokio::task::JoinHandle<httpfstream::Result<()>> {
+    let (mut appender, mut peer) = open(&quick().build().unwrap(), server, 0).await;
     appender.append("data").await.unwrap();
     let finish = tokio::spawn(appender.finish());
     peer.data(4).await;
     assert_eq!(peer.frame().await.0, TEXT);
     drop(peer);
+    finish
+}
+
+#[tokio::test]
+async fn fault_32_a_lost_confirmation_is_asked_for_again() {
+    let server = Server::new().await;
+    let finish = finish_and_break(&server).await;
     // The server has not stored it all: it goes on, and ends once more.
     let mut peer = server.accept().await;
     assert_eq!((peer.option("finish"), peer.option("life")), (Some("4"), Some(LIFE)));
@@ -287,12 +293,7 @@ async fn what_a_server_finds_decides() {
 #[tokio::test]
 async fn an_appender_that_left_nothing_takes_any_life() {
     let server = Server::new().await;
-    let (mut appender, mut peer) = open(&quick().build().unwrap(), &server, 0).await;
-    appender.append("data").await.unwrap();
-    let finish = tokio::spawn(appender.finish());
-    peer.data(4).await;
-    assert_eq!(peer.frame().await.0, TEXT);
-    drop(peer);
+    let finish = finish_and_break(&server).await;
     // None of it was stored before the server died.
     let mut peer = server.accept().await;
     assert_eq!(peer.option("life"), Some(LIFE));

@@ -14,6 +14,7 @@ use crate::client::request::{Answer, Dialect, Options, Verb, send};
 use crate::client::retry::{Attempts, Retry, is_passing};
 use crate::client::url::Target;
 use crate::error::{ErrorKind, Result};
+use crate::hub::Begin;
 use crate::storage::Life;
 
 /// The longest that a server is asked to wait at once: proxies give up on answers after a minute.
@@ -21,14 +22,6 @@ const WAIT_AT_ONCE: Duration = Duration::from_secs(30);
 /// Between two questions to a server that doesn't wait itself.
 const ASK_AGAIN: Retry =
     Retry { limit: Duration::MAX, first: Duration::from_millis(100), longest: Duration::from_secs(2) };
-
-/// Where to begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum From {
-    Offset(u64),
-    Tail(u64),
-    Lines(u64),
-}
 
 /// Follows a resource once it is awaited: see [`Client::follow`](crate::client::Client::follow).
 ///
@@ -38,35 +31,35 @@ enum From {
 #[derive(Debug)]
 pub struct FollowRequest {
     at: Result<(Arc<Settings>, Target)>,
-    from: From,
+    from: Begin,
     life: Option<Life>,
     wait: Duration,
 }
 
 impl FollowRequest {
     pub(in crate::client) fn new(at: Result<(Arc<Settings>, Target)>) -> Self {
-        Self { at, from: From::Offset(0), life: None, wait: Duration::ZERO }
+        Self { at, from: Begin::Start, life: None, wait: Duration::ZERO }
     }
 
     /// From this offset on, in bytes; past the end it is [`PastEnd`](ErrorKind::PastEnd).
     ///
     /// A server that doesn't speak `httpfstream.v1` sends everything; what lies before the offset is dropped here.
     pub fn offset(mut self, offset: u64) -> Self {
-        self.from = From::Offset(offset);
+        self.from = Begin::Offset(offset);
         self
     }
 
     /// From so many bytes before the end on. Needs a server that speaks `httpfstream.v1`, else it is
     /// [`Protocol`](ErrorKind::Protocol).
     pub fn tail(mut self, bytes: u64) -> Self {
-        self.from = From::Tail(bytes);
+        self.from = Begin::Tail(bytes);
         self
     }
 
     /// From so many lines before the end on; what stands behind the last line feed is a line too. Needs a server that
     /// speaks `httpfstream.v1`, else it is [`Protocol`](ErrorKind::Protocol).
     pub fn lines(mut self, lines: u64) -> Self {
-        self.from = From::Lines(lines);
+        self.from = Begin::Lines(lines);
         self
     }
 
@@ -89,10 +82,10 @@ impl FollowRequest {
         let (settings, target) = at?;
         let mut options = Options::default();
         match from {
-            From::Offset(0) => {}
-            From::Offset(offset) => options.set("offset", offset),
-            From::Tail(bytes) => options.set("tail", bytes),
-            From::Lines(lines) => options.set("lines", lines),
+            Begin::Start | Begin::Offset(0) => {}
+            Begin::Offset(offset) => options.set("offset", offset),
+            Begin::Tail(bytes) => options.set("tail", bytes),
+            Begin::Lines(lines) => options.set("lines", lines),
         }
         if let Some(life) = life {
             options.set("life", life);
@@ -106,7 +99,8 @@ impl FollowRequest {
         }
         tracing::info!("the server doesn't speak httpfstream.v1: what breaks can't be resumed");
         let skip = match from {
-            From::Offset(offset) if life.is_none() => offset,
+            Begin::Start if life.is_none() => 0,
+            Begin::Offset(offset) if life.is_none() => offset,
             _ => return Err(unspoken("what was asked for")),
         };
         Ok(match answer {

@@ -138,12 +138,26 @@ impl Origins {
             return if head.headers.contains_key(header::ORIGIN) { Err(foreign()) } else { Ok(()) };
         };
         let origin = origin.to_str().map_err(|_| foreign())?;
-        let listed = self.allowed.iter().any(|allowed| &**allowed == "*" || allowed.eq_ignore_ascii_case(origin));
-        if listed || is_own(origin, head) { Ok(()) } else { Err(foreign()) }
+        if self.lists(origin) || is_own(origin, head) { Ok(()) } else { Err(foreign()) }
+    }
+
+    /// Whether the request comes from a page whose origin is allowed by name, or by `*`.
+    pub(crate) fn is_listed(&self, head: &request::Parts) -> bool {
+        let mut origins = head.headers.get_all(header::ORIGIN).into_iter();
+        let (Some(origin), None) = (origins.next(), origins.next()) else { return false };
+        origin.to_str().is_ok_and(|origin| self.lists(origin))
+    }
+
+    pub(crate) fn allows_all(&self) -> bool {
+        self.allowed.iter().any(|allowed| &**allowed == "*")
+    }
+
+    fn lists(&self, origin: &str) -> bool {
+        self.allowed.iter().any(|allowed| &**allowed == "*" || allowed.eq_ignore_ascii_case(origin))
     }
 }
 
-fn foreign() -> Error {
+pub(crate) fn foreign() -> Error {
     Error::new(ErrorKind::Forbidden).with_detail("this web page's origin is not allowed here")
 }
 

@@ -7,9 +7,10 @@ use http::{HeaderValue, Response, StatusCode, header, request};
 use tokio::time::Instant;
 
 use crate::access::Allowed;
-use crate::append;
+use crate::append::{self, RequestBody};
 use crate::asked::Asked;
 use crate::body::{OwnBody, full};
+use crate::cors;
 use crate::error::{Error, ErrorKind, Result};
 use crate::follow;
 use crate::hub::{Attach, Attached, Cursor, Found, Hub};
@@ -17,17 +18,33 @@ use crate::id::Owner;
 use crate::intent::{Intent, Upgrade, Verb};
 use crate::key::Key;
 use crate::options::Options;
+use crate::plain;
 use crate::respond::{describe, problem};
 use crate::serve::{depends_on_another, serve};
 use crate::storage::{Open, Stat};
 use crate::upgrade::Granted;
+use crate::upload::upload;
 
-/// Answers what is ours. `None`: there is no such resource, and the request named none of our verbs.
+/// Answers what is ours. `None`: there is no such resource, and the request named none of our verbs. `body` is asked for
+/// only once it will be appended.
 pub(crate) async fn answer(
     hub: &Arc<Hub>,
     options: &Options,
     intent: Intent,
     head: &mut request::Parts,
+    body: &mut (dyn FnMut() -> RequestBody + Send),
+) -> Option<Response<OwnBody>> {
+    let mut response = answer_any(hub, options, intent, head, body).await?;
+    cors::expose(&options.origins, head, response.headers_mut());
+    Some(response)
+}
+
+async fn answer_any(
+    hub: &Arc<Hub>,
+    options: &Options,
+    intent: Intent,
+    head: &mut request::Parts,
+    body: &mut (dyn FnMut() -> RequestBody + Send),
 ) -> Option<Response<OwnBody>> {
     let answered = match intent {
         Intent::Pass => return None,
@@ -39,15 +56,16 @@ pub(crate) async fn answer(
         }
         Intent::Socket { verb: Verb::Append, key, upgrade, .. } => append(hub, options, key, upgrade, head).await,
         Intent::Socket { key, upgrade, by_header, .. } => follow(hub, options, key, upgrade, by_header, head).await,
-        Intent::Plain { verb: Verb::Follow, key } => plain_follow(hub, options, key, head).await,
-        Intent::Plain { .. } => Err(ErrorKind::UpgradeRequired.into()),
+        Intent::Plain { verb: Verb::Follow, key } => plain::follow(hub, options, key, head).await,
+        Intent::Plain { key, .. } => upload(hub, options, key, head, body).await,
+        Intent::Preflight => cors::preflight(&options.origins, head),
         Intent::Serve { key } => return read(hub, options, key, head).await,
         Intent::Delete { key } => return delete(hub, options, key, head).await,
     };
     Some(answered.unwrap_or_else(|error| problem(&error)))
 }
 
-async fn authorize(options: &Options, verb: Verb, key: Key, head: &request::Parts) -> Result<Allowed> {
+pub(crate) async fn authorize(options: &Options, verb: Verb, key: Key, head: &request::Parts) -> Result<Allowed> {
     if options.read_only && verb != Verb::Follow {
         return Err(Error::new(ErrorKind::Forbidden).with_detail("this is read-only here"));
     }
@@ -99,17 +117,17 @@ async fn append(
         max_message: options.max_message,
         max_resource: options.max_resource,
         until: left.map(|left| Instant::now() + left),
-        dialect: match asked.v1 {
-            true => append::Dialect::V1 { resumed },
-            // Over HTTP/2 an end is told as one, and a cut may look like it.
-            false => append::Dialect::Original { bare: upgrade == Upgrade::Http1 && append::is_bare(&head.headers) },
-        },
+    };
+    let dialect = match asked.v1 {
+        true => append::Dialect::V1 { resumed },
+        // Over HTTP/2 an end is told as one, and a cut may look like it.
+        false => append::Dialect::Original { bare: upgrade == Upgrade::Http1 && append::is_bare(&head.headers) },
     };
     let task_hub = Arc::clone(hub);
     hub.tasks.spawn(async move {
         // Without a connection the lease is dropped, and the resource is as it was.
         if let Some(io) = pending.wait().await {
-            append::run(task_hub, io, lease, terms).await;
+            append::run(task_hub, io, lease, terms, dialect).await;
         }
     });
     Ok(response)
@@ -127,13 +145,7 @@ async fn follow(
     let asked = Asked::of(head, Verb::Follow)?;
     let granted = Granted::check(upgrade, head)?;
     let Allowed { key, left, .. } = authorize(options, Verb::Follow, key, head).await?;
-    let found = match asked.wait.map(|wait| wait.min(options.max_wait)) {
-        None | Some(Duration::ZERO) => hub.follow(&key).await?,
-        Some(limit) => hub.follow_within(&key, limit).await?,
-    };
-    let (mut cursor, modified) = match found.ok_or(ErrorKind::NotFound)? {
-        // New work is refused while shutting down, reading what is at rest is none.
-        Found::Open(_) if hub.soft.is_cancelled() => return Err(ErrorKind::ShuttingDown.into()),
+    let (mut cursor, modified) = match find(hub, options, &key, asked.wait).await? {
         Found::Open(cursor) => (cursor, None),
         // As the original: no upgrade, the data as a plain body. A browser can't read that, and over HTTP/2 a body is
         // impossible.
@@ -164,25 +176,26 @@ async fn follow(
     Ok(response)
 }
 
+/// What there is to follow, waited for as long as was asked for.
+pub(crate) async fn find(hub: &Arc<Hub>, options: &Options, key: &Key, wait: Option<Duration>) -> Result<Found> {
+    let found = match wait.map(|wait| wait.min(options.max_wait)) {
+        None | Some(Duration::ZERO) => hub.follow(key).await?,
+        Some(limit) => hub.follow_within(key, limit).await?,
+    };
+    match found.ok_or(ErrorKind::NotFound)? {
+        // New work is refused while shutting down, reading what is at rest is none.
+        Found::Open(_) if hub.soft.is_cancelled() => Err(ErrorKind::ShuttingDown.into()),
+        found => Ok(found),
+    }
+}
+
 /// A problem, with how the resource stands.
-fn told_with(error: &Error, stat: Option<Stat>) -> Response<OwnBody> {
+pub(crate) fn told_with(error: &Error, stat: Option<Stat>) -> Response<OwnBody> {
     let mut response = problem(error);
     if let Some(stat) = stat {
         describe(response.headers_mut(), &stat);
     }
     response
-}
-
-/// FOLLOW without an upgrade.
-async fn plain_follow(hub: &Arc<Hub>, options: &Options, key: Key, head: &request::Parts) -> Result<Response<OwnBody>> {
-    let key = authorize(options, Verb::Follow, key, head).await?.key;
-    match hub.follow(&key).await?.ok_or(ErrorKind::NotFound)? {
-        Found::Open(cursor) => {
-            let stat = Stat::new(cursor.life(), cursor.len(), cursor.state());
-            Ok(told_with(&ErrorKind::UpgradeRequired.into(), Some(stat)))
-        }
-        Found::AtRest(stat) => serve(hub, &key, head, &stat, &options.content_type).await,
-    }
 }
 
 /// GET or HEAD without a verb.

@@ -1,15 +1,21 @@
-//! The append loop over a WebSocket, in the original's dialect and in the resumable subprotocol (protocol sections 3
-//! and 4).
+//! The append loop: over a WebSocket, in the original's dialect and in the resumable subprotocol (protocol sections 3 and
+//! 4), or from the body of a request (section 5).
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, header};
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::control;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::hub::{Hub, Lease};
 use crate::socket::{Beat, Pulse, Times, closing, expiry};
 use crate::storage::erased::BoxFuture;
@@ -27,14 +33,13 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// A peer that takes no acknowledgements is not listened to once so many bytes of them wait.
 const MAX_UNTOLD: usize = 4 * 1024;
 
-/// What an appending connection may do.
+/// What an appender may do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
     pub(crate) times: Times,
     pub(crate) max_message: u64,
     pub(crate) max_resource: u64,
     pub(crate) until: Option<Instant>,
-    pub(crate) dialect: Dialect,
 }
 
 /// How an appender speaks.
@@ -52,33 +57,204 @@ pub(crate) fn is_bare(headers: &HeaderMap) -> bool {
     !headers.contains_key(header::USER_AGENT) && !headers.contains_key(header::ORIGIN)
 }
 
-/// How the connection ended.
+/// How an appender ended.
 enum Ended {
     /// The appender says that this was all.
     Finished(End),
+    /// The appender says that more will come in another request.
+    Parked,
     /// Answer its close with the same code.
     Left(u16),
-    /// Close with this code.
-    Close(u16, String),
+    /// It broke the protocol.
+    Breach(u16, String),
+    /// It can't go on.
+    Failed(Error),
     /// The server stops.
     Stopping,
     /// There is nobody to tell.
     Gone,
 }
 
-/// Appends what arrives until the appender ends or is lost.
-pub(crate) async fn run<IO>(hub: Arc<Hub>, io: IO, mut lease: Lease, terms: Terms)
+/// Where an appender's bytes come from.
+trait Source {
+    /// What it says next; as much of it at once as has arrived, but not much more than `most` bytes.
+    ///
+    /// Cancel safe.
+    async fn input(&mut self, most: usize) -> Input;
+
+    /// Counts its signs of life.
+    fn heard(&self) -> u64;
+
+    /// Whether it can be asked for a sign of life.
+    fn answers_pings(&self) -> bool;
+
+    /// Asks for one, if it can be asked.
+    fn ping(&mut self);
+
+    /// Where acknowledgements go, if it takes any.
+    fn acks(&mut self) -> Option<&mut Pieces>;
+
+    /// Sends acknowledgements that wait. (They go by themselves with the next input, but not without bound.)
+    async fn send_acks(&mut self, limit: Duration) -> std::io::Result<()>;
+}
+
+/// A WebSocket.
+struct Socket<IO> {
+    conn: Conn<IO>,
+    dialect: Dialect,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Source for Socket<IO> {
+    async fn input(&mut self, most: usize) -> Input {
+        input(&mut self.conn, most, self.dialect).await
+    }
+
+    fn heard(&self) -> u64 {
+        self.conn.heard()
+    }
+
+    fn answers_pings(&self) -> bool {
+        // Pinging a peer that never reads would make its close a reset, which destroys what it sent last.
+        self.dialect != Dialect::Original { bare: true }
+    }
+
+    fn ping(&mut self) {
+        if self.answers_pings() {
+            self.conn.put(Kind::Ping, b"");
+        }
+    }
+
+    fn acks(&mut self) -> Option<&mut Pieces> {
+        matches!(self.dialect, Dialect::V1 { .. }).then(|| self.conn.out())
+    }
+
+    async fn send_acks(&mut self, limit: Duration) -> std::io::Result<()> {
+        self.conn.flush(limit).await
+    }
+}
+
+/// The body of a request, whatever its type was.
+pub(crate) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Forgets the type of a request's body.
+pub(crate) fn request_body<B>(body: B) -> RequestBody
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let as_bytes = |frame: Frame<B::Data>| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
+    body.map_frame(as_bytes).map_err(Into::into).boxed_unsync()
+}
+
+/// A request's body.
+struct Incoming {
+    body: RequestBody,
+    heard: u64,
+    ended: Option<Ended>,
+    /// What its clean end means.
+    then: Then,
+}
+
+/// What the end of a request's body means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    Finish,
+    Park,
+}
+
+impl Source for Incoming {
+    async fn input(&mut self, most: usize) -> Input {
+        let mut gathered = Pieces::default();
+        std::future::poll_fn(|cx| {
+            // Nothing gathered is ever kept over a wait.
+            while self.ended.is_none() && gathered.len() < most.max(1) {
+                match Pin::new(&mut self.body).poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => {
+                        self.heard += 1;
+                        if let Ok(data) = frame.into_data() {
+                            gathered.push(data);
+                        }
+                    }
+                    Poll::Ready(Some(Err(error))) => {
+                        tracing::debug!(error = &*error as &dyn std::error::Error, "a body was cut");
+                        self.ended = Some(Ended::Gone);
+                    }
+                    Poll::Ready(None) => {
+                        self.ended = Some(match self.then {
+                            Then::Finish => Ended::Finished(End::Finished),
+                            Then::Park => Ended::Parked,
+                        });
+                    }
+                    Poll::Pending if gathered.is_empty() => return Poll::Pending,
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        match self.ended.take_if(|_| gathered.is_empty()) {
+            Some(ended) => Input::Ended(ended),
+            None => Input::Data(gathered),
+        }
+    }
+
+    fn heard(&self) -> u64 {
+        self.heard
+    }
+
+    fn answers_pings(&self) -> bool {
+        false
+    }
+
+    fn ping(&mut self) {}
+
+    fn acks(&mut self) -> Option<&mut Pieces> {
+        None
+    }
+
+    async fn send_acks(&mut self, _: Duration) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Appends a request's body. Everything is durable when this returns.
+pub(crate) async fn from_body(
+    hub: Arc<Hub>,
+    body: RequestBody,
+    then: Then,
+    mut lease: Lease,
+    terms: Terms,
+) -> Result<Stat> {
+    let mut source = Incoming { body, heard: 0, ended: None, then };
+    match appending(&hub, &mut source, &mut lease, terms).await {
+        Ended::Finished(end) => lease.finish(end).await,
+        Ended::Parked => lease.park().await,
+        Ended::Failed(error) => Err(error),
+        Ended::Stopping => {
+            lease.stop().await;
+            Err(ErrorKind::ShuttingDown.into())
+        }
+        Ended::Gone | Ended::Left(_) | Ended::Breach(..) => {
+            Err(Error::new(ErrorKind::BadRequest).with_detail("the body was cut"))
+        }
+    }
+}
+
+/// Appends what arrives over a WebSocket until the appender ends or is lost.
+pub(crate) async fn run<IO>(hub: Arc<Hub>, io: IO, mut lease: Lease, terms: Terms, dialect: Dialect)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let mut conn = Conn::new(io, Role::Server, terms.max_message);
-    if let Dialect::V1 { resumed } = terms.dialect {
+    if let Dialect::V1 { resumed } = dialect {
         lease.acknowledge();
         let resource = lease.resource();
         control::put(conn.out(), &control::appending(resource.len(), resource.life, resumed));
     }
-    let ended = appending(&hub, &mut conn, &mut lease, terms).await;
-    let v1 = matches!(terms.dialect, Dialect::V1 { .. });
+    let mut socket = Socket { conn, dialect };
+    let ended = appending(&hub, &mut socket, &mut lease, terms).await;
+    let mut conn = socket.conn;
+    let v1 = matches!(dialect, Dialect::V1 { .. });
     let last = match ended {
         Ended::Finished(end) => match lease.finish(end).await {
             Ok(stat) => {
@@ -93,9 +269,13 @@ where
             drop(lease);
             Some((code, String::new()))
         }
-        Ended::Close(code, reason) => {
+        Ended::Breach(code, reason) => {
             drop(lease);
             Some((code, reason))
+        }
+        Ended::Failed(error) => {
+            drop(lease);
+            Some((error.kind().close_code(), error.to_string()))
         }
         Ended::Stopping => {
             if v1 && let Ok(len) = lease.sync().await {
@@ -104,7 +284,8 @@ where
             lease.stop().await;
             Some((1001, Error::from(ErrorKind::ShuttingDown).to_string()))
         }
-        Ended::Gone => {
+        // A WebSocket doesn't park.
+        Ended::Gone | Ended::Parked => {
             drop(lease);
             None
         }
@@ -150,21 +331,14 @@ impl Acks {
     }
 }
 
-async fn appending<IO>(hub: &Hub, conn: &mut Conn<IO>, lease: &mut Lease, terms: Terms) -> Ended
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
+async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut Lease, terms: Terms) -> Ended {
     let over = lease.over().clone();
-    let bare = terms.dialect == Dialect::Original { bare: true };
-    // Pinging a peer that never reads would make its close a reset, which destroys what it sent last.
-    let mut pulse = match bare {
-        true => Pulse::new(terms.times.silence, terms.times.silence),
-        false => Pulse::new(terms.times.ping, terms.times.ping * 2),
+    let mut pulse = match source.answers_pings() {
+        false => Pulse::new(terms.times.silence, terms.times.silence),
+        true => Pulse::new(terms.times.ping, terms.times.ping * 2),
     };
-    let mut acks = match terms.dialect {
-        Dialect::Original { .. } => None,
-        Dialect::V1 { .. } => Some(Acks { told: lease.resource().len(), syncing: None }),
-    };
+    let told = lease.resource().len();
+    let mut acks = source.acks().map(|_| Acks { told, syncing: None });
     loop {
         if let Some(acks) = &mut acks {
             acks.begin(lease);
@@ -172,29 +346,29 @@ where
         let most = batch(lease, terms);
         let input = tokio::select! {
             biased;
-            () = over.cancelled() => return close(&lease.over_as().into()),
+            () = over.cancelled() => return failed(lease.over_as().into()),
             () = hub.soft.cancelled() => break,
-            () = expiry(terms.until) => return close(&expired()),
+            () = expiry(terms.until) => return failed(expired()),
             synced = Acks::next(&mut acks) => match (synced, &mut acks) {
                 (Ok(len), Some(acks)) => {
+                    let Some(out) = source.acks() else { continue };
                     if len > acks.told {
                         acks.told = len;
-                        control::put(conn.out(), &control::ack(len));
+                        control::put(out, &control::ack(len));
                     }
-                    if conn.out().len() > MAX_UNTOLD && conn.flush(terms.times.stall).await.is_err() {
-                        return close(&ErrorKind::TimedOut.into());
+                    if out.len() > MAX_UNTOLD && source.send_acks(terms.times.stall).await.is_err() {
+                        return failed(ErrorKind::TimedOut.into());
                     }
                     continue;
                 }
-                (Err(error), _) => return close(&error),
+                (Err(error), _) => return failed(error),
                 (Ok(_), None) => continue,
             },
-            input = input(conn, most, terms.dialect) => input,
-            () = pulse.tick() => match pulse.beat(conn.heard()) {
-                Beat::Dead => return close(&ErrorKind::TimedOut.into()),
-                Beat::Ping if bare => continue,
+            input = source.input(most) => input,
+            () = pulse.tick() => match pulse.beat(source.heard()) {
+                Beat::Dead => return failed(ErrorKind::TimedOut.into()),
                 Beat::Ping => {
-                    conn.put(Kind::Ping, b"");
+                    source.ping();
                     continue;
                 }
             },
@@ -210,7 +384,7 @@ where
         let most = batch(lease, terms);
         let arrived = tokio::select! {
             biased;
-            input = input(conn, most, terms.dialect) => Some(input),
+            input = source.input(most) => Some(input),
             // Once around the runtime, for it may not have looked at the socket yet.
             () = tokio::task::yield_now() => None,
         };
@@ -239,11 +413,11 @@ where
             Streamed::Data(pieces) => Input::Data(pieces),
             Streamed::Text(message) => Input::Ended(match control::finish(&message) {
                 Some(end) => Ended::Finished(end),
-                None => Ended::Close(1002, "a control message that is not known".to_owned()),
+                None => Ended::Breach(1002, "a control message that is not known".to_owned()),
             }),
             Streamed::Other(Inbound::Close(Some(1000))) => Input::Ended(match conn.between_messages() {
                 true => Ended::Finished(End::Finished),
-                false => Ended::Close(1002, "closed inside a message".to_owned()),
+                false => Ended::Breach(1002, "closed inside a message".to_owned()),
             }),
             // Not 1000, which would say that all is stored.
             Streamed::Other(Inbound::Close(code)) => Input::Ended(Ended::Left(code.unwrap_or(1001))),
@@ -254,7 +428,7 @@ where
             Message::Other(Inbound::Close(code)) => Input::Ended(match code {
                 // A close without a code is what `socket.close()` in a browser sends.
                 Some(1000) | None if conn.between_messages() => Ended::Finished(End::Finished),
-                Some(1000) | None => Ended::Close(1002, "closed inside a message".to_owned()),
+                Some(1000) | None => Ended::Breach(1002, "closed inside a message".to_owned()),
                 Some(code) => Ended::Left(code),
             }),
             Message::Other(Inbound::Eof { between_messages: true }) if bare => {
@@ -269,7 +443,7 @@ where
 fn ended(inbound: Inbound) -> Input {
     match inbound {
         Inbound::Eof { .. } | Inbound::Broken(_) => Input::Ended(Ended::Gone),
-        Inbound::Breach { code, reason } => Input::Ended(Ended::Close(code, reason.into_owned())),
+        Inbound::Breach { code, reason } => Input::Ended(Ended::Breach(code, reason.into_owned())),
         Inbound::Close(code) => Input::Ended(Ended::Left(code.unwrap_or(1000))),
         Inbound::Pong | Inbound::Data { .. } => Input::Nothing,
     }
@@ -277,7 +451,7 @@ fn ended(inbound: Inbound) -> Input {
 
 async fn take(lease: &mut Lease, terms: Terms, input: Input) -> Option<Ended> {
     match input {
-        Input::Data(pieces) => append(lease, pieces, terms.max_resource).await.err().map(|error| close(&error)),
+        Input::Data(pieces) => append(lease, pieces, terms.max_resource).await.err().map(failed),
         Input::Ended(ended) => Some(ended),
         Input::Nothing => None,
     }
@@ -296,11 +470,11 @@ async fn append(lease: &mut Lease, mut pieces: Pieces, max: u64) -> Result<()> {
     lease.append(&pieces.take_all()).await.map(drop)
 }
 
-fn close(error: &Error) -> Ended {
+fn failed(error: Error) -> Ended {
     if matches!(error.kind(), ErrorKind::Storage | ErrorKind::Full | ErrorKind::Overloaded) {
-        tracing::error!(error = error as &dyn std::error::Error, "appending failed");
+        tracing::error!(error = &error as &dyn std::error::Error, "appending failed");
     }
-    Ended::Close(error.kind().close_code(), error.to_string())
+    Ended::Failed(error)
 }
 
 fn expired() -> Error {

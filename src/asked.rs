@@ -4,20 +4,20 @@ use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
 
-use http::{HeaderName, header, request};
+use http::{HeaderMap, HeaderName, header, request};
 use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::Begin;
 use crate::id::AppenderId;
-use crate::intent::{Verb, query, tokens};
-use crate::storage::Life;
+use crate::intent::{APPENDER_ID, UPLOAD_OFFSET, Verb, is_media_type, query, tokens};
+use crate::storage::{Life, State};
 
 /// The resumable subprotocol's name.
 pub(crate) const V1: &str = "httpfstream.v1";
 
-const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
-const APPENDER_ID: HeaderName = HeaderName::from_static("appender-id");
+/// From here on a range's last byte means "whatever comes" (RFC 8673 section 2.2).
+pub(crate) const UNBOUNDED: u64 = (1 << 53) - 1;
 
 /// What a request asks for besides its verb.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -40,60 +40,158 @@ impl Asked {
     pub(crate) fn of(head: &request::Parts, verb: Verb) -> Result<Self> {
         let protocols = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
         let v1 = protocols.flat_map(|value| tokens(value.as_bytes())).any(|name| name == V1.as_bytes());
-        let mut asked = Self { v1, ..Self::default() };
         if !v1 {
             // The original's dialect keeps none, and what its clients put into their queries is their own. But a
             // follower that begins elsewhere than it asked for would assemble other bytes.
             let keeps = ["offset", "tail", "lines", "life"].into_iter().find(|name| is_given(head, name));
             return match keeps.filter(|_| verb == Verb::Follow) {
                 Some(name) => Err(bad(format!("`{name}` needs the subprotocol {V1}"))),
-                None => Ok(asked),
+                None => Ok(Self::default()),
             };
         }
-        let offset = number(head, "offset", Some(UPLOAD_OFFSET))?;
-        asked.life = parsed(head, "life", None)?;
-        if verb == Verb::Append {
-            asked.offset = offset;
-            asked.create = match one(head, "create", None)?.as_deref() {
+        let asked = if verb == Verb::Append { Self::to_append(head)? } else { Self::to_follow(head)? };
+        Ok(Self { v1, ..asked })
+    }
+
+    /// What an appender asks for.
+    pub(crate) fn to_append(head: &request::Parts) -> Result<Self> {
+        let asked = Self {
+            offset: number(head, "offset", Some(UPLOAD_OFFSET))?,
+            create: match one(head, "create", None)?.as_deref() {
                 None => head.headers.get_all(header::IF_NONE_MATCH).iter().any(|value| value == "*"),
                 Some("" | "1" | "true") => true,
                 Some(_) => return Err(malformed("create")),
-            };
-            asked.appender = parsed(head, "appender", Some(APPENDER_ID))?;
-            asked.finish = number(head, "finish", None)?;
-            if asked.finish.is_some() && asked.life.is_none() {
-                return Err(bad("`finish` needs `life`".to_owned()));
-            }
-            return Ok(asked);
+            },
+            appender: parsed(head, "appender", Some(APPENDER_ID))?,
+            finish: number(head, "finish", None)?,
+            life: parsed(head, "life", None)?,
+            ..Self::default()
+        };
+        if asked.finish.is_some() && asked.life.is_none() {
+            return Err(bad("`finish` needs `life`".to_owned()));
         }
+        Ok(asked)
+    }
+
+    /// What a follower asks for.
+    pub(crate) fn to_follow(head: &request::Parts) -> Result<Self> {
         let begins = [
-            offset.map(Begin::Offset),
+            number(head, "offset", Some(UPLOAD_OFFSET))?.map(Begin::Offset),
             number(head, "tail", None)?.map(Begin::Tail),
             number(head, "lines", None)?.map(Begin::Lines),
         ];
         let mut begins = begins.into_iter().flatten();
-        asked.begin = begins.next().unwrap_or_default();
+        let begin = begins.next().unwrap_or_default();
         if begins.next().is_some() {
             return Err(bad("only one of `offset`, `tail` and `lines` can be given".to_owned()));
         }
-        asked.wait = number(head, "wait", None)?.map(Duration::from_secs);
-        Ok(asked)
+        let wait = number(head, "wait", None)?.or_else(|| preferred_wait(&head.headers)).map(Duration::from_secs);
+        Ok(Self { life: parsed(head, "life", None)?, begin, wait, ..Self::default() })
     }
 }
 
-fn bad(detail: String) -> Error {
+/// What a follower without an upgrade asks for besides.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Reading {
+    pub(crate) range: Range,
+    /// It wants server-sent events.
+    pub(crate) events: bool,
+    /// The last event that it got.
+    pub(crate) last: Option<EventId>,
+}
+
+/// What a `Range` means to a follower (RFC 9110 section 14.2, RFC 8673).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Range {
+    /// There is none, or one in a unit that is not ours.
+    No,
+    /// From here to the end that is yet to come.
+    From(Begin),
+    /// A piece of what is stored.
+    Piece,
+    Malformed,
+}
+
+/// The place behind a server-sent event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EventId {
+    pub(crate) life: Life,
+    pub(crate) offset: u64,
+    /// It was the one that told that the resource is interrupted.
+    pub(crate) interrupted: bool,
+}
+
+impl Reading {
+    pub(crate) fn of(head: &request::Parts) -> Result<Self> {
+        let events = head
+            .headers
+            .get_all(header::ACCEPT)
+            .into_iter()
+            .any(|value| tokens(value.as_bytes()).any(|range| is_media_type(range, "text/event-stream")));
+        let last = head.headers.get("last-event-id").filter(|value| events && !value.is_empty());
+        let last =
+            last.map(|value| value.to_str().ok().and_then(EventId::parse).ok_or_else(|| malformed("Last-Event-ID")));
+        Ok(Self { range: range(&head.headers), events, last: last.transpose()? })
+    }
+}
+
+impl EventId {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let life = parts.next()?.parse().ok()?;
+        let offset = digits(parts.next()?)?;
+        let interrupted = match parts.next() {
+            None => false,
+            Some(state) if state == State::Interrupted.as_str() => true,
+            Some(_) => return None,
+        };
+        parts.next().is_none().then_some(Self { life, offset, interrupted })
+    }
+}
+
+fn range(headers: &HeaderMap) -> Range {
+    let Some(value) = headers.get(header::RANGE) else { return Range::No };
+    let Some((unit, ranges)) = value.to_str().ok().and_then(|value| value.split_once('=')) else {
+        return Range::Malformed;
+    };
+    if !unit.trim().eq_ignore_ascii_case("bytes") {
+        return Range::No;
+    }
+    let Some((first, last)) = ranges.trim().split_once('-') else { return Range::Malformed };
+    match (first, digits(first), last, digits(last)) {
+        (_, Some(first), "", _) => Range::From(Begin::Offset(first)),
+        (_, Some(first), _, Some(last)) if last >= UNBOUNDED && first <= last => Range::From(Begin::Offset(first)),
+        (_, Some(first), _, Some(last)) if first <= last => Range::Piece,
+        ("", _, _, Some(bytes)) => Range::From(Begin::Tail(bytes)),
+        _ => Range::Malformed,
+    }
+}
+
+/// `Prefer: wait=N` (RFC 7240 section 4.3). A preference that makes no sense is none.
+fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
+    let values = headers.get_all("prefer").into_iter();
+    let mut preferences = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    preferences.find_map(|preference| {
+        let (name, value) = preference.split(';').next()?.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("wait").then(|| digits(value.trim().trim_matches('"')))?
+    })
+}
+
+pub(crate) fn bad(detail: String) -> Error {
     Error::new(ErrorKind::BadRequest).with_detail(detail)
 }
 
-fn malformed(name: &str) -> Error {
+pub(crate) fn malformed(name: &str) -> Error {
     bad(format!("`{name}` is malformed"))
 }
 
-fn number(head: &request::Parts, name: &'static str, header: Option<HeaderName>) -> Result<Option<u64>> {
-    let Some(text) = one(head, name, header)? else { return Ok(None) };
-    // Rust's own parser takes a sign.
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| digits).map(Some).ok_or_else(|| malformed(name))
+/// A number without a sign, which Rust's own parser takes.
+pub(crate) fn digits(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+pub(crate) fn number(head: &request::Parts, name: &'static str, header: Option<HeaderName>) -> Result<Option<u64>> {
+    one(head, name, header)?.map(|text| digits(&text).ok_or_else(|| malformed(name))).transpose()
 }
 
 fn parsed<T: FromStr>(head: &request::Parts, name: &'static str, header: Option<HeaderName>) -> Result<Option<T>> {

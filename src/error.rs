@@ -66,6 +66,10 @@ pub enum ErrorKind {
     MethodNotAllowed,
     /// The request has to be a WebSocket upgrade and isn't.
     UpgradeRequired,
+    /// The body's type or coding is not one that can be appended.
+    MediaType,
+    /// The answer needs a newer version of HTTP than the request's: over HTTP/1.0 a cut would look like an end.
+    HttpVersion,
     /// The upgrade asks for another version of the WebSocket protocol than 13.
     WebSocketVersion,
     /// The server under the layer can't upgrade connections.
@@ -175,6 +179,10 @@ impl ErrorKind {
             Self::UpgradeRequired => {
                 "this needs a WebSocket upgrade, and none arrived: the client didn't ask for one, or a proxy in between removed the Upgrade header"
             }
+            Self::MediaType => "a body of this type or coding can't be appended",
+            Self::HttpVersion => {
+                "this is live, and HTTP/1.0 can't tell its end from a cut: ask with HTTP/1.1 or later (for nginx: `proxy_http_version 1.1;`)"
+            }
             Self::WebSocketVersion => "only version 13 of the WebSocket protocol is spoken here",
             Self::NotUpgradable => "the server can't upgrade this connection to WebSocket",
             Self::Overloaded => "the server is overloaded",
@@ -215,7 +223,10 @@ impl ErrorKind {
             Self::MethodNotAllowed => "method",
             Self::UpgradeRequired | Self::WebSocketVersion => "upgrade-required",
             Self::NotUpgradable => "not-upgradable",
-            Self::Overloaded | Self::TimedOut => "overloaded",
+            Self::MediaType => "media-type",
+            Self::HttpVersion => "http-version",
+            Self::TimedOut => "timeout",
+            Self::Overloaded => "overloaded",
             Self::ShuttingDown => "shutting-down",
             Self::Poisoned | Self::Connection | Self::Interrupted | Self::Storage | Self::Diverged => "storage",
         }
@@ -238,6 +249,8 @@ impl ErrorKind {
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UpgradeRequired | Self::WebSocketVersion => StatusCode::UPGRADE_REQUIRED,
+            Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::HttpVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::NotUpgradable => StatusCode::NOT_IMPLEMENTED,
             Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
@@ -273,6 +286,8 @@ impl ErrorKind {
             | Self::Offset
             | Self::Full
             | Self::UpgradeRequired
+            | Self::MediaType
+            | Self::HttpVersion
             | Self::NotUpgradable
             | Self::Connection
             | Self::Interrupted

@@ -70,6 +70,9 @@ impl fmt::Debug for AppenderId {
 pub struct Owner([u8; 32]);
 
 impl Owner {
+    /// Whoever comes without an id: the owner of a resumable upload that gave none.
+    pub const ANYONE: Self = Self([0; 32]);
+
     /// Of an id, and of the principal if there is one ([`Grant::principal`](crate::Grant::principal)).
     pub fn new(id: &AppenderId, principal: Option<&str>) -> Self {
         let mut hash = Sha256::new();

@@ -2,11 +2,21 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, Method, Request, Version, header};
+use http::{HeaderMap, HeaderName, Method, Request, Version, header};
 use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
+
+pub(crate) const X_VERB: HeaderName = HeaderName::from_static("x-verb");
+pub(crate) const APPENDER_ID: HeaderName = HeaderName::from_static("appender-id");
+pub(crate) const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
+pub(crate) const UPLOAD_COMPLETE: HeaderName = HeaderName::from_static("upload-complete");
+pub(crate) const UPLOAD_LENGTH: HeaderName = HeaderName::from_static("upload-length");
+/// Which draft of resumable uploads a client speaks.
+pub(crate) const UPLOAD_DRAFT: HeaderName = HeaderName::from_static("upload-draft-interop-version");
+/// The media type of a PATCH that appends.
+pub(crate) const PARTIAL_UPLOAD: &str = "application/partial-upload";
 
 /// What a request does with a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,8 +71,10 @@ pub(crate) enum Intent {
     MethodNotAllowed { allow: &'static str },
     /// An append or a follow over a WebSocket. `by_header`: the verb came by `X-Verb`, as from the original's client.
     Socket { verb: Verb, key: Key, upgrade: Upgrade, by_header: bool },
-    /// A verb of ours without an upgrade.
+    /// A verb of ours without an upgrade, or a resumable upload.
     Plain { verb: Verb, key: Key },
+    /// A browser asks whether another site's page may do what is ours.
+    Preflight,
     /// A GET or HEAD of what may be a resource.
     Serve { key: Key },
     /// A DELETE of what may be a resource.
@@ -92,12 +104,19 @@ impl Rules {
                 return Intent::Refuse(Error::new(ErrorKind::BadRequest).with_detail(detail));
             }
         };
+        if upgrade.is_none() && is_preflight(request) && (verb.is_some() || asks_for_ours(request.headers())) {
+            return Intent::Preflight;
+        }
         // The key comes last: what is foreign by its head costs no allocation.
         match (verb.or(self.default_verb.filter(|verb| upgrade.is_some() && *verb != Verb::Delete)), upgrade) {
             (None, Some(_)) => Intent::Pass,
             (None, None) => match *request.method() {
                 Method::GET | Method::HEAD => key().map_or(Intent::Pass, |key| Intent::Serve { key }),
                 Method::DELETE => key().map_or(Intent::Pass, |key| Intent::Delete { key }),
+                Method::PUT | Method::POST | Method::PATCH if is_resumable(request) => match key() {
+                    Ok(key) => Intent::Plain { verb: Verb::Append, key },
+                    Err(error) => Intent::Refuse(error),
+                },
                 _ => Intent::Pass,
             },
             (Some(verb), upgrade) => match key() {
@@ -118,6 +137,41 @@ fn plain(method: &Method, verb: Verb, key: Key) -> Intent {
         _ => (matches!(*method, Method::GET | Method::PUT | Method::POST | Method::PATCH), "GET, PUT, POST, PATCH"),
     };
     if fits { Intent::Plain { verb, key } } else { Intent::MethodNotAllowed { allow } }
+}
+
+/// Whether it is a resumable upload, by draft-ietf-httpbis-resumable-upload.
+fn is_resumable<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    headers.contains_key(UPLOAD_COMPLETE)
+        || headers.contains_key(UPLOAD_DRAFT)
+        || (request.method() == Method::PATCH && is_partial_upload(headers))
+}
+
+/// Whether the body is a part of a resumable upload, by its media type.
+pub(crate) fn is_partial_upload(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| is_media_type(value.as_bytes(), PARTIAL_UPLOAD))
+}
+
+/// Whether this is a media type, with parameters or without.
+pub(crate) fn is_media_type(value: &[u8], name: &str) -> bool {
+    let bare = value.split(|byte| *byte == b';').next().unwrap_or_default();
+    bare.trim_ascii().eq_ignore_ascii_case(name.as_bytes())
+}
+
+/// The Fetch standard, "CORS-preflight request".
+fn is_preflight<B>(request: &Request<B>) -> bool {
+    request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ORIGIN)
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// Whether a preflight asks for headers that nobody else has.
+fn asks_for_ours(headers: &HeaderMap) -> bool {
+    let ours = [X_VERB, APPENDER_ID, UPLOAD_OFFSET, UPLOAD_COMPLETE, UPLOAD_DRAFT];
+    let mut asked = headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).into_iter();
+    asked.any(|value| {
+        tokens(value.as_bytes()).any(|name| ours.iter().any(|ours| name.eq_ignore_ascii_case(ours.as_str().as_bytes())))
+    })
 }
 
 /// The rest of a path behind a prefix, matched on segment boundaries.
@@ -175,7 +229,7 @@ fn verbs<B>(request: &Request<B>) -> Result<Verbs, NotOurs> {
         Ok(())
     };
     let mut by_header = false;
-    for value in request.headers().get_all("x-verb") {
+    for value in request.headers().get_all(X_VERB) {
         add(value.as_bytes().trim_ascii())?;
         by_header = true;
     }
@@ -218,6 +272,7 @@ mod tests {
                 format!("{verb:?} {key} {upgrade:?}{}", if by_header { " by header" } else { "" })
             }
             Intent::Plain { verb, key } => format!("plain {verb:?} {key}"),
+            Intent::Preflight => "preflight".into(),
             Intent::Serve { key } => format!("serve {key}"),
             Intent::Delete { key } => format!("delete {key}"),
         }
@@ -272,6 +327,46 @@ mod tests {
             assert_eq!(told(&rules, method, uri, &[]), "pass", "{method} {uri}");
         }
         assert_eq!(told(&rules, "GET", "/a", &WS), "pass", "an upgrade that is not ours");
+    }
+
+    #[test]
+    fn resumable_uploads_need_no_verb_where_plain_http_is_on() {
+        let rules = Rules { plain: true, ..Rules::default() };
+        let complete = ("Upload-Complete", "?0");
+        for (method, headers) in [
+            ("POST", &[complete][..]),
+            ("PUT", &[complete]),
+            ("PATCH", &[complete]),
+            ("POST", &[("Upload-Draft-Interop-Version", "6")]),
+            ("PATCH", &[("content-type", "Application/Partial-Upload; x=y")]),
+        ] {
+            assert_eq!(told(&rules, method, "/a", headers), "plain Append a", "{method} {headers:?}");
+            assert_eq!(told(&Rules::default(), method, "/a", headers), "pass", "{method} {headers:?}");
+        }
+        assert_eq!(told(&rules, "PATCH", "/..", &[complete]), "400");
+        for (method, headers) in [
+            ("GET", [complete]),
+            ("POST", [("content-type", "application/partial-upload")]),
+            ("PATCH", [("content-type", "application/partial-uploads")]),
+            ("PATCH", [("upload-offset", "1")]),
+        ] {
+            assert_ne!(told(&rules, method, "/a", &headers), "plain Append a", "{method} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn preflights_for_what_is_ours_are_ours() {
+        let rules = Rules { plain: true, ..Rules::default() };
+        let cross = [("origin", "https://a.example"), ("access-control-request-method", "PUT")];
+        let asking = |headers| [&cross[..], &[("access-control-request-headers", headers)]].concat();
+        assert_eq!(told(&rules, "OPTIONS", "/a?verb=APPEND", &cross), "preflight");
+        assert_eq!(told(&rules, "OPTIONS", "/a", &asking("content-type, Upload-Offset")), "preflight");
+        assert_eq!(told(&rules, "OPTIONS", "/a", &asking("x-verb")), "preflight");
+        assert_eq!(told(&Rules::default(), "OPTIONS", "/a?verb=APPEND", &cross), "pass");
+        assert_eq!(told(&rules, "OPTIONS", "/a", &cross), "pass");
+        assert_eq!(told(&rules, "OPTIONS", "/a", &asking("content-type, x-verbs")), "pass");
+        assert_eq!(told(&rules, "OPTIONS", "/a", &[("access-control-request-headers", "x-verb")]), "pass");
+        assert_eq!(told(&rules, "OPTIONS", "/a?verb=APPEND", &cross[..1]), "405 GET, PUT, POST, PATCH");
     }
 
     #[test]

@@ -64,6 +64,8 @@ mod append;
 mod asked;
 mod body;
 mod control;
+mod cors;
+mod events;
 mod follow;
 mod future;
 mod hub;
@@ -71,12 +73,15 @@ mod id;
 mod intent;
 mod layer;
 mod options;
+mod outflow;
+mod plain;
 mod respond;
 mod serve;
 mod service;
 mod socket;
 mod streams;
 mod upgrade;
+mod upload;
 #[cfg_attr(not(feature = "client"), allow(dead_code))]
 mod wire;
 

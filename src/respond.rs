@@ -6,15 +6,24 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::body::{OwnBody, full};
 use crate::error::Error;
+use crate::intent::{PARTIAL_UPLOAD, UPLOAD_COMPLETE, UPLOAD_OFFSET};
 use crate::storage::Stat;
 
+/// RFC 5789 section 3.1.
+const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 const STREAM_STATE: HeaderName = HeaderName::from_static("stream-state");
-const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
+const STREAM_LIFE: HeaderName = HeaderName::from_static("stream-life");
+/// Where a follower's body begins.
+pub(crate) const STREAM_OFFSET: HeaderName = HeaderName::from_static("stream-offset");
 
 /// Says how the resource stands, as every answer about one does.
 pub(crate) fn describe(headers: &mut HeaderMap, stat: &Stat) {
     headers.insert(STREAM_STATE, HeaderValue::from_static(stat.state.as_str()));
     headers.insert(UPLOAD_OFFSET, HeaderValue::from(stat.len));
+    headers.insert(UPLOAD_COMPLETE, HeaderValue::from_static(if stat.state.is_complete() { "?1" } else { "?0" }));
+    if let Ok(life) = HeaderValue::try_from(stat.life.to_string()) {
+        headers.insert(STREAM_LIFE, life);
+    }
     if let Ok(etag) = HeaderValue::from_str(&etag(stat)) {
         headers.insert(header::ETAG, etag);
     }
@@ -52,6 +61,9 @@ pub(crate) fn problem(error: &Error) -> Response<OwnBody> {
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+            headers.insert(ACCEPT_PATCH, HeaderValue::from_static(PARTIAL_UPLOAD));
         }
         StatusCode::UNAUTHORIZED => {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

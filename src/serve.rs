@@ -17,6 +17,7 @@ use tower_http::services::fs::{Backend, File, Metadata, ServeDir};
 use crate::body::{Capped, OwnBody, full};
 use crate::error::Result;
 use crate::hub::Hub;
+use crate::intent::UPLOAD_LENGTH;
 use crate::key::Key;
 use crate::respond::{describe, etag};
 use crate::storage::erased::BoxFuture;
@@ -45,6 +46,9 @@ pub(crate) async fn serve(
     let status = response.status();
     let headers = response.headers_mut();
     describe(headers, stat);
+    if head.method == Method::HEAD && stat.state.is_complete() {
+        headers.insert(UPLOAD_LENGTH, HeaderValue::from(stat.len));
+    }
     if status == StatusCode::RANGE_NOT_SATISFIABLE && stat.len == 0 {
         headers.insert(header::CONTENT_RANGE, HeaderValue::from_static("bytes */0"));
     }
@@ -58,10 +62,14 @@ pub(crate) async fn serve(
     if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {
         headers.insert(header::CONTENT_TYPE, content_type(key, default_type));
     }
-    // What somebody stored must not become a script of this site.
+    disarm(headers);
+    Ok(response)
+}
+
+/// What somebody stored must not become a script of this site.
+pub(crate) fn disarm(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
-    Ok(response)
 }
 
 /// Evaluates what depends on our own entity tag (RFC 9110 section 13) and copies the rest for tower-http, which has
@@ -182,7 +190,7 @@ async fn file_body(
     }))
 }
 
-fn boxed<B>(body: B) -> OwnBody
+pub(crate) fn boxed<B>(body: B) -> OwnBody
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<crate::BoxError>,
@@ -191,7 +199,7 @@ where
 }
 
 /// By the key's extension, else the layer's default.
-fn content_type(key: &Key, default: &HeaderValue) -> HeaderValue {
+pub(crate) fn content_type(key: &Key, default: &HeaderValue) -> HeaderValue {
     match mime_guess::from_path(key.as_str()).first_raw() {
         None => default.clone(),
         // Without it a browser would take the text for Windows-1252.

@@ -13,13 +13,15 @@ use http_body_util::Full;
 use tower::{Layer, Service};
 
 use crate::answer::answer;
+use crate::append::request_body;
 use crate::body::ResponseBody;
-use crate::error::BoxError;
+use crate::error::{BoxError, ErrorKind};
 use crate::future::{ResponseFuture, Verdict};
 use crate::hub::Hub;
 use crate::intent::{Intent, Verb};
 use crate::layer::HttpFStreamLayer;
 use crate::options::Options;
+use crate::respond::problem;
 use crate::storage::Storage;
 use crate::streams::Streams;
 
@@ -76,14 +78,19 @@ where
             return ResponseFuture::inner(self.inner.call(request));
         }
         let (mut head, body) = request.into_parts();
+        let mut body = Some(body);
         // The one that was polled ready goes with the request, which may be its own after all.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let (hub, options) = (Arc::clone(&self.hub), Arc::clone(&self.options));
         ResponseFuture::own(Box::pin(async move {
-            match answer(&hub, &options, intent, &mut head).await {
-                Some(response) => Verdict::Ours(response),
-                None => Verdict::Theirs(inner.call(Request::from_parts(head, body))),
+            let mut taken = || body.take().map(request_body).unwrap_or_default();
+            let answered = answer(&hub, &options, intent, &mut head, &mut taken).await;
+            match (answered, body) {
+                (None, Some(body)) => Verdict::Theirs(inner.call(Request::from_parts(head, body))),
+                (Some(response), _) => Verdict::Ours(response),
+                // A body is taken only by what is ours.
+                (None, None) => Verdict::Ours(problem(&ErrorKind::NotFound.into())),
             }
         }))
     }

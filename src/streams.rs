@@ -11,6 +11,7 @@ use http::{Method, Request, Response};
 use tokio::sync::broadcast;
 
 use crate::answer::answer;
+use crate::append::RequestBody;
 use crate::body::ResponseBody;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Attach, Attached, Begin, Config, Cursor, Found, Hub, Lease, Step};
@@ -137,6 +138,16 @@ impl StreamsBuilder {
         self
     }
 
+    /// How long a resource may be [parked](State::Parked) between two request bodies before it is interrupted. Whoever
+    /// uploads can go on after that too; only its followers have been told an end.
+    ///
+    /// Default: 10 minutes.
+    #[must_use]
+    pub fn parking_timeout(mut self, limit: Duration) -> Self {
+        self.config.parking = limit.min(LONGEST_GRACE);
+        self
+    }
+
     /// Makes the handle.
     pub fn build(self) -> Streams {
         Streams { hub: Arc::new((self.make)(self.config)) }
@@ -186,8 +197,12 @@ impl Streams {
 
     /// Configures the handle.
     pub fn builder<S: Storage>(storage: S) -> StreamsBuilder {
-        let (durability, grace) = (Durability::default(), Duration::from_secs(30));
-        let config = Config { tail_cache: 64 * 1024, durability, grace };
+        let config = Config {
+            tail_cache: 64 * 1024,
+            durability: Durability::default(),
+            grace: Duration::from_secs(30),
+            parking: Duration::from_secs(600),
+        };
         let make = Box::new(move |config| Hub::new(Box::new(storage), config));
         StreamsBuilder { make, config }
     }
@@ -285,7 +300,9 @@ impl Streams {
             Err(error) => Intent::Refuse(error),
         };
         let (mut head, _) = request.into_parts();
-        let response = match answer(&self.hub, &options, intent, &mut head).await {
+        // Nothing here takes a body.
+        let mut body = RequestBody::default;
+        let response = match answer(&self.hub, &options, intent, &mut head, &mut body).await {
             Some(response) => response,
             None => problem(&ErrorKind::NotFound.into()),
         };
@@ -566,7 +583,7 @@ pub struct Follower {
 pub enum Update {
     /// Bytes.
     Data(Bytes),
-    /// The appender was [lost](State::Lost), or is [back](State::Live).
+    /// The appender was [lost](State::Lost), has [parked](State::Parked) the resource, or is [back](State::Live).
     State(State),
 }
 

@@ -156,7 +156,7 @@ mod tests {
             r#"{"ack":1,"finished":1}"#,
             r#"{"offset":1,"life":"x","resumed":true,"state":"live"}"#,
             r#"{"offset":1,"resumed":true,"state":"live"}"#,
-            r#"{"state":"parked"}"#,
+            r#"{"state":"paused"}"#,
             r#"{"state":"finished"}"#,
             r#"{"ack":1} {}"#,
             &long,

@@ -184,6 +184,28 @@ impl Lease {
         })
     }
 
+    /// Leaves the resource open for whoever goes on: everything is synced, and its followers wait.
+    ///
+    /// Dropping the future means that the appender was lost.
+    pub(crate) async fn park(mut self) -> Result<Stat> {
+        self.sync().await?;
+        let mut held = self.resource.held();
+        if held.holder != self.holder || self.over.is_cancelled() {
+            drop(held);
+            return Err(self.over_as().into());
+        }
+        let append = self.append.take_if(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
+        match &mut held.place {
+            Place::Passing { left, .. } => *left = Some(Some(append)),
+            Place::Taken => {
+                self.hub.keep(&self.resource, &mut held, Some(append), Phase::Parked, &self.runtime);
+            }
+            Place::Lost(_) | Place::Ending => {}
+        }
+        drop(held);
+        Ok(self.resource.stat())
+    }
+
     /// The server stops. The followers are told so; an appender that can come back finds its place kept.
     pub(crate) async fn stop(mut self) {
         let Some(append) = self.append.take() else { return };
@@ -229,7 +251,7 @@ impl Drop for Lease {
                         }
                     });
                 }
-                self.hub.lose(&self.resource, &mut held, append, &self.runtime);
+                self.hub.keep(&self.resource, &mut held, append, Phase::Lost, &self.runtime);
             }
             Place::Lost(_) | Place::Ending => {}
         }

@@ -45,7 +45,7 @@ const LINES_READ: u64 = 64 * 1024;
 #[derive(Debug)]
 pub(crate) enum Step {
     Data(Pieces),
-    /// The appender was lost, or is back.
+    /// The appender was lost, has parked the resource, or is back.
     State(State),
     /// That was all, and the resource is now in this state.
     End(State),
@@ -175,8 +175,8 @@ impl Cursor {
             }
             let before = std::mem::replace(&mut self.phase, phase);
             match phase {
-                Phase::Live | Phase::Lost if before != phase => return Ok(Step::State(phase.state())),
-                Phase::Live | Phase::Lost => {}
+                phase if phase.is_open() && before != phase => return Ok(Step::State(phase.state())),
+                Phase::Live | Phase::Lost | Phase::Parked => {}
                 Phase::Ended(state) => return Ok(Step::End(state)),
                 Phase::Cut(kind) => return Ok(Step::Cut(kind)),
             }

@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) durability: Durability,
     /// How long a lost appender may take to come back.
     pub(crate) grace: Duration,
+    /// How long a resource may be parked.
+    pub(crate) parking: Duration,
 }
 
 pub(crate) struct Hub {
@@ -94,6 +96,16 @@ pub(crate) struct Attach {
 impl Attach {
     pub(crate) fn new(how: Open) -> Self {
         Self { how, owner: None, offset: None, life: None, finish: None }
+    }
+
+    /// Whether it may have what is kept for this owner.
+    fn may_have(&self, kept_for: Option<Owner>) -> bool {
+        kept_for.is_some_and(|owner| owner == self.owner.unwrap_or(Owner::ANYONE))
+    }
+
+    /// Whether it doesn't want a resource of this length.
+    fn is_elsewhere(&self, len: u64) -> bool {
+        self.offset.is_some_and(|offset| offset != len)
     }
 }
 
@@ -207,7 +219,11 @@ impl Hub {
                         // By another node, or by one whose sync failed; nobody knows yet whom it is kept for.
                         Some(stat) if stat.state == State::Live => return Err(ErrorKind::Busy.into()),
                         // The storage failed while the hub gave it up, or another node left it: it is kept all the same.
-                        Some(stat) if stat.state == State::Lost && stat.owner != wanted.owner => {
+                        Some(stat)
+                            if stat.state == State::Lost
+                                && stat.owner != wanted.owner
+                                && !wanted.may_have(stat.owner) =>
+                        {
                             opening.adopt(&stat);
                             return Err(ErrorKind::Busy.into());
                         }
@@ -238,15 +254,28 @@ impl Hub {
                 Some(Entry::Opening(settled)) if attach.owner.is_some() => return Ok(Try::Again(settled.clone())),
                 Some(Entry::Opening(_)) => return Err(ErrorKind::Busy.into()),
                 Some(Entry::Open(resource)) => {
-                    if attach.owner.is_none() || attach.owner != resource.owner {
+                    if !attach.may_have(resource.owner) {
                         return Err(ErrorKind::Busy.into());
                     }
+                    let anyone = resource.owner == Some(Owner::ANYONE);
                     let mut held = resource.held();
                     let settled = CancellationToken::new();
                     let left = match &mut held.place {
                         Place::Passing { settled, .. } => return Ok(Try::Again(settled.clone())),
                         Place::Ending => return Ok(Try::Again(resource.ended.clone())),
+                        // Nobody can tell whether it is the same one.
+                        Place::Taken if anyone => return Err(ErrorKind::Busy.into()),
                         Place::Taken => None,
+                        // What is wrong by now leaves it as it is.
+                        Place::Lost(_) if anyone && attach.how == Open::Create => {
+                            return Err(ErrorKind::Exists.into());
+                        }
+                        Place::Lost(_) if attach.is_elsewhere(resource.len()) => {
+                            return Err(ErrorKind::Offset.into());
+                        }
+                        Place::Lost(_) if anyone && attach.life.is_some_and(|life| life != resource.life) => {
+                            return Err(ErrorKind::Life.into());
+                        }
                         Place::Lost(left) => Some(left.take()),
                     };
                     held.place = Place::Passing { settled: settled.clone(), left };
@@ -290,12 +319,13 @@ impl Hub {
         Opening { hub: Arc::clone(self), key: key.clone(), settled }
     }
 
-    /// Keeps a resource for its lost appender.
-    fn lose(
+    /// Keeps a resource for its appender, which was lost or has parked it.
+    fn keep(
         self: &Arc<Self>,
         resource: &Arc<Resource>,
         held: &mut Held,
         left: Option<Box<dyn DynAppend>>,
+        phase: Phase,
         runtime: &Handle,
     ) {
         held.place = Place::Lost(left);
@@ -303,7 +333,7 @@ impl Hub {
             // Whoever ends it at this moment has told so already.
             let live = progress.phase == Phase::Live;
             if live {
-                progress.phase = Phase::Lost;
+                progress.phase = phase;
             }
             live
         });
@@ -315,13 +345,17 @@ impl Hub {
     fn start_grace(self: &Arc<Self>, resource: &Arc<Resource>, held: &Held, runtime: &Handle) {
         let (holder, over) = (held.holder, held.over.clone());
         let (hub, resource) = (Arc::clone(self), Arc::clone(resource));
+        let limit = match resource.progress.borrow().phase {
+            Phase::Parked => self.config.parking,
+            _ => self.config.grace,
+        };
         let waiting = async move {
             let stopping = tokio::select! {
                 biased;
                 // It is back, or has ended.
                 () = over.cancelled() => return,
                 () = hub.soft.cancelled() => true,
-                () = tokio::time::sleep(hub.config.grace) => false,
+                () = tokio::time::sleep(limit) => false,
             };
             let left = {
                 let mut held = resource.held();
@@ -362,7 +396,7 @@ impl Hub {
             let Some(stat) = self.storage.stat(key).await? else { return Ok(None) };
             match stat.state {
                 // More may come, but not here; it isn't at rest.
-                State::Live | State::Lost if self.soft.is_cancelled() => return Err(ErrorKind::ShuttingDown.into()),
+                state if state.is_open() && self.soft.is_cancelled() => return Err(ErrorKind::ShuttingDown.into()),
                 // It was live here a moment ago, or is live on another node.
                 State::Live => {
                     if !self.live().contains_key(key) {
@@ -370,7 +404,7 @@ impl Hub {
                     }
                 }
                 // Another node left it.
-                State::Lost => self.adopt(key.clone(), &stat),
+                State::Lost | State::Parked => self.adopt(key.clone(), &stat),
                 _ => return Ok(Some(Found::AtRest(stat))),
             }
         }
@@ -473,6 +507,7 @@ impl Hub {
                 let progress = match next {
                     Some(Ok(Stat { len, state: State::Live, .. })) => Progress { len, phase: Phase::Live },
                     Some(Ok(Stat { len, state: State::Lost, .. })) => Progress { len, phase: Phase::Lost },
+                    Some(Ok(Stat { len, state: State::Parked, .. })) => Progress { len, phase: Phase::Parked },
                     Some(Ok(Stat { len, state, .. })) => Progress { len, phase: Phase::Ended(state) },
                     failed => {
                         if let Some(Err(error)) = failed {
@@ -546,11 +581,11 @@ impl Hub {
 
 /// Whether the resource is as the appender wants it. Says whether it is known to the resource.
 fn check(attach: &Attach, stat: &Stat) -> Result<bool> {
-    let known = attach.owner.is_some() && attach.owner == stat.owner;
+    let known = attach.owner.is_some_and(|owner| owner != Owner::ANYONE && Some(owner) == stat.owner);
     if !known && attach.life.is_some_and(|life| life != stat.life) {
         return Err(ErrorKind::Life.into());
     }
-    if attach.offset.is_some_and(|offset| offset != stat.len) {
+    if attach.is_elsewhere(stat.len) {
         return Err(ErrorKind::Offset.into());
     }
     Ok(known)
@@ -623,7 +658,7 @@ impl Passing {
             self.hub.sync_failed(resource, &error);
             return Err(error);
         }
-        append.claim(attach.owner);
+        append.claim(resource.owner);
         let (before, holder, over) = {
             let mut held = resource.held();
             if !matches!(held.place, Place::Passing { .. }) {
@@ -643,11 +678,11 @@ impl Passing {
         // What was fenced can only be dropped.
         drop(before);
         let lease = Lease::new(Arc::clone(&self.hub), Arc::clone(resource), append, holder, over);
-        if attach.offset.is_some_and(|offset| offset != stat.len) {
+        if attach.is_elsewhere(stat.len) {
             return Err(ErrorKind::Offset.into());
         }
         // A storage that keeps no owners doesn't know it, but here it can be told.
-        let resumed = stat.owner == attach.owner || resource.opened_at.is_some_and(|at| at < stat.len);
+        let resumed = stat.owner == resource.owner || resource.opened_at.is_some_and(|at| at < stat.len);
         Ok(Some(Attached::Open { lease, resumed }))
     }
 }
@@ -661,7 +696,7 @@ impl Drop for Passing {
                     None => held.place = Place::Taken,
                     // Ended meanwhile: what was left is left to the storage.
                     Some(_) if self.resource.ended.is_cancelled() => held.place = Place::Ending,
-                    Some(left) => self.hub.lose(&self.resource, &mut held, left, &self.runtime),
+                    Some(left) => self.hub.keep(&self.resource, &mut held, left, Phase::Lost, &self.runtime),
                 }
             }
         }

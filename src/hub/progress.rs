@@ -19,6 +19,8 @@ pub(crate) enum Phase {
     Live,
     /// The appender was lost, and may come back.
     Lost,
+    /// The appender has left it open, and will come back.
+    Parked,
     /// The appender ended, this way.
     Ended(State),
     /// Nobody knows what was to come: the storage failed, the resource was deleted, or the server stops.
@@ -28,7 +30,7 @@ pub(crate) enum Phase {
 impl Phase {
     /// Whether more may come.
     pub(crate) fn is_open(self) -> bool {
-        matches!(self, Self::Live | Self::Lost)
+        matches!(self, Self::Live | Self::Lost | Self::Parked)
     }
 
     /// As it is told; what was cut is as if its appender had been lost.
@@ -36,6 +38,7 @@ impl Phase {
         match self {
             Self::Live => State::Live,
             Self::Lost | Self::Cut(_) => State::Lost,
+            Self::Parked => State::Parked,
             Self::Ended(state) => state,
         }
     }

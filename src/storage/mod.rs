@@ -125,6 +125,9 @@ pub enum State {
     Live,
     /// The appender was lost and may come back: see [`Append::claim`].
     Lost,
+    /// The appender left it open between two requests and will come back. Known to this process only: to a storage it
+    /// is live, and after a restart it is lost.
+    Parked,
     /// The last appender ended cleanly. May be appended to again.
     Finished,
     /// The last appender was lost and did not come back. May be appended to again.
@@ -139,15 +142,21 @@ impl State {
         match self {
             Self::Live => "live",
             Self::Lost => "lost",
+            Self::Parked => "parked",
             Self::Finished => "finished",
             Self::Interrupted => "interrupted",
             Self::Sealed => "sealed",
         }
     }
 
-    /// Whether more may come by itself: live or lost, nothing has ended yet.
+    /// Whether its last appender said that this is all: finished or sealed.
+    pub const fn is_complete(self) -> bool {
+        matches!(self, Self::Finished | Self::Sealed)
+    }
+
+    /// Whether more may come by itself: live, lost or parked, nothing has ended yet.
     pub const fn is_open(self) -> bool {
-        matches!(self, Self::Live | Self::Lost)
+        matches!(self, Self::Live | Self::Lost | Self::Parked)
     }
 }
 
@@ -156,7 +165,7 @@ impl std::str::FromStr for State {
 
     /// The inverse of [`as_str`](Self::as_str).
     fn from_str(name: &str) -> Result<Self> {
-        let all = [Self::Live, Self::Lost, Self::Finished, Self::Interrupted, Self::Sealed];
+        let all = [Self::Live, Self::Lost, Self::Parked, Self::Finished, Self::Interrupted, Self::Sealed];
         let found = all.into_iter().find(|state| state.as_str() == name);
         found.ok_or_else(|| crate::Error::new(ErrorKind::BadRequest).with_detail("there is no such state"))
     }

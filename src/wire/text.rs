@@ -109,7 +109,7 @@ impl Framer {
 }
 
 /// How many bytes at the end are the beginning of a character that is not complete; 0 where they are no UTF-8 at all.
-fn incomplete(bytes: &[u8]) -> usize {
+pub(crate) fn incomplete(bytes: &[u8]) -> usize {
     let tail = &bytes[bytes.len().saturating_sub(3)..];
     (1..=tail.len())
         .find(|back| {

@@ -255,7 +255,7 @@ async fn a_server_that_breaks_the_rules_is_left() {
         "[]",
         "{}",
         r#"{"ack":5}"#,
-        r#"{"state":"parked"}"#,
+        r#"{"state":"paused"}"#,
         r#"{"state":"finished"}"#,
         r#"{"state":7}"#,
         r#"{"state":"finished","length":6}"#,

@@ -243,7 +243,7 @@ impl Record {
         bytes.extend_from_slice(&self.seq.to_le_bytes());
         bytes.push(match slot.kept {
             Kept::Open => 0,
-            Kept::Rest(State::Finished | State::Live | State::Lost) => 1,
+            Kept::Rest(State::Finished | State::Live | State::Lost | State::Parked) => 1,
             Kept::Rest(State::Interrupted) => 2,
             Kept::Rest(State::Sealed) => 3,
             Kept::Cut => 4,

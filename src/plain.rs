@@ -1,0 +1,252 @@
+//! Following without a WebSocket: the response's body is the stream, as it is or as server-sent events (protocol section
+//! 5). The cursor is the one that WebSockets follow with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, request};
+use tokio::time::Instant;
+
+use crate::access::Allowed;
+use crate::answer::{authorize, find, told_with};
+use crate::asked::{Asked, EventId, Range, Reading, UNBOUNDED, bad, malformed};
+use crate::body::{OwnBody, full};
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::Encoder;
+use crate::hub::{Begin, Cursor, Found, Hub, Step};
+use crate::intent::Verb;
+use crate::key::Key;
+use crate::options::Options;
+use crate::outflow::{Outflow, OutflowBody};
+use crate::respond::{STREAM_OFFSET, describe};
+use crate::serve::{boxed, content_type, disarm, serve};
+use crate::socket::expiry;
+use crate::storage::{Stat, State};
+
+/// Tells nginx not to gather what it passes on.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// FOLLOW without an upgrade.
+pub(crate) async fn follow(
+    hub: &Arc<Hub>,
+    options: &Options,
+    key: Key,
+    head: &request::Parts,
+) -> Result<Response<OwnBody>> {
+    let asked = Asked::to_follow(head)?;
+    let reading = Reading::of(head)?;
+    let Allowed { key, left, .. } = authorize(options, Verb::Follow, key, head).await?;
+    let (mut cursor, stat) = match find(hub, options, &key, asked.wait).await? {
+        Found::Open(cursor) => {
+            let stat = Stat::new(cursor.life(), cursor.len(), cursor.state());
+            (cursor, stat)
+        }
+        Found::AtRest(stat) => (Cursor::at_rest(hub, &key, &stat), stat),
+    };
+    let (begin, partial) = match way(&asked, &reading, head, &stat) {
+        Ok(Way::Live(begin)) => (begin, false),
+        Ok(Way::Part(begin)) => (begin, true),
+        Ok(Way::Snapshot) => return serve(hub, &key, head, &stat, &options.content_type).await,
+        Ok(Way::Nothing) => {
+            let mut response = Response::new(full(""));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            describe(response.headers_mut(), &stat);
+            return Ok(response);
+        }
+        Err(error) => return Ok(told_with(&error, Some(stat))),
+    };
+    if let Err(error) = cursor.start(begin).await {
+        return Ok(told_with(&error, Some(stat)));
+    }
+    let at = cursor.at();
+    let live = stat.state.is_open();
+    let mut response = Response::new(full(""));
+    let headers = response.headers_mut();
+    describe(headers, &stat);
+    not_to_be_held(headers, live);
+    disarm(headers);
+    headers.insert(STREAM_OFFSET, HeaderValue::from(at));
+    let content_type = match reading.events {
+        true => HeaderValue::from_static("text/event-stream"),
+        false => content_type(&key, &options.content_type),
+    };
+    headers.insert(header::CONTENT_TYPE, content_type);
+    let len = (!live && !reading.events).then(|| stat.len - at);
+    if let Some(len) = len {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(len));
+    }
+    if partial {
+        if let Ok(range) = HeaderValue::try_from(format!("bytes {at}-{UNBOUNDED}/*")) {
+            headers.insert(header::CONTENT_RANGE, range);
+        }
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    if head.method == Method::HEAD {
+        return Ok(response);
+    }
+    let voice = match reading.events {
+        true => Voice::Events { keep_alive: options.times.ping },
+        false => Voice::Bytes,
+    };
+    let until = left.map(|left| Instant::now() + left);
+    Ok(response.map(|_| boxed(live_body(Arc::clone(hub), cursor, voice, until, len))))
+}
+
+/// How a follower is answered.
+enum Way {
+    /// By a body that follows from here on.
+    Live(Begin),
+    /// The same, and it was a range that said so.
+    Part(Begin),
+    /// As a GET without a verb.
+    Snapshot,
+    /// It has everything.
+    Nothing,
+}
+
+fn way(asked: &Asked, reading: &Reading, head: &request::Parts, stat: &Stat) -> Result<Way> {
+    let live = stat.state.is_open();
+    let lives = [asked.life, reading.last.map(|last| last.life)];
+    if lives.into_iter().flatten().any(|life| life != stat.life) {
+        return Err(ErrorKind::Life.into());
+    }
+    if live && head.version < Version::HTTP_11 {
+        return Err(ErrorKind::HttpVersion.into());
+    }
+    if let Some(EventId { offset, interrupted, .. }) = reading.last {
+        // Whoever has been told all of it must not come again: `EventSource` does so until it is told 204.
+        let told_all = stat.state.is_complete() || (interrupted && stat.state == State::Interrupted);
+        return Ok(if told_all && offset == stat.len { Way::Nothing } else { Way::Live(Begin::Offset(offset)) });
+    }
+    if reading.events {
+        return Ok(Way::Live(asked.begin));
+    }
+    let range = if depends_on_other_bytes(&head.headers, stat) { Range::No } else { reading.range };
+    if range != Range::No && asked.begin != Begin::Start {
+        return Err(bad("only one of `Range`, `offset`, `tail` and `lines` can be given".to_owned()));
+    }
+    Ok(match range {
+        Range::From(begin) if live => Way::Part(begin),
+        Range::Malformed if live => return Err(malformed("Range")),
+        // What is stored stays as it is: a piece of it is the same whether more comes or not.
+        Range::Piece => Way::Snapshot,
+        _ if !live && asked.begin == Begin::Start => Way::Snapshot,
+        _ => Way::Live(asked.begin),
+    })
+}
+
+/// Whether `If-Range` names other bytes than those that are here. One life's bytes stay the same however long it gets (RFC
+/// 9110 section 13.1.5).
+fn depends_on_other_bytes(headers: &HeaderMap, stat: &Stat) -> bool {
+    let of_this_life = |tag: &HeaderValue| tag.as_bytes().starts_with(format!("\"{}-", stat.life).as_bytes());
+    headers.get(header::IF_RANGE).is_some_and(|tag| !of_this_life(tag))
+}
+
+/// Tells whatever is in between to pass on bytes as they come.
+fn not_to_be_held(headers: &mut HeaderMap, live: bool) {
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    if live {
+        // What compresses would hold bytes back. tower-http and nginx leave alone what has an encoding.
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("identity"));
+    }
+}
+
+/// How the bytes are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Voice {
+    /// As they are.
+    Bytes,
+    /// As server-sent events, with a comment every so often.
+    Events { keep_alive: Duration },
+}
+
+/// A body that follows. `until` is when the right to it ends; `len` is how long it will be, where that is known.
+fn live_body(hub: Arc<Hub>, cursor: Cursor, voice: Voice, until: Option<Instant>, len: Option<u64>) -> OutflowBody {
+    Outflow::body(len, move |out| async move {
+        // A shutdown waits for what a follower is still to get.
+        let _counted = hub.tasks.token();
+        let followed = tokio::select! {
+            // First what it has to be told, as far as that can be done at once.
+            biased;
+            followed = run(&hub, cursor, voice, until, &out) => followed,
+            () = hub.hard.cancelled() => return Err(Error::from(ErrorKind::ShuttingDown).into()),
+        };
+        let Err(error) = followed else { return Ok(()) };
+        tokio::select! {
+            () = out.settle() => {}
+            () = hub.hard.cancelled() => {}
+        }
+        Err(error.into())
+    })
+}
+
+/// Sends what the cursor finds until the resource ends; an error where that is not its end.
+async fn run(hub: &Hub, mut cursor: Cursor, voice: Voice, until: Option<Instant>, out: &Outflow) -> Result<(), Error> {
+    let mut events = match voice {
+        Voice::Bytes => None,
+        Voice::Events { .. } => Some(Encoder::new(cursor.life(), cursor.at())),
+    };
+    if let Some(events) = &mut events {
+        out.send(events.begin(cursor.state())).await;
+    }
+    let mut beats = match voice {
+        Voice::Bytes => None,
+        Voice::Events { keep_alive } => Some(tokio::time::interval_at(Instant::now() + keep_alive, keep_alive)),
+    };
+    loop {
+        if hub.hard.is_cancelled() {
+            return Err(ErrorKind::ShuttingDown.into());
+        }
+        if until.is_some_and(|until| until <= Instant::now()) {
+            return Err(expired());
+        }
+        let step = tokio::select! {
+            biased;
+            step = cursor.next() => step?,
+            () = expiry(until) => return Err(expired()),
+            () = beat(&mut beats) => {
+                out.send(Bytes::from_static(b":\n\n")).await;
+                continue;
+            }
+        };
+        match (step, &mut events) {
+            (Step::Data(mut pieces), None) => {
+                for piece in pieces.take_all() {
+                    out.send(piece).await;
+                }
+            }
+            (Step::Data(mut pieces), Some(events)) => {
+                let told = events.data(&pieces.take_all());
+                if !told.is_empty() {
+                    out.send(told).await;
+                }
+            }
+            (Step::State(_), None) => {}
+            (Step::State(state), Some(events)) => out.send(events.state(state)).await,
+            // The last event tells which end it is.
+            (Step::End(state), Some(events)) => {
+                out.send(events.end(state)).await;
+                return Ok(());
+            }
+            (Step::End(State::Interrupted), None) => return Err(ErrorKind::Interrupted.into()),
+            (Step::End(_), None) => return Ok(()),
+            (Step::Cut(kind), _) => return Err(kind.into()),
+        }
+    }
+}
+
+fn expired() -> Error {
+    Error::new(ErrorKind::Forbidden).with_detail("no longer authorized")
+}
+
+/// Cancel safe.
+async fn beat(beats: &mut Option<tokio::time::Interval>) {
+    match beats {
+        Some(beats) => {
+            beats.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}

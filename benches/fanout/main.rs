@@ -1,13 +1,14 @@
 //! One appender, many followers, over real sockets; every follower's bytes are compared whole.
 //!
 //! `cargo bench --bench fanout` prints what a delivery costs the server, beside a floor measured in the same run: a
-//! server without storage that writes each batch to each socket and does nothing else. Then what a follower that waits
-//! costs in memory. It fails if a byte is missing or a follower costs more than 15 KiB.
+//! server without storage that writes each batch to each socket and does nothing else. Then how long a message takes by
+//! WebSocket, by plain body and as server-sent events. Then what a follower that waits costs in memory. `-- latency` (or `fanout`, `idle`) is only that part. It fails if a byte is missing or a follower costs more than 15 KiB.
 //!
 //! The server is a process of its own on one core, so that its CPU time is its alone. `--smoke` (or any run that isn't
 //! `cargo bench`) is a few seconds of the same, for CI.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+mod latency;
 mod measure;
 mod peers;
 mod server;
@@ -40,8 +41,17 @@ fn main() {
     measure::raise_file_limit();
     runtime.block_on(async {
         tokio::time::timeout(LIMIT * 5, async {
-            fanout(smoke).await;
-            idle(if smoke { 200 } else { 1000 }).await;
+            let named = |part: &str| args.iter().any(|arg| arg == part);
+            let all = !["fanout", "latency", "idle"].into_iter().any(named);
+            if all || named("fanout") {
+                fanout(smoke).await;
+            }
+            if all || named("latency") {
+                latency::latency(smoke).await;
+            }
+            if all || named("idle") {
+                idle(if smoke { 200 } else { 1000 }).await;
+            }
         })
         .await
         .expect("the whole bench comes to its end");

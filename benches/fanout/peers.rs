@@ -73,6 +73,12 @@ impl Appender {
             self.0.write_all(&out).await.unwrap();
             out.clear();
         }
+        self.0.write_all(&out).await.unwrap();
+        self.finish().await;
+    }
+
+    pub async fn finish(&mut self) {
+        let mut out = Vec::new();
         put_frame(&mut out, 0x88, &1000u16.to_be_bytes());
         self.0.write_all(&out).await.unwrap();
         let mut end = Vec::new();
@@ -115,6 +121,13 @@ impl Follower {
             self.read().await;
         }
         assert_eq!(self.at, data.len(), "bytes are missing");
+    }
+
+    /// Takes what comes next: how far the data has come, and whether that was the end.
+    pub async fn step(&mut self, data: &[u8]) -> (usize, bool) {
+        self.read().await;
+        let ended = self.take(data);
+        (self.at, ended)
     }
 
     async fn read(&mut self) {

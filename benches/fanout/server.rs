@@ -29,7 +29,7 @@ fn layer(listener: TcpListener) {
     let keep = Duration::from_secs(3600);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(keep).build().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let app = Router::new().layer(HttpFStreamLayer::new(FsStorage::open(dir.path()).unwrap()));
+    let app = Router::new().layer(HttpFStreamLayer::new(FsStorage::open(dir.path()).unwrap()).plain_http(true));
     runtime.block_on(async { axum::serve(tokio::net::TcpListener::from_std(listener).unwrap(), app).await.unwrap() });
 }
 

@@ -215,6 +215,7 @@ impl Hub {
                     self.tasks.spawn(async move { passing.run(wanted).await })
                 }
                 Try::Open(opening) => self.tasks.spawn(async move {
+                    let mut owner = wanted.owner;
                     match hub.storage.stat(&opening.key).await? {
                         // By another node, or by one whose sync failed; nobody knows yet whom it is kept for.
                         Some(stat) if stat.state == State::Live => return Err(ErrorKind::Busy.into()),
@@ -227,6 +228,8 @@ impl Hub {
                             opening.adopt(&stat);
                             return Err(ErrorKind::Busy.into());
                         }
+                        // What is kept for anyone stays so.
+                        Some(stat) if stat.state == State::Lost => owner = owner.or(stat.owner),
                         _ => {}
                     }
                     let append = hub.storage.open(&opening.key, wanted.how).await?;
@@ -237,7 +240,7 @@ impl Hub {
                             synced => synced?,
                         };
                     }
-                    Ok(Some(opening.opened(append, wanted.owner)))
+                    Ok(Some(opening.opened(append, owner)))
                 }),
             };
             if let Some(attached) = opened.await.map_err(Error::storage)?? {

@@ -1,4 +1,4 @@
-//! Those who use the hub, each as a peer of protocol section 4 would.
+//! Those who use the hub, each as a peer of protocol section 4 would, or as one that uploads by section 5.
 
 use std::future::Future;
 use std::time::Duration;
@@ -42,10 +42,16 @@ impl Session {
     pub(super) fn draw(world: &World, id: u8) -> Self {
         let keys = world.plan().keys;
         let mut inner = world.lock();
+        let owner = match inner.draw(6) {
+            0 => None,
+            1 => Some(Owner::ANYONE),
+            _ => Some(inner.owner()),
+        };
         Self {
             id,
-            key: key(inner.draw(keys)),
-            owner: (inner.draw(4) > 0).then(|| inner.owner()),
+            // Who shows no id can't tell its own bytes from another's of the same sort.
+            key: key(if owner == Some(Owner::ANYONE) { 100 + u64::from(id) } else { inner.draw(keys) }),
+            owner,
             total: [0, 40, 200, 500][inner.draw(4) as usize],
             starts: Duration::from_millis(inner.draw(6000)),
             seal: inner.draw(12) == 0,
@@ -62,6 +68,11 @@ impl Session {
 
     fn end(&self) -> u64 {
         self.base + self.total
+    }
+
+    /// Goes on without an id, from where the resource ends.
+    pub(super) fn is_anyone(&self) -> bool {
+        self.owner == Some(Owner::ANYONE)
     }
 }
 
@@ -129,12 +140,20 @@ pub(super) async fn append(world: World, streams: Streams, index: usize) {
 
 async fn connect(world: &World, streams: &Streams, index: usize, mut session: Session) -> Next {
     let hub = &streams.hub;
+    let fresh = session.sent == session.base;
+    let offset = match session.is_anyone() {
+        true => match ask(world, streams, index, &session, fresh).await {
+            Ok(offset) => Some(offset),
+            Err(next) => return next,
+        },
+        false => None,
+    };
     let attach = Attach {
         how: if session.create && session.sent == 0 { Open::Create } else { Open::Continue },
         owner: session.owner,
-        offset: None,
+        offset,
         life: session.life,
-        finish: session.finish_sent.then(|| session.end()),
+        finish: session.finish_sent.then(|| session.end()).filter(|_| !session.is_anyone()),
     };
     world.say(format_args!("session {index} comes, {} acked, {} sent", session.acked, session.sent));
     let patience = match world.chance(10) {
@@ -153,7 +172,6 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
         }
     };
     let Some(attached) = attached else { return Next::Done("hangs") };
-    let fresh = session.sent == session.base;
     let (lease, resumed) = match attached {
         Ok(Attached::Open { lease, resumed }) => (lease, resumed),
         Ok(Attached::Finished(stat)) => {
@@ -166,7 +184,13 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
             let mut inner = world.lock();
             let session = &mut inner.sessions[index];
             return match error.kind() {
-                ErrorKind::Busy | ErrorKind::Storage => Next::Again,
+                ErrorKind::Busy => Next::Again,
+                // The storage failed, or it has got longer meanwhile: what was parked may be lost from now on.
+                kind if kind == ErrorKind::Storage || (kind == ErrorKind::Offset && offset.is_some()) => {
+                    let (key, owner) = (session.key.clone(), session.owner);
+                    owner.into_iter().for_each(|owner| inner.went(&key, owner));
+                    Next::Again
+                }
                 ErrorKind::Exists => {
                     session.create = false;
                     Next::Again
@@ -191,6 +215,14 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
         let hold = inner.hold(&lease, session.owner);
         inner.say(format_args!("session {index} is in at {at} of {life:?}, resumed: {resumed}"));
         let knows = match (fresh, resumed) {
+            _ if session.is_anyone() => {
+                inner.check(offset == Some(at), format_args!("session {index} is let in at {at}, not at {offset:?}"));
+                inner.count("went on without an id");
+                if fresh {
+                    (session.base, session.acked, session.sent) = (at, at, at);
+                }
+                fresh || session.life == Some(life)
+            }
             (true, _) => {
                 inner.check(!resumed, format_args!("session {index} has sent nothing, and is resumed"));
                 (session.base, session.acked, session.sent) = (at, at, at);
@@ -220,10 +252,30 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
         if !lease.over().is_cancelled() {
             inner.granted(life, at, session.id, at - session.base);
         }
-        acked(&mut inner, index, life, at);
+        if !session.is_anyone() {
+            acked(&mut inner, index, life, at);
+        }
         hold
     };
     Connection { world, streams, index, hold, at, life, session }.run(lease).await
+}
+
+/// Where somebody without an id goes on; what it holds that is not stored it sends again.
+async fn ask(world: &World, streams: &Streams, index: usize, session: &Session, fresh: bool) -> Result<u64, Next> {
+    let Some(Ok(stat)) = within(world, "stat", streams.hub.stat(&session.key)).await else { return Err(Next::Again) };
+    let Some(stat) = stat else {
+        return if fresh { Ok(0) } else { Err(Next::Done("deleted meanwhile")) };
+    };
+    if fresh {
+        return Ok(stat.len);
+    }
+    if session.life != Some(stat.life) || !(session.acked..=session.sent).contains(&stat.len) {
+        return Err(Next::Done("can't know"));
+    }
+    if session.finish_sent && stat.state.is_complete() && stat.len == session.end() {
+        return Err(finished(&mut world.lock(), index, stat.life, stat.len));
+    }
+    Ok(stat.len)
 }
 
 /// An acknowledgement came.
@@ -317,6 +369,7 @@ impl Connection<'_> {
                         }
                     }
                 }
+                34..38 if self.session.owner.is_some() => return self.park(lease).await,
                 34..44 => {
                     tokio::select! {
                         biased;
@@ -387,6 +440,36 @@ impl Connection<'_> {
     fn lose(&self, lease: Lease) {
         self.world.lock().release(self.hold, self.session.owner);
         drop(lease);
+    }
+
+    async fn park(self, lease: Lease) -> Next {
+        let Self { world, index, hold, life, .. } = self;
+        let Some(owner) = self.session.owner else { return Next::Again };
+        let patience = match world.chance(20) {
+            true => Duration::from_millis(world.draw(40)),
+            false => Duration::MAX,
+        };
+        let parked = tokio::select! {
+            biased;
+            parked = within(world, "park", lease.park()) => parked,
+            () = tokio::time::sleep(patience) => None,
+        };
+        let mut inner = world.lock();
+        match parked {
+            Some(Ok(stat)) => {
+                inner.say(format_args!("session {index} is parked at {}", stat.len));
+                inner.count("parked");
+                inner.parked(hold, owner);
+                acked(&mut inner, index, life, stat.len);
+                Next::Again
+            }
+            parked => {
+                let kind = parked.and_then(Result::err).map(|error| error.kind());
+                inner.say(format_args!("session {index} can't park: {kind:?}"));
+                inner.release(hold, Some(owner));
+                kind.map_or(Next::Again, gone)
+            }
+        }
     }
 
     async fn stop(self, lease: Lease) -> Next {
@@ -513,7 +596,7 @@ pub(super) async fn evict(world: World, streams: Streams) {
 
 pub(super) async fn delete(world: World, streams: Streams) {
     world.nap(9000).await;
-    let key = key(world.draw(world.plan().keys));
+    let key = world.any_key();
     let patience = match world.chance(40) {
         true => Duration::from_millis(world.draw(60)),
         false => Duration::MAX,
@@ -546,7 +629,7 @@ pub(super) async fn delete(world: World, streams: Streams) {
 /// A follower that comes back again and again.
 pub(super) async fn follow(world: World, streams: Streams, index: u64, stop: CancellationToken) {
     world.nap(6000).await;
-    let key = key(world.draw(world.plan().keys));
+    let key = world.any_key();
     let mut reached: Option<(Life, u64)> = None;
     for _ in 0..60 {
         if stop.is_cancelled() || world.has_failed() {

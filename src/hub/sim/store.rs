@@ -25,9 +25,9 @@ pub(super) struct Res {
     owners: Vec<(u64, Option<Owner>)>,
     real: bool,
     pub(super) lease: Option<u64>,
-    poisoned: bool,
+    pub(super) poisoned: bool,
     /// Appends that run.
-    busy: u32,
+    pub(super) busy: u32,
     /// The length, state and reality before the appender that has not ended yet.
     base: Option<(u64, State, bool)>,
 }

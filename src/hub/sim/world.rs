@@ -43,7 +43,7 @@ pub(super) struct Inner {
     pub(super) sessions: Vec<Session>,
     /// Appenders that take themselves for the holder.
     holds: BTreeMap<u64, Hold>,
-    /// Whose resource is kept since when.
+    /// Whose resource is kept since when. What is parked counts as lost later, by as much as it is kept longer.
     lost_at: BTreeMap<(Key, [u8; 32]), Duration>,
     /// The same of those who asked and didn't wait for the answer.
     perhaps_lost_at: BTreeMap<(Key, [u8; 32]), Duration>,
@@ -76,6 +76,8 @@ pub(super) struct Told {
 pub(super) struct Plan {
     pub(super) durability: Durability,
     pub(super) grace: Duration,
+    /// Longer than the grace.
+    pub(super) parking: Duration,
     pub(super) tail_cache: usize,
     /// In ten thousand calls of the storage.
     pub(super) faults: u64,
@@ -104,6 +106,7 @@ impl World {
         let plan = Plan {
             durability: Durability::Acked,
             grace: Duration::from_secs(3),
+            parking: Duration::from_secs(9),
             tail_cache: 64,
             faults: 0,
             losses: false,
@@ -142,6 +145,7 @@ impl World {
                 _ => Durability::Acked,
             },
             grace: Duration::from_millis(500 + world.draw(4000)),
+            parking: Duration::from_millis(5000 + world.draw(5000)),
             tail_cache: [0, 16, 64, 65536][world.draw(4) as usize],
             faults: [0, 0, 50, 200, 600][world.draw(5) as usize],
             losses: world.draw(2) == 0,
@@ -162,6 +166,19 @@ impl World {
 
     pub(super) fn plan(&self) -> Plan {
         self.lock().plan
+    }
+
+    /// The key of one of the resources that there are, or may be.
+    pub(super) fn any_key(&self) -> Key {
+        let keys = self.keys();
+        keys[self.draw(keys.len() as u64) as usize].clone()
+    }
+
+    /// All keys.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        let inner = self.lock();
+        let own = inner.sessions.iter().filter(|session| session.is_anyone()).map(|session| session.key.clone());
+        (0..inner.plan.keys).map(super::actors::key).chain(own).collect()
     }
 
     /// A number below `n`.
@@ -395,7 +412,7 @@ impl Inner {
         }
         self.check(others == 0, format_args!("two hold {key}"));
         let (now, grace) = (self.now(), self.plan.grace);
-        let other = |at: &[u8; 32]| owner.is_none_or(|owner| owner.to_bytes() != *at);
+        let other = |at: &[u8; 32]| owner.unwrap_or(Owner::ANYONE).to_bytes() != *at;
         let kept = self.lost_at.iter().find(|((of, by), at)| of == key && other(by) && now < **at + grace);
         if let Some((_, at)) = kept {
             let at = *at;
@@ -409,8 +426,8 @@ impl Inner {
     pub(super) fn release(&mut self, hold: u64, lost: Option<Owner>) {
         let Some(Hold { key, life, over }) = self.holds.remove(&hold) else { return };
         if let Some(owner) = lost {
-            // Deleted, and the hub is about to hear of it, or cut where the storage failed.
-            let there = self.store.get(&key).is_some_and(|res| res.life == life);
+            // Deleted, and the hub is about to hear of it, or the storage failed, which it is about to hear of too.
+            let there = self.store.get(&key).is_some_and(|res| res.life == life && !res.poisoned);
             // Where the storage failed the resource is out of the hub's hands, and is kept if it had any bytes of it.
             let kept = match over.is_cancelled() || !there {
                 true => self.store.get(&key).is_some_and(|res| res.state == State::Lost && res.owner() == Some(owner)),
@@ -425,6 +442,16 @@ impl Inner {
                     false => drop(self.lost_at.insert(at, now)),
                 }
             }
+        }
+    }
+
+    /// An appender has left its resource open.
+    pub(super) fn parked(&mut self, hold: u64, owner: Owner) {
+        let at = self.holds.get(&hold).map(|hold| (hold.key.clone(), owner.to_bytes()));
+        self.release(hold, Some(owner));
+        let longer = self.plan.parking - self.plan.grace;
+        if let Some(since) = at.and_then(|at| self.lost_at.get_mut(&at)) {
+            *since += longer;
         }
     }
 
@@ -452,6 +479,9 @@ impl Inner {
         if self.store.get(key).is_none_or(|res| res.state != State::Lost) {
             self.lost_at.retain(|(of, _), _| of != key);
         }
+        // And what was parked is lost from now on.
+        let now = self.now();
+        self.lost_at.iter_mut().filter(|((of, _), _)| of == key).for_each(|(_, since)| *since = now.min(*since));
     }
 
     /// The hub gives up on a lost appender.
@@ -460,7 +490,9 @@ impl Inner {
         let at = (key.clone(), owner.to_bytes());
         let held = self.holds.values().any(|hold| hold.key == *key && !hold.over.is_cancelled());
         self.check(!held, format_args!("{key} was given up while somebody holds it"));
-        match self.lost_at.get(&at).or(self.perhaps_lost_at.get(&at)).copied() {
+        // Who went away before it was let in has ended a parking all the same.
+        let since = [self.lost_at.get(&at), self.perhaps_lost_at.get(&at)].into_iter().flatten().min().copied();
+        match since {
             Some(at) if now >= at + grace => {}
             Some(at) => self.fail(format_args!("{key} was given up though kept since {at:?}")),
             None => self.fail(format_args!("{key} was given up and nobody had lost it")),

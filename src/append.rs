@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, header};
+use http::{HeaderMap, Version, header};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -153,6 +153,9 @@ struct Incoming {
     ended: Option<Ended>,
     /// What its clean end means.
     then: Then,
+    /// Over HTTP/2 hyper takes a reset with `NO_ERROR` for an end, and Node's clients send that when they give up. There a
+    /// body has to say itself that it has ended.
+    says_its_end: bool,
 }
 
 /// What the end of a request's body means.
@@ -177,6 +180,9 @@ impl Source for Incoming {
                     }
                     Poll::Ready(Some(Err(error))) => {
                         tracing::debug!(error = &*error as &dyn std::error::Error, "a body was cut");
+                        self.ended = Some(Ended::Gone);
+                    }
+                    Poll::Ready(None) if self.says_its_end && !self.body.is_end_stream() => {
                         self.ended = Some(Ended::Gone);
                     }
                     Poll::Ready(None) => {
@@ -221,11 +227,12 @@ impl Source for Incoming {
 pub(crate) async fn from_body(
     hub: Arc<Hub>,
     body: RequestBody,
+    version: Version,
     then: Then,
     mut lease: Lease,
     terms: Terms,
 ) -> Result<Stat> {
-    let mut source = Incoming { body, heard: 0, ended: None, then };
+    let mut source = Incoming { body, heard: 0, ended: None, then, says_its_end: version > Version::HTTP_11 };
     match appending(&hub, &mut source, &mut lease, terms).await {
         Ended::Finished(end) => lease.finish(end).await,
         Ended::Parked => lease.park().await,

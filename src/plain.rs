@@ -52,6 +52,7 @@ pub(crate) async fn follow(
             let mut response = Response::new(full(""));
             *response.status_mut() = StatusCode::NO_CONTENT;
             describe(response.headers_mut(), &stat);
+            not_to_be_held(response.headers_mut(), false);
             return Ok(response);
         }
         Err(error) => return Ok(told_with(&error, Some(stat))),

@@ -95,3 +95,32 @@ async fn an_appender_whose_stream_is_cancelled_is_lost() {
     assert_eq!(follower.to_end().await, (vec![], Some(1011)));
     assert_eq!(server.at_rest("a").await.unwrap().state, State::Interrupted);
 }
+
+#[tokio::test]
+async fn a_body_that_is_given_up_with_no_error_is_not_finished() {
+    // Node's clients reset a stream with NO_ERROR when they give it up; hyper takes that for the end of the body.
+    for (reason, ended) in [
+        (Some(h2::Reason::NO_ERROR), State::Interrupted),
+        (Some(h2::Reason::CANCEL), State::Interrupted),
+        (None, State::Finished),
+    ] {
+        let server = serve(memory_layer()).await;
+        let stream = TcpStream::connect(server.addr).await.unwrap();
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post(format!("http://{}/a?verb=APPEND", server.addr)).body(()).unwrap();
+        let (response, mut body) = client.send_request(request, false).unwrap();
+        body.send_data(Bytes::from_static(b"some of it"), false).unwrap();
+        let following = server.streams.follow("a").wait(std::time::Duration::from_secs(60)).into_future();
+        let mut follower = soon("the resource", following).await.unwrap();
+        assert_eq!(soon("bytes", follower.next_chunk()).await.unwrap().unwrap(), "some of it");
+        match reason {
+            Some(reason) => body.send_reset(reason),
+            None => {
+                body.send_data(Bytes::new(), true).unwrap();
+                assert_eq!(soon("an answer", response).await.unwrap().status(), 201);
+            }
+        }
+        assert_eq!(server.at_rest("a").await.unwrap().state, ended, "{reason:?}");
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! A **resource** is an append-only byte stream at a URL path. One appender at a time writes it, any number of followers
 //! read it: first what is stored, then what arrives, then the end, and whether that was the end or a cut. Appenders and
-//! followers come over WebSocket, or from inside the process. What is stored can be fetched with a plain GET.
+//! followers come over WebSocket, with plain HTTP (request bodies, live response bodies, server-sent events), or from
+//! inside the process. What is stored can be fetched with a plain GET.
 //!
 //! ```no_run
 //! # #[cfg(unix)]
@@ -18,8 +19,9 @@
 //! # #[cfg(not(unix))] fn main() {}
 //! ```
 //!
-//! Now `new WebSocket('ws://localhost:8080/streams/build.log?verb=APPEND')` appends, `?verb=FOLLOW` follows, and
-//! `curl http://localhost:8080/streams/build.log` gets what is there. Everybody may do that: see
+//! Now `make 2>&1 | curl -T - 'http://localhost:8080/streams/build.log?verb=APPEND'` appends, `curl -N` with
+//! `?verb=FOLLOW` follows, and without a verb it gets what is there. So do
+//! `new WebSocket('ws://localhost:8080/streams/build.log?verb=FOLLOW')` and `EventSource`. Everybody may do that: see
 //! [`authorize`](HttpFStreamLayer::authorize).
 //!
 //! # Where things are

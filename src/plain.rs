@@ -88,7 +88,7 @@ pub(crate) async fn follow(
     }
     let voice = match reading.events {
         true => Voice::Events { keep_alive: options.times.ping },
-        false => Voice::Bytes,
+        false => Voice::Bytes { end_told: !live },
     };
     let until = left.map(|left| Instant::now() + left);
     Ok(response.map(|_| boxed(live_body(Arc::clone(hub), cursor, voice, until, len))))
@@ -157,8 +157,8 @@ fn not_to_be_held(headers: &mut HeaderMap, live: bool) {
 /// How the bytes are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Voice {
-    /// As they are.
-    Bytes,
+    /// As they are. `end_told`: the head has told how the resource ended.
+    Bytes { end_told: bool },
     /// As server-sent events, with a comment every so often.
     Events { keep_alive: Duration },
 }
@@ -186,14 +186,14 @@ fn live_body(hub: Arc<Hub>, cursor: Cursor, voice: Voice, until: Option<Instant>
 /// Sends what the cursor finds until the resource ends; an error where that is not its end.
 async fn run(hub: &Hub, mut cursor: Cursor, voice: Voice, until: Option<Instant>, out: &Outflow) -> Result<(), Error> {
     let mut events = match voice {
-        Voice::Bytes => None,
+        Voice::Bytes { .. } => None,
         Voice::Events { .. } => Some(Encoder::new(cursor.life(), cursor.at())),
     };
     if let Some(events) = &mut events {
         out.send(events.begin(cursor.state())).await;
     }
     let mut beats = match voice {
-        Voice::Bytes => None,
+        Voice::Bytes { .. } => None,
         Voice::Events { keep_alive } => Some(tokio::time::interval_at(Instant::now() + keep_alive, keep_alive)),
     };
     loop {
@@ -231,7 +231,9 @@ async fn run(hub: &Hub, mut cursor: Cursor, voice: Voice, until: Option<Instant>
                 out.send(events.end(state)).await;
                 return Ok(());
             }
-            (Step::End(State::Interrupted), None) => return Err(ErrorKind::Interrupted.into()),
+            (Step::End(State::Interrupted), None) if voice != (Voice::Bytes { end_told: true }) => {
+                return Err(ErrorKind::Interrupted.into());
+            }
             (Step::End(_), None) => return Ok(()),
             (Step::Cut(kind), _) => return Err(kind.into()),
         }

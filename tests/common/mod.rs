@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::net::{TcpListener, TcpStream};
 
 pub mod log;
+pub mod plain;
 pub mod spy;
 
 /// Awaits an event that has to come: a hang is a failure, not a hang.

@@ -17,10 +17,7 @@ use tokio::sync::mpsc;
 use crate::error::BoxError;
 use crate::storage::erased::BoxFuture;
 
-/// How long an abort waits for bytes that the reader doesn't take.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// And then for those that were copied on their way, by TLS for example, and can't be seen any more.
+/// How long an abort waits for bytes that were copied on their way, by TLS for example, and can't be seen any more.
 const LINGER: Duration = Duration::from_millis(50);
 
 /// Where the bytes of a body are put.
@@ -52,10 +49,16 @@ impl Outflow {
         let _ = self.made.send(piece).await;
     }
 
-    /// Waits until everything has left, for a bounded time.
-    pub(crate) async fn settle(mut self) {
+    /// Waits until everything has left, as long as the reader takes any of it within this time.
+    pub(crate) async fn settle(mut self, stall: Duration) {
         drop(self.token);
-        let _ = tokio::time::timeout(PATIENCE, self.gone.recv()).await;
+        loop {
+            let left = self.gone.sender_strong_count();
+            let gone = tokio::time::timeout(stall, self.gone.recv()).await;
+            if gone.is_ok() || self.gone.sender_strong_count() == left {
+                break;
+            }
+        }
         tokio::time::sleep(LINGER).await;
     }
 }

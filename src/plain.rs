@@ -86,12 +86,13 @@ pub(crate) async fn follow(
     if head.method == Method::HEAD {
         return Ok(response);
     }
-    let voice = match reading.events {
-        true => Voice::Events { keep_alive: options.times.ping },
-        false => Voice::Bytes { end_told: !live },
+    let terms = Terms {
+        keep_alive: reading.events.then_some(options.times.ping),
+        until: left.map(|left| Instant::now() + left),
+        stall: options.times.stall,
+        len,
     };
-    let until = left.map(|left| Instant::now() + left);
-    Ok(response.map(|_| boxed(live_body(Arc::clone(hub), cursor, voice, until, len))))
+    Ok(response.map(|_| boxed(live_body(Arc::clone(hub), cursor, terms))))
 }
 
 /// How a follower is answered.
@@ -154,29 +155,33 @@ fn not_to_be_held(headers: &mut HeaderMap, live: bool) {
     }
 }
 
-/// How the bytes are told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Voice {
-    /// As they are. `end_told`: the head has told how the resource ended.
-    Bytes { end_told: bool },
-    /// As server-sent events, with a comment every so often.
-    Events { keep_alive: Duration },
+/// What a following body may do.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    /// The bytes are told as server-sent events, with a comment every so often.
+    keep_alive: Option<Duration>,
+    /// When the right to it ends.
+    until: Option<Instant>,
+    /// How long a reader may take nothing before an abort no longer waits for it.
+    stall: Duration,
+    /// How long it will be, where that is known: the resource is at rest, and the head has told how it ended.
+    len: Option<u64>,
 }
 
-/// A body that follows. `until` is when the right to it ends; `len` is how long it will be, where that is known.
-fn live_body(hub: Arc<Hub>, cursor: Cursor, voice: Voice, until: Option<Instant>, len: Option<u64>) -> OutflowBody {
-    Outflow::body(len, move |out| async move {
+/// A body that follows.
+fn live_body(hub: Arc<Hub>, cursor: Cursor, terms: Terms) -> OutflowBody {
+    Outflow::body(terms.len, move |out| async move {
         // A shutdown waits for what a follower is still to get.
         let _counted = hub.tasks.token();
         let followed = tokio::select! {
             // First what it has to be told, as far as that can be done at once.
             biased;
-            followed = run(&hub, cursor, voice, until, &out) => followed,
+            followed = run(&hub, cursor, terms, &out) => followed,
             () = hub.hard.cancelled() => return Err(Error::from(ErrorKind::ShuttingDown).into()),
         };
         let Err(error) = followed else { return Ok(()) };
         tokio::select! {
-            () = out.settle() => {}
+            () = out.settle(terms.stall) => {}
             () = hub.hard.cancelled() => {}
         }
         Err(error.into())
@@ -184,18 +189,13 @@ fn live_body(hub: Arc<Hub>, cursor: Cursor, voice: Voice, until: Option<Instant>
 }
 
 /// Sends what the cursor finds until the resource ends; an error where that is not its end.
-async fn run(hub: &Hub, mut cursor: Cursor, voice: Voice, until: Option<Instant>, out: &Outflow) -> Result<(), Error> {
-    let mut events = match voice {
-        Voice::Bytes { .. } => None,
-        Voice::Events { .. } => Some(Encoder::new(cursor.life(), cursor.at())),
-    };
+async fn run(hub: &Hub, mut cursor: Cursor, terms: Terms, out: &Outflow) -> Result<(), Error> {
+    let Terms { keep_alive, until, len, .. } = terms;
+    let mut events = keep_alive.map(|_| Encoder::new(cursor.life(), cursor.at()));
     if let Some(events) = &mut events {
         out.send(events.begin(cursor.state())).await;
     }
-    let mut beats = match voice {
-        Voice::Bytes { .. } => None,
-        Voice::Events { keep_alive } => Some(tokio::time::interval_at(Instant::now() + keep_alive, keep_alive)),
-    };
+    let mut beats = keep_alive.map(|every| tokio::time::interval_at(Instant::now() + every, every));
     loop {
         if hub.hard.is_cancelled() {
             return Err(ErrorKind::ShuttingDown.into());
@@ -231,9 +231,7 @@ async fn run(hub: &Hub, mut cursor: Cursor, voice: Voice, until: Option<Instant>
                 out.send(events.end(state)).await;
                 return Ok(());
             }
-            (Step::End(State::Interrupted), None) if voice != (Voice::Bytes { end_told: true }) => {
-                return Err(ErrorKind::Interrupted.into());
-            }
+            (Step::End(State::Interrupted), None) if len.is_none() => return Err(ErrorKind::Interrupted.into()),
             (Step::End(_), None) => return Ok(()),
             (Step::Cut(kind), _) => return Err(kind.into()),
         }

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Headless Chromium against the built server: the follow module, the viewer, the listing. With `--screenshots` also the
+# pictures of the documentation are taken anew.
+. "$(dirname "$0")/lib.sh"
+
+if ! command -v chromium >/dev/null; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core
+fi
+if ! command -v npm >/dev/null; then
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends nodejs npm
+fi
+# It drives the browser that is there; it brings none.
+mkdir "$work/node"
+npm install --silent --no-audit --no-fund --prefix "$work/node" playwright-core@1.65.1
+current=browser.mjs
+export HOME=$work
+CHROMIUM=$(command -v chromium) timeout 400 node "$(dirname "$0")/browser.mjs" "$bin" "$work" "$repo" "$@"

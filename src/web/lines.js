@@ -17,6 +17,8 @@ const ODD = /[\u0300-\u036f\u1100-\u115f\u200b-\u200f\u231a-\u231b\u23e9-\u23f3\
 const NO_WIDTH = /[\u0300-\u036f\u200b-\u200f\ufe00-\ufe0f\p{Mn}]/u;
 const TWO_WIDE = /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\p{Emoji_Presentation}\u{20000}-\u{3fffd}]/u;
 
+const WHITE_AND_BLACK = { 'var(--c0)': '#000', 'var(--c7)': '#eee', 'var(--c15)': '#fff' };
+
 /** Lines, the last of which is still being written. `runs` of a line is null, or `[start, style, start, style, …]`. */
 export class Lines {
     texts = [];
@@ -202,6 +204,8 @@ export class Lines {
 
     #intern(sgr) {
         let { fore, back } = sgr;
+        // The theme's white and black are made to be read on its own background; on another one they are themselves.
+        if (back && WHITE_AND_BLACK[fore]) fore = WHITE_AND_BLACK[fore];
         if (sgr.inverse) [fore, back] = [back ?? 'var(--back)', fore ?? 'var(--text)'];
         const classes = ['bold', 'dim', 'italic', 'underline', 'strike'].filter((name) => sgr[name]).join(' ');
         const key = fore || back || classes ? `${classes}|${fore}|${back}` : '';

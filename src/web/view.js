@@ -461,12 +461,13 @@ async function run(url) {
                 bytes = event.offset;
                 note = `The first ${sized(event.offset)} are left out here; “raw” has everything.`;
             }
-            // A resource at rest says so at its beginning, but it is all here only at the end.
-            if (event.end || !['finished', 'interrupted', 'sealed'].includes(event.state)) show(event.state, note);
+            show(event.state, note);
             if (event.end) {
                 write(decoder.decode());
                 lines.end();
                 search.go();
+                part('state').dataset.whole = '';
+                part('state').title = 'This is the end.';
             }
         }
         drawSoon();

@@ -179,7 +179,8 @@ const view = async (server, name, options) => {
     await page.goto(`${server.url}/${name}?view`);
     return page;
 };
-const badge = (page, state) => page.waitForSelector(`#state[data-state=${state}]`);
+// At the end all of it has to be there.
+const badge = (page, state) => page.waitForSelector(`#state[data-state=${state}]${ENDS.includes(state) ? '[data-whole]' : ''}`);
 const shownBytes = (page) => page.$eval('#size', (size) => Number(size.value));
 const showsBytes = (page, count) => page.waitForFunction((count) => document.getElementById('size').value === String(count), count);
 const rows = (page) => page.$$eval('#rows > div', (rows) => rows.map((row) => row.textContent));
@@ -531,6 +532,98 @@ const checks = {
         await closePage(page);
     },
 
+    async check_lines_are_as_a_terminal_shows_them_wherever_chunks_end() {
+        const source = readFileSync(join(repo, 'src/web/lines.js'), 'utf8');
+        const { Lines } = await import(`data:text/javascript,${encodeURIComponent(source)}`);
+        // Each character with its style.
+        const shown = (...chunks) => {
+            const lines = new Lines();
+            for (const chunk of chunks) lines.write(chunk);
+            lines.end();
+            return lines.texts.map((text, line) => {
+                const runs = lines.runs[line] ?? [0, 0];
+                const style = (at) => {
+                    let found = 0;
+                    for (let run = 0; run < runs.length && runs[run] <= at; run += 2) found = runs[run + 1];
+                    const { classes = '', fore = '', back = '' } = lines.styles[found];
+                    return [classes, fore, back].filter(Boolean).join(' ');
+                };
+                return Array.from({ length: text.length }, (_, at) => [text[at], style(at)]);
+            });
+        };
+        const texts = (lines) => lines.map((line) => line.map(([character]) => character).join(''));
+        const cases = [
+            ['a\r\nb\n\nc', ['a', 'b', '', 'c']],
+            ['100%\r5%\x1b[K\n100%\r5%', ['5%', '5%0%']],
+            ['ab\x08c\n\x08d', ['ac', 'd']],
+            ['a\tb\tc\r\tx', ['a       x       c']],
+            ['\x1b[1Gone\x1b[1G\x1b[2Ktwo\n', ['two']],
+            ['abc\x1b[2Dx\x1b[5Cy', ['axc    y']],
+            ['\x1b]0;title\x07x\x1b]8;;http://a\x1b\\link\x1b]8;;\x1b\\\n', ['xlink']],
+            ['\x1b(B\x1b[?25lx\x1b7\x1b[2A\x1bPq#0\x1b\\y\x07\x00\x85', ['xy']],
+            ['\x1b]never ended\nnext', ['', 'next']],
+            ['\u{1f600}\u{1f600}\rab', ['ab\u{1f600}']],
+            ['\x1b[31mabcdef\x1b[0m\rX\x1b[32mY\x1b[39m\n', ['XYcdef']],
+            ['\x1b[38:2::1:2:3;4ma\x1b[24;48;5;250mb\x1b[7mc\x1b[27;39;49;1;2;3md\x1b[22;23me\n', ['abcde']],
+        ];
+        for (const [text, expected] of cases) {
+            const whole = shown(text);
+            assert.deepEqual(texts(whole), expected, JSON.stringify(text));
+            for (let at = 0; at <= text.length; at++) assert.deepEqual(shown(text.slice(0, at), text.slice(at)), whole);
+            assert.deepEqual(shown(...text.split('')), whole);
+        }
+        assert.deepEqual(shown(cases.at(-2)[0])[0].map(([, style]) => style), ['', 'var(--c2)', ...Array(4).fill('var(--c1)')]);
+        assert.deepEqual(shown(cases.at(-1)[0])[0].map(([, style]) => style), [
+            'underline rgb(1 2 3)',
+            'rgb(1 2 3) rgb(188 188 188)',
+            'rgb(188 188 188) rgb(1 2 3)',
+            'bold dim italic',
+            '',
+        ]);
+        // Nothing that a line holds makes the next ones wait, or is lost.
+        const long = shown('x'.repeat(40_000) + '\r' + 'y\n');
+        assert.deepEqual([long.length, long.flat().length], [3, 40_000]);
+        assert.deepEqual(texts(shown(`\x1b]${'z'.repeat(10_000)}`, '\nnext')).at(-1), 'next');
+    },
+
+    async check_what_grows_for_long_loses_its_beginning() {
+        const appender = main.append('growing.log');
+        const text = (from, to) => Array.from({ length: to - from }, (_, n) => `line ${String(from + n).padStart(6, '0')}\n`).join('');
+        appender.write(text(0, 1000));
+        await arrived(main, '/growing.log', 12_000);
+        const page = await newPage();
+        // As with a log of hundreds of megabytes.
+        await page.route('**/view.js', async (route) => {
+            const body = readFileSync(join(repo, 'src/web/view.js'), 'utf8').replace('128 * 1024 * 1024', '60_000');
+            await route.fulfill({ body, contentType: 'text/javascript' });
+        });
+        await page.goto(`${main.url}/growing.log?view`);
+        await showsRow(page, 'line 000999');
+        await page.fill('#query', 'line 00');
+        await page.waitForFunction(() => document.getElementById('hits').textContent.endsWith('/1,000'));
+        for (let from = 1000; from < 15_000; from += 1000) {
+            appender.write(text(from, from + 1000));
+            await page.waitForFunction((count) => document.getElementById('size').dataset.lines === count, String(from + 1000));
+        }
+        await page.focus('#log');
+        await page.keyboard.press('End');
+        await showsRow(page, 'line 014999');
+        assert.equal(await shownBytes(page), 180_000);
+        await page.keyboard.press('Home');
+        await page.waitForFunction(() => document.getElementById('log').scrollTop === 0);
+        await answers(page);
+        const [first] = await rows(page);
+        assert.match(first, /^line 0\d{5}$/);
+        const missing = Number(first.slice(5));
+        assert.ok(missing >= 5_000 && missing < 11_000, `begins with ${first}`);
+        assert.equal(await page.$eval('#rows > div', (row) => row.dataset.line), String(missing));
+        const left = Math.max(0, 10_000 - missing).toLocaleString('en');
+        await page.waitForFunction((left) => document.getElementById('hits').textContent === left, left);
+        await appender.finish();
+        await badge(page, 'finished');
+        await closePage(page);
+    },
+
     async check_long_lines_wrap_at_the_windows_width() {
         const long = Array.from({ length: 100 }, (_, n) => `word${n}`).join(' ');
         await main.put('long.log', `first\n\x1b[32m${long}\x1b[0m\n${'日本語'.repeat(60)}\nlast\n`);
@@ -686,7 +779,7 @@ const checks = {
             const from = performance.now();
             await answers(page);
             longest = Math.max(longest, performance.now() - from);
-            done = (await page.$eval('#state', (state) => state.dataset.state)) === 'finished';
+            done = await page.$eval('#state', (state) => 'whole' in state.dataset);
             assert.ok((await page.$$('#rows > div')).length < 200);
         }
         assert.ok(frames > 5, `${frames} frames`);
@@ -736,11 +829,43 @@ const checks = {
         const data = Buffer.concat([...Array(150).fill(chunk), Buffer.from('the end\n')]);
         writeFileSync(join(main.root, 'huge.log'), data);
         const page = await view(main, 'huge.log');
-        await page.waitForSelector('#state[data-state=finished]', { timeout: 60_000 });
+        await page.waitForSelector('#state[data-state=finished][data-whole]', { timeout: 50_000 });
         await showsRow(page, 'the end');
         assert.equal(await shownBytes(page), data.length);
         assert.match(await page.textContent('#note'), /first 15\.1 MiB are left out/);
         await closePage(page);
+    },
+
+    async check_a_proxy_may_take_a_prefix_away() {
+        const proxy = http.createServer();
+        // Asks the server for what is behind the prefix, as the page's own host.
+        const ask = ({ method, url, headers }) => {
+            const path = url.startsWith('/logs/') ? url.slice('/logs'.length) : '/outside-of-the-prefix';
+            return http.request({ host: '127.0.0.1', port: main.port, method, path, headers }).on('error', () => {}).end();
+        };
+        proxy.on('request', (request, response) => {
+            ask(request).on('response', (answer) => answer.pipe(response.writeHead(answer.statusCode, answer.headers)));
+        });
+        proxy.on('upgrade', (request, socket) => {
+            ask(request).on('upgrade', (answer, upstream, head) => {
+                const headers = Object.entries(answer.headers).map(([name, value]) => `${name}: ${value}\r\n`);
+                socket.write(`HTTP/1.1 101 Switching Protocols\r\n${headers.join('')}\r\n`);
+                upstream.unshift(head);
+                upstream.on('error', () => {}).pipe(socket.on('error', () => {})).pipe(upstream);
+            });
+        });
+        await once(proxy.listen(0, '127.0.0.1'), 'listening');
+        await main.put('behind/a/proxy.log', 'through\n');
+        const page = await newPage();
+        await page.goto(`http://127.0.0.1:${proxy.address().port}/logs/behind/`);
+        await page.click('text=a/proxy.log');
+        await badge(page, 'finished');
+        assert.deepEqual(await rows(page), ['through']);
+        assert.equal(await (await page.request.get(await page.$eval('#raw', (link) => link.href))).text(), 'through\n');
+        assert.deepEqual(page.said, []);
+        await closePage(page);
+        proxy.close();
+        proxy.closeAllConnections();
     },
 
     async check_the_listing_tells_what_is_live() {

@@ -49,8 +49,8 @@ export async function* follow(url, { offset, tail, lines, life, wait = 0, signal
     let known = false; // Whether the server has told where the data begins: then `offset` and `life` say where it goes on.
     let reason;
     for (let attempt = 0; ; attempt++) {
-        signal?.throwIfAborted();
         if (attempt >= 0) yield { type: 'state', state: 'connecting', attempt, ...(reason && { reason }) };
+        signal?.throwIfAborted();
         // Half of it is random: those that a restart cut together don't come back together.
         if (attempt > 0) await sleep(Math.min(15000, 125 * 2 ** attempt) * (1 + Math.random()) / 2, signal);
         const left = Math.ceil((deadline - Date.now()) / 1000);
@@ -61,7 +61,7 @@ export async function* follow(url, { offset, tail, lines, life, wait = 0, signal
         let events = [], unread = 0, full, opened, progress, end, failure, closed, wake;
         const fail = (code, message) => {
             failure = new FollowError(code, message);
-            socket.close();
+            wake?.();
         };
         const add = (event) => {
             events.push(event);
@@ -69,8 +69,9 @@ export async function* follow(url, { offset, tail, lines, life, wait = 0, signal
         };
         const control = (message) => {
             if (!opened) {
-                if (known && message.offset !== offset) return fail('protocol', 'the data goes on somewhere else');
                 if (life && message.life !== life) return fail('life', 'this is another life of the resource');
+                const fits = known ? message.offset === offset : Number.isSafeInteger(message.offset);
+                if (!fits) return fail('protocol', `the data begins at ${message.offset}`);
                 opened = Date.now();
                 ({ offset, life } = message);
                 known = true;
@@ -111,7 +112,7 @@ export async function* follow(url, { offset, tail, lines, life, wait = 0, signal
         const abort = () => wake?.();
         signal?.addEventListener('abort', abort);
         try {
-            while (events.length > 0 || !closed) {
+            while (events.length > 0 || !(closed || failure)) {
                 if (events.length === 0) await new Promise((resolve) => (wake = resolve));
                 signal?.throwIfAborted();
                 const taken = events;

@@ -354,6 +354,12 @@ const checks = {
             })().catch((error) => error.name);
             const name = await first;
             for await (const event of follow('/quiet.txt')) if (event.type === 'data') break;
+            // Before it has begun.
+            const early = new AbortController();
+            const never = (async () => {
+                for await (const event of follow('/quiet.txt', { signal: early.signal })) early.abort();
+            })().catch((error) => error.name);
+            if ((await never) !== 'AbortError') return 'not ended';
             return { name, open: sockets.map((socket) => socket.readyState >= 2), count: sockets.length };
         });
         assert.deepEqual(told, { name: 'AbortError', open: [true, true], count: 2 });

@@ -301,13 +301,22 @@ export function isOdd(text) {
     return ODD.test(text);
 }
 
+// How many columns a character takes: an approximation of what terminals agree on.
+function widthOf(character) {
+    const code = character.codePointAt(0);
+    if (code < 0x300) return 1;
+    // Most of what is not Latin is in here, and needs no closer look.
+    if ((code >= 0x309b && code <= 0xa4cf) || (code >= 0xac00 && code <= 0xd7a3)) return 2;
+    return NO_WIDTH.test(character) ? 0 : TWO_WIDE.test(character) ? 2 : 1;
+}
+
 /** Where the rows of a line begin if a row has so many columns; for lines that are odd. */
 export function breaks(text, columns) {
     const starts = [0];
     let used = 0;
     let at = 0;
     for (const character of text) {
-        const width = NO_WIDTH.test(character) ? 0 : TWO_WIDE.test(character) ? 2 : 1;
+        const width = widthOf(character);
         if (used + width > columns) {
             starts.push(at);
             used = 0;

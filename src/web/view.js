@@ -12,6 +12,8 @@ const TALLEST = 8_000_000;
 // Work is done in slices, so that the page answers in between.
 const SLICE = 8;
 const MOST_HITS = 100_000;
+// A row of more pieces than this is noise: the rest of it goes without styles.
+const MOST_PIECES = 1000;
 
 const part = (id) => document.getElementById(id);
 const log = part('log');
@@ -221,6 +223,10 @@ function fill(element, line, text, from, to) {
         let at = Math.max(from, runs[run]);
         const stop = Math.min(to, runs[run + 2] ?? text.length);
         while (at < stop) {
+            if (element.childNodes.length >= MOST_PIECES) {
+                element.append(text.slice(at, to));
+                return;
+            }
             while (hit < hits.length && hits[hit].to <= at) hit++;
             const inside = hit < hits.length && hits[hit].from <= at;
             const until = hit < hits.length ? Math.min(stop, inside ? hits[hit].to : hits[hit].from) : stop;

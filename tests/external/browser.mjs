@@ -475,6 +475,13 @@ const checks = {
             assert.equal(headers.get('referrer-policy'), 'no-referrer');
             assert.equal(headers.get('cache-control'), 'no-cache');
         }
+        // A page that makes its own name point here (DNS rebinding) gets none of them.
+        for (const path of ['/lines.txt?view', '/', '/.httpfstream/follow.js']) {
+            const asked = http.get(main.url + path, { headers: { Host: 'evil.example' } });
+            const [response] = await within(once(asked, 'response'), 'an answer');
+            response.resume();
+            assert.equal(response.statusCode, 421, path);
+        }
         // Only what exists can be viewed, and only without a verb.
         assert.equal((await fetch(`${main.url}/nowhere?view`)).status, 404);
         assert.equal(await (await fetch(`${main.url}/lines.txt?view&verb=FOLLOW`)).text(), 'one\ntwo\nthree\n');

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Headless Chromium against the built server: the follow module, the viewer, the listing. With `--screenshots` also the
-# pictures of the documentation are taken anew.
+# pictures of the documentation are taken anew; other arguments choose the checks with this in their name.
 . "$(dirname "$0")/lib.sh"
 
 missing=()

@@ -35,7 +35,8 @@
 //! | [`Error`], [`ErrorKind`] | what went wrong |
 //! | [`Key`] | the name of a resource |
 //! | `client` (feature `client`) | append and follow from other programs |
-//! | [`docs`] | pages: [the protocol](docs::protocol), [mounting](docs::mounting), [what survives what](docs::surviving), [migrating](docs::migrating) |
+//! | [`FOLLOW_JS`] | follow from web pages |
+//! | [`docs`] | pages: [the protocol](docs::protocol), [mounting](docs::mounting), [what survives what](docs::surviving), [web pages](docs::browser), [migrating](docs::migrating) |
 //!
 //! # How it works
 //!
@@ -84,6 +85,7 @@ mod socket;
 mod streams;
 mod upgrade;
 mod upload;
+mod web;
 #[cfg_attr(not(feature = "client"), allow(dead_code))]
 mod wire;
 
@@ -99,6 +101,7 @@ pub use crate::service::{HttpFStream, NotFound};
 pub use crate::streams::{
     AppendRequest, Appender, Durability, Event, Events, FollowRequest, Follower, Streams, StreamsBuilder, Update,
 };
+pub use crate::web::FOLLOW_JS;
 
 /// Tests the README's code.
 #[cfg(all(doctest, unix, feature = "client"))]

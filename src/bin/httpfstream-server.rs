@@ -1,5 +1,6 @@
 //! Serves a folder of resources that can be appended to and followed.
 
+mod server;
 mod shared;
 
 use std::convert::Infallible;
@@ -10,12 +11,10 @@ use std::process::exit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::Parser;
 use clap::builder::NonEmptyStringValueParser;
-use http::{HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
+use http::{Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
 use httpfstream::storage::FsStorage;
 use httpfstream::{BoxError, Durability, HttpFStream, HttpFStreamLayer, NotFound, Streams, Verb};
 use hyper::body::Incoming;
@@ -26,6 +25,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tower::{Layer, Service};
 
+use self::server::{Body, full, token};
 use self::shared::exit::{FAILED, FINISHED};
 
 const PROGRAM: &str = "httpfstream-server";
@@ -48,13 +48,17 @@ struct Args {
     #[arg(long, env = "HTTPFSTREAM_HTTP", default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
     http: String,
 
-    /// Ask everybody for this bearer token.
+    /// Ask everybody for this token: a bearer token, or with HTTP Basic any user's password.
     #[arg(long, env = "HTTPFSTREAM_TOKEN", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     token: Option<String>,
 
     /// Refuse to append and to delete.
     #[arg(long, env = "HTTPFSTREAM_READ_ONLY")]
     read_only: bool,
+
+    /// List the resources below each path that ends with a slash.
+    #[arg(long, env = "HTTPFSTREAM_LISTING")]
+    listing: bool,
 
     /// A web page's origin (`https://app.example`) that may append and follow, besides this server's own; `*` is all.
     /// Can be repeated.
@@ -149,6 +153,8 @@ async fn run(args: Args) -> Result<(), BoxError> {
     }
     let server = Server {
         service: layer.layer(NotFound),
+        streams: streams.clone(),
+        listing: args.listing,
         hosts: addr.ip().is_loopback().then(|| args.allow_host.clone().into()),
         token: args.token.clone().map(Into::into),
     };
@@ -184,13 +190,14 @@ async fn run(args: Args) -> Result<(), BoxError> {
 #[derive(Clone)]
 struct Server {
     service: HttpFStream<NotFound>,
+    /// What the viewer and the listing are about.
+    streams: Streams,
+    listing: bool,
     /// On loopback: what `Host` may say besides loopback's own names.
     hosts: Option<Arc<[String]>>,
     /// Asked for before anything is looked up: who has none learns nothing.
     token: Option<Arc<str>>,
 }
-
-type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 impl Server {
     fn connection(self, stream: TcpStream, graceful: &GracefulShutdown) {
@@ -221,18 +228,20 @@ impl Server {
             let text = "this server listens on loopback and takes requests only for loopback names; see --allow-host\n";
             Some((StatusCode::MISDIRECTED_REQUEST, text))
         } else if !self.trusts(&request) {
-            Some((StatusCode::UNAUTHORIZED, "this server wants a bearer token\n"))
+            Some((StatusCode::UNAUTHORIZED, "this server wants a token: as a bearer token, or as anybody's password\n"))
         } else {
             None
         };
         let response = match refused {
-            None => self.service.call(request).await?.map(|body| body.boxed_unsync()),
+            None => match server::answer(&request, &self.streams, self.listing).await {
+                Some(response) => response,
+                None => self.service.call(request).await?.map(|body| body.boxed_unsync()),
+            },
             Some((status, text)) => {
-                let mut response = Response::new(Full::from(text).map_err(|never| match never {}).boxed_unsync());
+                let mut response = Response::new(full(text));
                 *response.status_mut() = status;
                 if status == StatusCode::UNAUTHORIZED {
-                    let challenge = HeaderValue::from_static("Bearer");
-                    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+                    response.headers_mut().extend(token::CHALLENGES.map(|value| (header::WWW_AUTHENTICATE, value)));
                 }
                 response
             }
@@ -246,12 +255,7 @@ impl Server {
     /// Whether the request carries the token, if one is asked for.
     fn trusts(&self, request: &Request<Incoming>) -> bool {
         let Some(token) = &self.token else { return true };
-        let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.split_once(' '));
-        let Some((_, given)) = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else { return false };
-        let given = given.trim();
-        // Takes as long for a good beginning as for a bad one.
-        given.len() == token.len() && given.bytes().zip(token.bytes()).fold(0, |d, (a, b)| d | (a ^ b)) == 0
+        token::carries(request, token) || token::is_preflight(request)
     }
 
     fn knows(&self, request: &Request<Incoming>) -> bool {
@@ -299,6 +303,7 @@ fn banner(args: &Args, addr: SocketAddr) {
     eprintln!("  follow:  httpfstream-follow {base}/foo.txt");
     eprintln!("  append:  date | httpfstream-append {base}/foo.txt");
     eprintln!("  read:    curl {base}/foo.txt");
+    eprintln!("  view:    {base}/foo.txt?view");
     match (public, &args.token) {
         (false, _) => eprintln!("  to be reached from elsewhere, listen on all interfaces: -http=:{}", addr.port()),
         (true, None) if !args.read_only => {

@@ -5,6 +5,7 @@
 //! | [`protocol`] | what is spoken on the wire |
 //! | [`mounting`] | where the layer goes: axum, hyper, tower, the order of layers, proxies, shutdown |
 //! | [`surviving`] | what survives what, and who is told what |
+//! | [`browser`] | web pages: the follow module, the viewer and the listing of the server |
 //! | [`migrating`] | from the original, sourcegraph/httpfstream |
 
 #[doc = include_str!("protocol.md")]
@@ -15,6 +16,9 @@ pub mod mounting {}
 
 #[doc = include_str!("surviving.md")]
 pub mod surviving {}
+
+#[doc = include_str!("browser.md")]
+pub mod browser {}
 
 #[doc = include_str!("migrating.md")]
 pub mod migrating {}

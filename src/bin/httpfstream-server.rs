@@ -31,6 +31,9 @@ use self::shared::exit::{FAILED, FINISHED};
 const PROGRAM: &str = "httpfstream-server";
 /// What a shutdown leaves to those who are not done; it has to be over in ten seconds.
 const GRACE: Duration = Duration::from_secs(7);
+/// How long a reader may take nothing of what is to be sent to it.
+#[cfg(target_os = "linux")]
+const STALL: Duration = Duration::from_secs(60);
 /// How long a request's head may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -90,6 +93,10 @@ struct Args {
     #[arg(long, env = "HTTPFSTREAM_GRACE", value_name = "SECONDS", default_value_t = 30)]
     grace: u64,
 
+    /// How long a resource waits between two request bodies (`Upload-Complete: ?0`), in seconds.
+    #[arg(long, env = "HTTPFSTREAM_PARKING_TIMEOUT", value_name = "SECONDS", default_value_t = 600)]
+    parking_timeout: u64,
+
     /// Log each request.
     #[arg(short, long)]
     verbose: bool,
@@ -140,8 +147,11 @@ async fn run(args: Args) -> Result<(), BoxError> {
     let listener = listen(&args.http).await.map_err(|error| format!("can't listen on {}: {error}", args.http))?;
     let addr = listener.local_addr()?;
 
-    let streams =
-        Streams::builder(storage).durability(args.durability.into()).grace(Duration::from_secs(args.grace)).build();
+    let streams = Streams::builder(storage)
+        .durability(args.durability.into())
+        .grace(Duration::from_secs(args.grace))
+        .parking_timeout(Duration::from_secs(args.parking_timeout))
+        .build();
     streams.recover().await?;
     let mut layer = HttpFStreamLayer::from_streams(streams.clone())
         .plain_http(true)
@@ -202,6 +212,9 @@ struct Server {
 impl Server {
     fn connection(self, stream: TcpStream, graceful: &GracefulShutdown) {
         let _ = stream.set_nodelay(true);
+        // A body is not asked while its reader takes nothing, so only the kernel can tell.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, STALL.as_millis() as u32);
         let service = service_fn(move |request| self.clone().answer(request));
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);

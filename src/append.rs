@@ -3,14 +3,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, header};
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -142,8 +143,33 @@ where
     B: Body + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let as_bytes = |frame: Frame<B::Data>| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
-    body.map_frame(as_bytes).map_err(Into::into).boxed_unsync()
+    AsBytes { body }.map_err(Into::into).boxed_unsync()
+}
+
+pin_project! {
+    /// A body whose data are `Bytes`. (`map_frame` would forget how much is still to come.)
+    struct AsBytes<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B: Body> Body for AsBytes<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let as_bytes = |frame: Frame<B::Data>| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
+        self.project().body.poll_frame(cx).map_ok(as_bytes)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// A request's body.
@@ -177,6 +203,12 @@ impl Source for Incoming {
                     }
                     Poll::Ready(Some(Err(error))) => {
                         tracing::debug!(error = &*error as &dyn std::error::Error, "a body was cut");
+                        self.ended = Some(Ended::Gone);
+                    }
+                    // hyper takes a stream that was reset without an error for one that has ended, as it should be for an
+                    // answer. That is what Envoy sends when its own client has gone.
+                    Poll::Ready(None) if self.body.size_hint().lower() > 0 => {
+                        tracing::debug!("a body is shorter than its length");
                         self.ended = Some(Ended::Gone);
                     }
                     Poll::Ready(None) => {

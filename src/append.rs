@@ -3,14 +3,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Version, header};
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -142,8 +143,33 @@ where
     B: Body + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let as_bytes = |frame: Frame<B::Data>| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
-    body.map_frame(as_bytes).map_err(Into::into).boxed_unsync()
+    AsBytes { body }.map_err(Into::into).boxed_unsync()
+}
+
+pin_project! {
+    /// A body whose data are `Bytes`. (`map_frame` would forget how much is still to come.)
+    struct AsBytes<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B: Body> Body for AsBytes<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let as_bytes = |frame: Frame<B::Data>| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
+        self.project().body.poll_frame(cx).map_ok(as_bytes)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// A request's body.
@@ -153,9 +179,19 @@ struct Incoming {
     ended: Option<Ended>,
     /// What its clean end means.
     then: Then,
-    /// Over HTTP/2 hyper takes a reset with `NO_ERROR` for an end, and Node's clients send that when they give up. There a
-    /// body has to say itself that it has ended.
-    says_its_end: bool,
+    /// It came over HTTP/2: see [`is_whole`](Self::is_whole).
+    http2: bool,
+}
+
+impl Incoming {
+    /// Whether a body that gives no more was all that was meant.
+    ///
+    /// hyper takes a stream that was reset without an error for one that has ended, as is right for an answer (RFC 9113
+    /// section 8.1). That is how Envoy resets when its own client has gone. But then it doesn't say that the stream
+    /// ended.
+    fn is_whole(&self) -> bool {
+        self.body.size_hint().lower() == 0 && (!self.http2 || self.body.is_end_stream())
+    }
 }
 
 /// What the end of a request's body means.
@@ -182,7 +218,8 @@ impl Source for Incoming {
                         tracing::debug!(error = &*error as &dyn std::error::Error, "a body was cut");
                         self.ended = Some(Ended::Gone);
                     }
-                    Poll::Ready(None) if self.says_its_end && !self.body.is_end_stream() => {
+                    Poll::Ready(None) if !self.is_whole() => {
+                        tracing::debug!("a body ended without saying that this was all");
                         self.ended = Some(Ended::Gone);
                     }
                     Poll::Ready(None) => {
@@ -232,7 +269,8 @@ pub(crate) async fn from_body(
     mut lease: Lease,
     terms: Terms,
 ) -> Result<Stat> {
-    let mut source = Incoming { body, heard: 0, ended: None, then, says_its_end: version > Version::HTTP_11 };
+    let http2 = version == Version::HTTP_2;
+    let mut source = Incoming { body, heard: 0, ended: None, then, http2 };
     match appending(&hub, &mut source, &mut lease, terms).await {
         Ended::Finished(end) => lease.finish(end).await,
         Ended::Parked => lease.park().await,

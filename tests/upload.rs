@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
-use common::plain::{BOTH, Client, Http, LAST_CHUNK, Live, Upload, ask, chunk, full, problem};
+use common::plain::{BOTH, Client, Frames, Http, LAST_CHUNK, Live, Upload, ask, chunk, full, problem};
 use common::spy::Spy;
 use common::{
     Answer, Frame, Raw, Server, Store, fs_layer, memory_layer, pattern, pipe, serve, serve_router, soon, stores,
@@ -489,42 +489,106 @@ async fn a_plain_body_that_is_cut_interrupts_at_once() {
     }
 }
 
+/// `NO_ERROR` is what Envoy resets with when its own client has gone in the middle of an upload.
+#[tokio::test]
+async fn a_stream_that_is_reset_is_cut_whatever_its_code() {
+    for Store { name, layer, .. } in stores() {
+        let server = serve(layer).await;
+        for (code, headers) in
+            [(0, &[("content-length", "100")][..]), (0, &[]), (8, &[]), (8, &[("content-length", "100")]), (2, &[])]
+        {
+            let mut upload = Frames::post(server.addr, "/a?verb=APPEND", headers).await;
+            upload.data(b"half", false).await;
+            until_len(&server, "a", 4).await;
+            upload.reset(code).await;
+            let stat = server.at_rest("a").await.unwrap();
+            assert_eq!(stat.state, State::Interrupted, "{name}: code {code}, {headers:?}");
+            server.streams.delete("a").await.unwrap();
+        }
+        // A reset behind the end comes too late.
+        let mut upload = Frames::post(server.addr, "/a?verb=APPEND", &[]).await;
+        upload.data(b"half", false).await;
+        upload.data(b"", true).await;
+        until_len(&server, "a", 4).await;
+        assert_eq!(server.at_rest("a").await.unwrap().state, State::Finished, "{name}");
+        upload.reset(0).await;
+    }
+}
+
+#[tokio::test]
+async fn trailers_are_no_data_and_an_end_like_any_other() {
+    let server = serve(memory_layer()).await;
+    let mut raw = Raw::connect(server.addr).await;
+    // The verb by its header, too.
+    raw.send_head("PUT", "/one", &[("X-Verb", "append"), ("transfer-encoding", "chunked")], "").await;
+    raw.send(&[&chunk("data")[..], b"0\r\nx: y\r\n\r\n"].concat()).await;
+    assert_eq!(raw.read_head().await.status, 201);
+    let mut upload = Frames::post(server.addr, "/two", &[("x-verb", "APPEND")]).await;
+    upload.data(b"data", false).await;
+    upload.trailers().await;
+    until_state(&server, "two", State::Finished).await;
+    for target in ["/one", "/two"] {
+        assert_eq!(server.get(target).await.text(), "data");
+    }
+}
+
+/// What may come through one dialect is fenced by another.
+#[tokio::test]
+async fn fault_30_a_websocket_and_a_body_take_over_from_each_other() {
+    for Store { name, layer, .. } in stores() {
+        let server = serve(layer).await;
+        for http in BOTH {
+            let key = format!("{http:?}");
+            let target = format!("/{key}?verb=APPEND");
+            let v1 = [("Sec-WebSocket-Protocol", "httpfstream.v1"), ("Appender-Id", ID)];
+            let (answer, mut socket) = server.upgrade(&target, &v1).await;
+            assert_eq!(answer.status, 101);
+            socket.send_frame(0x82, b"one ").await;
+            until_len(&server, &key, 4).await;
+            let body = Upload::begin(server.addr, http, "POST", &target, &[BY_ID]).await;
+            body.send("two ").await;
+            until_len(&server, &key, 8).await;
+            socket.send_frame(0x82, b"GHOST").await;
+            assert_eq!(socket.to_end().await.1, Some(4001), "{name} {http:?}");
+            let (answer, mut socket) = server.upgrade(&target, &v1).await;
+            assert_eq!(answer.status, 101);
+            assert_eq!(refused(&body.answer().await), (409, "fenced".into()), "{name} {http:?}");
+            socket.send_frame(0x82, b"three").await;
+            socket.send_close(1000).await;
+            assert_eq!(socket.to_end().await.1, Some(1000));
+            assert_eq!(server.get(&format!("/{key}")).await.text(), "one two three", "{name} {http:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_resumable_body_that_is_cut_is_lost_and_anyone_goes_on() {
     for Store { name, layer, .. } in stores() {
         let server = serve(layer).await;
         for how in CUTS {
             for (complete, with_id) in [(ALL, false), (MORE, false), (ALL, true)] {
-                let key = format!("{how}-{}-{with_id}", complete.1);
-                let target = format!("/{}", key.replace('?', "%3F"));
+                let key = format!("{how}-{}-{with_id}", &complete.1[1..]);
+                let target = format!("/{key}");
                 let headers = if with_id { vec![complete, BY_ID] } else { vec![complete] };
-                let followed = async {
-                    let target = format!("{target}?verb=FOLLOW&wait=30");
-                    ask(server.addr, Http::Two, &target, &[]).await
-                };
-                // `until_len` in there wants the key, not the path.
-                let cutting = async {
-                    let upload = Upload::begin(server.addr, Http::Two, "POST", &target, &headers).await;
-                    upload.send("half").await;
-                    until_len(&server, &key, 4).await;
-                    match how {
-                        "cancelled" => upload.answer.abort(),
-                        _ => upload.cut().await,
-                    }
-                };
-                let (mut follower, ()) = tokio::join!(followed, cutting);
+                let following = follow(&server, &key);
+                let (mut follower, ()) = tokio::join!(following, cut(&server, how, &target, &headers));
                 assert_eq!(follower.bytes(4).await, b"half");
-                until_state(&server, &key, State::Lost).await;
+                // What has come of a piece is stored or not.
+                let at = until_state(&server, &key, State::Lost).await.len;
+                assert!(at == 4 || how == "inside", "{name} {key}: {at}");
+                let at = &*at.to_string();
                 let told = server.request("HEAD", &target, &[]).await;
-                assert_eq!((told.header("upload-offset"), told.header("upload-complete")), (Some("4"), Some("?0")));
+                assert_eq!((told.header("upload-offset"), told.header("upload-complete")), (Some(at), Some("?0")));
                 let other = if with_id { vec![MORE] } else { vec![MORE, BY_ID] };
                 let answer = send(&server, Http::One, "POST", &target, &other, "x").await;
                 assert_eq!(refused(&answer), (409, "busy".into()), "{name} {key}");
-                let mut patch = vec![PARTIAL, ("upload-offset", "4"), ALL];
+                let mut patch = vec![PARTIAL, ("upload-offset", at), ALL];
                 patch.extend(with_id.then_some(BY_ID));
                 let answer = send(&server, Http::One, "PATCH", &target, &patch, " whole").await;
                 assert_eq!(answer.status, 200, "{name} {key} {answer:?}");
-                assert_eq!(follower.to_end().await, (b" whole".to_vec(), true), "{name} {key}: no end in between");
+                let stored = server.get(&target).await.body;
+                assert!(stored.starts_with(b"half") && stored.ends_with(b" whole"), "{name} {key}");
+                assert_eq!(follower.to_end().await, (stored[4..].to_vec(), true), "{name} {key}: no end in between");
             }
         }
     }
@@ -860,7 +924,11 @@ async fn a_body_that_grows_over_the_limit_is_413_in_the_middle_and_what_is_store
             assert_eq!(refused(&answer), (413, "too-large".into()), "{} {target}", store.name);
         }
         assert_eq!(stat(&server, "new").await, None);
-        store.holds_only(&["One", "One-exact", "Two", "Two-exact"]);
+        // The whole upload's length is not counted on top of what is there.
+        let part = |complete| [("upload-length", "8"), complete];
+        assert_eq!(one(&server, "POST", "/new", &part(MORE), "1234").await.status, 201);
+        assert_eq!(one(&server, "POST", "/new", &part(ALL), "5678").await.status, 200, "{}", store.name);
+        store.holds_only(&["One", "One-exact", "Two", "Two-exact", "new"]);
     }
 }
 

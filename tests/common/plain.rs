@@ -250,3 +250,48 @@ pub fn problem(answer: &Answer) -> String {
     assert_eq!(problem["status"], answer.status);
     problem["type"].as_str().unwrap().strip_prefix("urn:httpfstream:problem:").unwrap().to_owned()
 }
+
+/// An upload over HTTP/2 frame by frame, for what no client does.
+pub struct Frames(pub Raw);
+
+impl Frames {
+    /// POSTs to a target; the body is still to come.
+    pub async fn post(addr: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
+        let mut this = Self(Raw::connect(addr).await);
+        this.0.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        this.send(4, 0, 0, &[]).await;
+        this.send(4, 1, 0, &[]).await;
+        let own = [(":method", "POST"), (":scheme", "http"), (":path", target), (":authority", "test.example")];
+        let mut block = Vec::new();
+        for (name, value) in own.iter().chain(headers) {
+            // A literal without an index, RFC 7541 section 6.2.2.
+            block.extend([0, name.len() as u8]);
+            block.extend(name.bytes());
+            block.push(value.len() as u8);
+            block.extend(value.bytes());
+        }
+        this.send(1, 4, 1, &block).await;
+        this
+    }
+
+    pub async fn data(&mut self, data: &[u8], end: bool) {
+        self.send(0, end.into(), 1, data).await;
+    }
+
+    /// Ends the body with trailers.
+    pub async fn trailers(&mut self) {
+        self.send(1, 5, 1, b"\0\x01x\x01y").await;
+    }
+
+    pub async fn reset(&mut self, code: u32) {
+        self.send(3, 0, 1, &code.to_be_bytes()).await;
+    }
+
+    async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        frame.extend([kind, flags]);
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        self.0.send(&frame).await;
+    }
+}

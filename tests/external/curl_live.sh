@@ -407,7 +407,7 @@ fault_29_a_second_appender_is_refused_before_it_sends() {
         for body in /dev/null "$work/big"; do
             code=0
             ask $version -H 'Expect:' -T "$body" "$url/busy?verb=APPEND" 2>"$work/trace" || code=$?
-            [[ $code = 55 || $code = 56 || $code = 92 || ($code = 0 && $status = 409) ]] ||
+            [[ $code = 52 || $code = 55 || $code = 56 || $code = 92 || ($code = 0 && $status = 409) ]] ||
                 fail "exit code $code, status $status: $version $body"
         done
     done

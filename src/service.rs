@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, EXPECT, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use tower::{Layer, Service};
@@ -125,8 +125,9 @@ impl<B> Service<Request<B>> for NotFound {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Request<B>) -> Self::Future {
-        let mut response = Response::new(Full::from("there is no such resource\n"));
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let text = if request.method() == Method::HEAD { "" } else { "there is no such resource\n" };
+        let mut response = Response::new(Full::from(text));
         *response.status_mut() = StatusCode::NOT_FOUND;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         std::future::ready(Ok(response))

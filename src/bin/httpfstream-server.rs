@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Parser;
 use clap::builder::NonEmptyStringValueParser;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use httpfstream::storage::FsStorage;
@@ -217,6 +217,7 @@ impl Server {
         // Without the query: there may be a token in it.
         let line =
             tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{} {}", request.method(), request.uri().path()));
+        let head = request.method() == Method::HEAD;
         let refused = if !self.knows(&request) {
             let text = "this server listens on loopback and takes requests only for loopback names; see --allow-host\n";
             Some((StatusCode::MISDIRECTED_REQUEST, text))
@@ -228,6 +229,7 @@ impl Server {
         let response = match refused {
             None => self.service.call(request).await?.map(|body| body.boxed_unsync()),
             Some((status, text)) => {
+                let text = if head { "" } else { text };
                 let mut response = Response::new(Full::from(text).map_err(|never| match never {}).boxed_unsync());
                 *response.status_mut() = status;
                 if status == StatusCode::UNAUTHORIZED {

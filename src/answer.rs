@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Response, StatusCode, header, request};
+use http::{HeaderValue, Method, Response, StatusCode, header, request};
+use http_body::Body;
 use tokio::time::Instant;
 
 use crate::access::Allowed;
@@ -35,6 +36,13 @@ pub(crate) async fn answer(
     body: &mut (dyn FnMut() -> RequestBody + Send),
 ) -> Option<Response<OwnBody>> {
     let mut response = answer_any(hub, options, intent, head, body).await?;
+    if head.method == Method::HEAD {
+        // hyper leaves it out over HTTP/1.1, but over HTTP/2 it would be sent.
+        if let Some(len @ 1..) = response.body().size_hint().exact() {
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(len));
+        }
+        *response.body_mut() = full("");
+    }
     cors::expose(&options.origins, head, response.headers_mut());
     Some(response)
 }

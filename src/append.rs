@@ -31,6 +31,9 @@ const BATCH: usize = 256 * 1024;
 /// How long what a sender has sent by the time of a shutdown may take to be stored.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
+/// How long what is sent behind a refusal is taken, and dropped.
+const OUTLAST: Duration = Duration::from_secs(2);
+
 /// A peer that takes no acknowledgements is not listened to once so many bytes of them wait.
 const MAX_UNTOLD: usize = 4 * 1024;
 
@@ -172,6 +175,15 @@ impl<B: Body> Body for AsBytes<B> {
     }
 }
 
+/// Takes what is still sent of a body that was refused. To drop it resets the stream or the connection, and most clients
+/// then never see why (seen: curl 7.88, httpx over HTTP/1.1).
+pub(crate) fn outlast(mut body: RequestBody) {
+    if body.is_end_stream() {
+        return;
+    }
+    tokio::spawn(tokio::time::timeout(OUTLAST, async move { while let Some(Ok(_)) = body.frame().await {} }));
+}
+
 /// A request's body.
 struct Incoming {
     body: RequestBody,
@@ -271,7 +283,11 @@ pub(crate) async fn from_body(
 ) -> Result<Stat> {
     let http2 = version == Version::HTTP_2;
     let mut source = Incoming { body, heard: 0, ended: None, then, http2 };
-    match appending(&hub, &mut source, &mut lease, terms).await {
+    let ended = appending(&hub, &mut source, &mut lease, terms).await;
+    if matches!(ended, Ended::Failed(_) | Ended::Stopping) && source.ended.is_none() {
+        outlast(source.body);
+    }
+    match ended {
         Ended::Finished(end) => lease.finish(end).await,
         Ended::Parked => lease.park().await,
         Ended::Failed(error) => Err(error),

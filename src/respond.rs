@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::body::{OwnBody, full};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::intent::{PARTIAL_UPLOAD, UPLOAD_COMPLETE, UPLOAD_OFFSET};
 use crate::storage::Stat;
 
@@ -40,7 +40,9 @@ pub(crate) fn etag(stat: &Stat) -> String {
 /// A problem (RFC 9457) for a request that failed.
 pub(crate) fn problem(error: &Error) -> Response<OwnBody> {
     let (status, kind) = (error.kind().status(), error.kind().problem());
-    if status.is_server_error() {
+    // These two are nobody's failure, and anybody could fill the log with them.
+    let refused = matches!(error.kind(), ErrorKind::HttpVersion | ErrorKind::ShuttingDown);
+    if status.is_server_error() && !refused {
         tracing::error!(%status, error = error as &dyn std::error::Error, "a request failed");
     } else {
         tracing::debug!(%status, error = error as &dyn std::error::Error, "a request is refused");

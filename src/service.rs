@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::header::{CONTENT_TYPE, EXPECT, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use tower::{Layer, Service};
 
 use crate::answer::answer;
-use crate::append::request_body;
+use crate::append::{outlast, request_body};
 use crate::body::ResponseBody;
 use crate::error::{BoxError, ErrorKind};
 use crate::future::{ResponseFuture, Verdict};
@@ -88,7 +88,14 @@ where
             let answered = answer(&hub, &options, intent, &mut head, &mut taken).await;
             match (answered, body) {
                 (None, Some(body)) => Verdict::Theirs(inner.call(Request::from_parts(head, body))),
-                (Some(response), _) => Verdict::Ours(response),
+                (Some(response), body) => {
+                    // One that waits to be asked for must not be asked for.
+                    let unasked = response.status().is_success() || head.headers.contains_key(EXPECT);
+                    if let Some(body) = body.filter(|_| !unasked) {
+                        outlast(request_body(body));
+                    }
+                    Verdict::Ours(response)
+                }
                 // A body is taken only by what is ours.
                 (None, None) => Verdict::Ours(problem(&ErrorKind::NotFound.into())),
             }
@@ -118,8 +125,9 @@ impl<B> Service<Request<B>> for NotFound {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Request<B>) -> Self::Future {
-        let mut response = Response::new(Full::from("there is no such resource\n"));
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let text = if request.method() == Method::HEAD { "" } else { "there is no such resource\n" };
+        let mut response = Response::new(Full::from(text));
         *response.status_mut() = StatusCode::NOT_FOUND;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         std::future::ready(Ok(response))

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::NonEmptyStringValueParser;
-use http::{Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use httpfstream::storage::FsStorage;
 use httpfstream::{BoxError, Durability, HttpFStream, HttpFStreamLayer, NotFound, Streams, Verb};
@@ -237,6 +237,7 @@ impl Server {
         // Without the query: there may be a token in it.
         let line =
             tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{} {}", request.method(), request.uri().path()));
+        let head = request.method() == Method::HEAD;
         let refused = if !self.knows(&request) {
             let text = "this server listens on loopback and takes requests only for loopback names; see --allow-host\n";
             Some((StatusCode::MISDIRECTED_REQUEST, text))
@@ -251,7 +252,7 @@ impl Server {
                 None => self.service.call(request).await?.map(|body| body.boxed_unsync()),
             },
             Some((status, text)) => {
-                let mut response = Response::new(full(text));
+                let mut response = Response::new(full(if head { "" } else { text }));
                 *response.status_mut() = status;
                 if status == StatusCode::UNAUTHORIZED {
                     response.headers_mut().extend(token::CHALLENGES.map(|value| (header::WWW_AUTHENTICATE, value)));

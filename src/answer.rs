@@ -8,7 +8,7 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use crate::access::Allowed;
-use crate::append::{self, RequestBody};
+use crate::append;
 use crate::asked::Asked;
 use crate::body::{OwnBody, full};
 use crate::cors;
@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::follow;
 use crate::hub::{Attach, Attached, Cursor, Found, Hub};
 use crate::id::Owner;
+use crate::inflow::RequestBody;
 use crate::intent::{Intent, Upgrade, Verb};
 use crate::key::Key;
 use crate::options::Options;

@@ -73,6 +73,7 @@ mod follow;
 mod future;
 mod hub;
 mod id;
+mod inflow;
 mod intent;
 mod layer;
 mod options;

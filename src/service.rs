@@ -13,11 +13,11 @@ use http_body_util::Full;
 use tower::{Layer, Service};
 
 use crate::answer::answer;
-use crate::append::{outlast, request_body};
 use crate::body::ResponseBody;
 use crate::error::{BoxError, ErrorKind};
 use crate::future::{ResponseFuture, Verdict};
 use crate::hub::Hub;
+use crate::inflow::{outlast, request_body};
 use crate::intent::{Intent, Verb};
 use crate::layer::HttpFStreamLayer;
 use crate::options::Options;

@@ -11,11 +11,11 @@ use http::{Method, Request, Response};
 use tokio::sync::broadcast;
 
 use crate::answer::answer;
-use crate::append::RequestBody;
 use crate::body::ResponseBody;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Attach, Attached, Begin, Config, Cursor, Found, Hub, Lease, Step};
 use crate::id::{AppenderId, Owner};
+use crate::inflow::RequestBody;
 use crate::intent::{Intent, Verb};
 use crate::key::Key;
 use crate::options::Options;

@@ -7,12 +7,13 @@ use tokio::time::Instant;
 
 use crate::access::Allowed;
 use crate::answer::{authorize, told_with};
-use crate::append::{self, RequestBody, Then};
+use crate::append::Terms;
 use crate::asked::{Asked, bad, digits, malformed};
 use crate::body::{OwnBody, full};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Attach, Attached, Hub, Lease};
 use crate::id::Owner;
+use crate::inflow::{self, RequestBody, Then};
 use crate::intent::{UPLOAD_COMPLETE, UPLOAD_DRAFT, UPLOAD_LENGTH, Verb, is_media_type, is_partial_upload};
 use crate::key::Key;
 use crate::options::Options;
@@ -180,13 +181,9 @@ async fn append(
     version: Version,
     then: Then,
 ) -> Result<Stat> {
-    let terms = append::Terms {
-        times: options.times,
-        max_message: options.max_message,
-        max_resource: options.max_resource,
-        until,
-    };
-    let appending = append::from_body(Arc::clone(hub), body, version, then, lease, terms);
+    let terms =
+        Terms { times: options.times, max_message: options.max_message, max_resource: options.max_resource, until };
+    let appending = inflow::append(Arc::clone(hub), body, version, then, lease, terms);
     hub.tasks.spawn(appending).await.map_err(Error::storage)?
 }
 

@@ -17,7 +17,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use httpfstream::storage::FsStorage;
 use httpfstream::{BoxError, Durability, HttpFStream, HttpFStreamLayer, NotFound, Streams, Verb};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -246,13 +246,13 @@ impl Server {
         } else {
             None
         };
-        let response = match refused {
+        let mut response = match refused {
             None => match server::answer(&request, &self.streams, self.listing).await {
                 Some(response) => response,
                 None => self.service.call(request).await?.map(|body| body.boxed_unsync()),
             },
             Some((status, text)) => {
-                let mut response = Response::new(full(if head { "" } else { text }));
+                let mut response = Response::new(full(text));
                 *response.status_mut() = status;
                 if status == StatusCode::UNAUTHORIZED {
                     response.headers_mut().extend(token::CHALLENGES.map(|value| (header::WWW_AUTHENTICATE, value)));
@@ -260,6 +260,11 @@ impl Server {
                 response
             }
         };
+        if head && let Some(len @ 1..) = response.body().size_hint().exact() {
+            // hyper leaves it out over HTTP/1.1 only.
+            response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
+            *response.body_mut() = full("");
+        }
         if let Some(line) = line {
             tracing::debug!(status = response.status().as_u16(), "{line}");
         }

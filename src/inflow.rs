@@ -1,0 +1,186 @@
+//! A request's body as a source of the append loop (protocol section 5).
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http::Version;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use pin_project_lite::pin_project;
+
+use crate::append::{Ended, Input, Source, Terms, appending};
+use crate::error::{BoxError, Error, ErrorKind, Result};
+use crate::hub::{Hub, Lease};
+use crate::storage::{End, Stat};
+use crate::wire::pieces::Pieces;
+
+/// How long what is sent behind a refusal is taken, and dropped.
+const OUTLAST: Duration = Duration::from_secs(2);
+
+/// The body of a request, whatever its type was.
+pub(crate) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Forgets the type of a request's body.
+pub(crate) fn request_body<B>(body: B) -> RequestBody
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    AsBytes { body }.map_err(Into::into).boxed_unsync()
+}
+
+pin_project! {
+    /// A body whose data are `Bytes`. (`map_frame` would forget how much is still to come.)
+    struct AsBytes<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B: Body> Body for AsBytes<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let as_bytes = |frame: Frame<B::Data>| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
+        self.project().body.poll_frame(cx).map_ok(as_bytes)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Takes what is still sent of a body that was refused. To drop it resets the stream or the connection, and most clients
+/// then never see why (seen: curl 7.88, httpx over HTTP/1.1).
+pub(crate) fn outlast(mut body: RequestBody) {
+    if body.is_end_stream() {
+        return;
+    }
+    tokio::spawn(tokio::time::timeout(OUTLAST, async move { while let Some(Ok(_)) = body.frame().await {} }));
+}
+
+/// A request's body.
+struct Incoming {
+    body: RequestBody,
+    heard: u64,
+    ended: Option<Ended>,
+    /// What its clean end means.
+    then: Then,
+    /// It came over HTTP/2: see [`is_whole`](Self::is_whole).
+    http2: bool,
+}
+
+impl Incoming {
+    /// Whether a body that gives no more was all that was meant.
+    ///
+    /// hyper takes a stream that was reset without an error for one that has ended, as is right for an answer (RFC 9113
+    /// section 8.1). That is how Envoy resets when its own client has gone. But then it doesn't say that the stream
+    /// ended.
+    fn is_whole(&self) -> bool {
+        self.body.size_hint().lower() == 0 && (!self.http2 || self.body.is_end_stream())
+    }
+}
+
+/// What the end of a request's body means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    Finish,
+    Park,
+}
+
+impl Source for Incoming {
+    async fn input(&mut self, most: usize) -> Input {
+        let mut gathered = Pieces::default();
+        std::future::poll_fn(|cx| {
+            // Nothing gathered is ever kept over a wait.
+            while self.ended.is_none() && gathered.len() < most.max(1) {
+                match Pin::new(&mut self.body).poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => {
+                        self.heard += 1;
+                        if let Ok(data) = frame.into_data() {
+                            gathered.push(data);
+                        }
+                    }
+                    Poll::Ready(Some(Err(error))) => {
+                        tracing::debug!(error = &*error as &dyn std::error::Error, "a body was cut");
+                        self.ended = Some(Ended::Gone);
+                    }
+                    Poll::Ready(None) if !self.is_whole() => {
+                        tracing::debug!("a body ended without saying that this was all");
+                        self.ended = Some(Ended::Gone);
+                    }
+                    Poll::Ready(None) => {
+                        self.ended = Some(match self.then {
+                            Then::Finish => Ended::Finished(End::Finished),
+                            Then::Park => Ended::Parked,
+                        });
+                    }
+                    Poll::Pending if gathered.is_empty() => return Poll::Pending,
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        match self.ended.take_if(|_| gathered.is_empty()) {
+            Some(ended) => Input::Ended(ended),
+            None => Input::Data(gathered),
+        }
+    }
+
+    fn heard(&self) -> u64 {
+        self.heard
+    }
+
+    fn answers_pings(&self) -> bool {
+        false
+    }
+
+    fn ping(&mut self) {}
+
+    fn acks(&mut self) -> Option<&mut Pieces> {
+        None
+    }
+
+    async fn send_acks(&mut self, _: Duration) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Appends a request's body. Everything is durable when this returns.
+pub(crate) async fn append(
+    hub: Arc<Hub>,
+    body: RequestBody,
+    version: Version,
+    then: Then,
+    mut lease: Lease,
+    terms: Terms,
+) -> Result<Stat> {
+    let http2 = version == Version::HTTP_2;
+    let mut source = Incoming { body, heard: 0, ended: None, then, http2 };
+    let ended = appending(&hub, &mut source, &mut lease, terms).await;
+    if matches!(ended, Ended::Failed(_) | Ended::Stopping) && source.ended.is_none() {
+        outlast(source.body);
+    }
+    match ended {
+        Ended::Finished(end) => lease.finish(end).await,
+        Ended::Parked => lease.park().await,
+        Ended::Failed(error) => Err(error),
+        Ended::Stopping => {
+            lease.stop().await;
+            Err(ErrorKind::ShuttingDown.into())
+        }
+        Ended::Gone | Ended::Left(_) | Ended::Breach(..) => {
+            Err(Error::new(ErrorKind::BadRequest).with_detail("the body was cut"))
+        }
+    }
+}

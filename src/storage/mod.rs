@@ -48,6 +48,8 @@ use crate::error::{ErrorKind, Result};
 use crate::id::Owner;
 use crate::key::Key;
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub(crate) mod erased;
 #[cfg(unix)]
 mod fs;

@@ -1,0 +1,79 @@
+//! Clause 1: at most one appender.
+
+use std::pin::pin;
+
+use super::tools::{bytes, key, kind, open, poll_times, same, soon, write};
+use crate::error::ErrorKind;
+use crate::storage::{Append, End, Open, State, Storage};
+
+/// Of 16 simultaneous opens across both handles exactly one succeeds and the others are told that it is busy; for new,
+/// finished and interrupted resources. Of as many creations of what exists none does.
+pub async fn clause_1_of_many_opens_one_succeeds<S: Storage>(one: S, two: S) {
+    for round in 0..30 {
+        // Fresh, finished and interrupted ones.
+        let key = key(&format!("d/{}", round % 3));
+        for how in [Open::Continue, Open::Create] {
+            let mut opens = tokio::task::JoinSet::new();
+            for at in 0..16 {
+                let (storage, key) = (if at % 2 == 0 { one.clone() } else { two.clone() }, key.clone());
+                opens.spawn(async move { storage.open(&key, how).await });
+            }
+            let (mut opened, mut refused) = (Vec::new(), Vec::new());
+            for open in soon("the opens", opens.join_all()).await {
+                match open {
+                    Ok(appender) => opened.push(appender),
+                    Err(error) => refused.push(error.kind()),
+                }
+            }
+            let exists = how == Open::Create;
+            // While somebody has it, or while nobody had it before (a new one), it is busy for all others.
+            assert!(
+                refused.iter().all(|kind| *kind == ErrorKind::Busy || exists && *kind == ErrorKind::Exists),
+                "{refused:?}"
+            );
+            let expected =
+                usize::from(!exists || one.stat(&key).await.unwrap().is_some_and(|s| s.state == State::Live));
+            assert_eq!(opened.len(), expected, "{round} {how:?}");
+            for mut appender in opened {
+                appender.append(&bytes("x")).await.unwrap();
+                match round % 2 {
+                    0 => drop(appender.finish(End::Finished).await.unwrap()),
+                    _ => drop(appender),
+                }
+            }
+        }
+    }
+}
+
+/// Create takes only what is absent, Continue what nobody has, Takeover everything; and an opened resource is live
+/// from zero on.
+pub async fn clause_1_create_continue_and_takeover<S: Storage>(one: S, two: S) {
+    let key = key("a");
+    let appender = one.open(&key, Open::Create).await.unwrap();
+    assert_eq!((appender.stat().len, appender.stat().state), (0, State::Live));
+    assert_eq!(kind(two.open(&key, Open::Continue).await), ErrorKind::Busy);
+    assert_eq!(kind(two.open(&key, Open::Create).await), ErrorKind::Busy);
+    appender.finish(End::Finished).await.unwrap();
+    assert_eq!(kind(two.open(&key, Open::Create).await), ErrorKind::Exists);
+    let appender = two.open(&key, Open::Takeover).await.unwrap();
+    assert_eq!(appender.stat().len, 0);
+    drop(appender);
+    assert_eq!(two.stat(&key).await.unwrap().unwrap().state, State::Finished);
+}
+
+/// An open that is cancelled, wherever it has come to, leaves the resource as it was, and free.
+pub async fn clause_1_a_cancelled_open_leaves_it_free<S: Storage>(one: S, two: S) {
+    write(&one, &key("finished"), "x", End::Finished).await;
+    write(&one, &key("interrupted"), "x", End::Interrupted).await;
+    for name in ["absent", "finished", "interrupted"] {
+        let key = key(name);
+        let before = two.stat(&key).await.unwrap();
+        for times in 0..8 {
+            for how in [Open::Continue, Open::Takeover] {
+                drop(poll_times(pin!(one.open(&key, how)), times).await);
+                drop(open(&two, &key, Open::Continue).await);
+                same(&two.stat(&key).await.unwrap(), &before, (name, times, how));
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Following: what [`Storage::follow`] tells.
+
+use std::pin::pin;
+
+use super::tools::{all, bytes, key, kind, open, pattern, poll_times, read, soon, write};
+use crate::error::ErrorKind;
+use crate::storage::stream::next;
+use crate::storage::{Append, End, Open, Stat, StatStream, State, Storage};
+
+/// A follow on the other handle tells of growth, of the end, and then ends; where the life is over it fails.
+pub async fn follow_tells_of_growth_and_of_the_end<S: Storage>(one: S, two: S) {
+    let key = key("a");
+    let mut appender = one.open(&key, Open::Continue).await.unwrap();
+    appender.append(&bytes("1")).await.unwrap();
+    let life = appender.stat().life;
+    let mut stats = two.follow(&key, life, 0);
+    assert_eq!(soon("a stat", next(&mut stats)).await.unwrap().unwrap().len, 1);
+    appender.append(&bytes("23")).await.unwrap();
+    assert_eq!(soon("a stat", next(&mut stats)).await.unwrap().unwrap().len, 3);
+    appender.finish(End::Finished).await.unwrap();
+    let last = soon("a stat", next(&mut stats)).await.unwrap().unwrap();
+    assert_eq!((last.len, last.state), (3, State::Finished));
+    assert!(soon("the end", next(&mut stats)).await.is_none());
+    one.delete(&key).await.unwrap();
+    let mut stats = two.follow(&key, life, 0);
+    assert_eq!(kind(soon("an error", next(&mut stats)).await.unwrap()), ErrorKind::NotFound);
+}
+
+/// The next stat; there has to be one.
+async fn told(stats: &mut StatStream) -> Stat {
+    soon("a stat", next(stats)).await.expect("it has not ended").unwrap()
+}
+
+/// Awaits the last stat and that nothing follows it.
+async fn told_the_end(stats: &mut StatStream, len: u64, state: State) {
+    loop {
+        let stat = told(stats).await;
+        assert!(stat.len <= len, "{stat:?}");
+        if !stat.state.is_open() {
+            assert_eq!((stat.len, stat.state), (len, state));
+            break;
+        }
+    }
+    assert!(soon("the end", next(stats)).await.is_none(), "nothing comes after the end");
+}
+
+/// A follow from the start, from the middle and from the end tells of what is there beyond that, waits where there is
+/// nothing, and then tells the end; live, and of what has ended before, finished or interrupted.
+pub async fn follow_begins_where_it_is_told<S: Storage>(one: S, two: S) {
+    for (name, end) in [("finished", End::Finished), ("d/sealed", End::Sealed), ("d/interrupted", End::Interrupted)] {
+        let key = key(name);
+        let mut appender = one.open(&key, Open::Create).await.unwrap();
+        appender.append(&bytes("0123456789")).await.unwrap();
+        let life = appender.stat().life;
+        let mut follows = [0, 5, 10].map(|from| two.follow(&key, life, from));
+        for stats in &mut follows[..2] {
+            let stat = told(stats).await;
+            assert_eq!((stat.life, stat.len, stat.state), (life, 10, State::Live), "{name}");
+        }
+        // Nothing to tell: it is where it was.
+        assert!(poll_times(pin!(next(&mut follows[2])), 5).await.is_none(), "{name}: nothing has come");
+        appender.append(&bytes("more")).await.unwrap();
+        for stats in &mut follows {
+            let stat = told(stats).await;
+            assert_eq!((stat.len, stat.state), (14, State::Live), "{name}");
+        }
+        appender.finish(end).await.unwrap();
+        for stats in &mut follows {
+            told_the_end(stats, 14, end.state()).await;
+        }
+        for from in [0, 7, 14] {
+            let mut stats = two.follow(&key, life, from);
+            let stat = told(&mut stats).await;
+            assert_eq!((stat.len, stat.state), (14, end.state()), "{name} from {from}");
+            assert!(soon("the end", next(&mut stats)).await.is_none(), "{name} from {from}");
+        }
+    }
+    // Dropped is an end as well.
+    let mut appender = one.open(&key("dropped"), Open::Create).await.unwrap();
+    appender.append(&bytes("1")).await.unwrap();
+    let mut stats = two.follow(&key("dropped"), appender.stat().life, 0);
+    assert_eq!(told(&mut stats).await.len, 1);
+    drop(appender);
+    told_the_end(&mut stats, 1, State::Interrupted).await;
+}
+
+/// Whoever reads up to each length that a follow tells gets every byte once, from the start and from the middle, while
+/// the other handle appends.
+pub async fn follow_through_a_burst_leads_to_every_byte<S: Storage>(one: S, two: S) {
+    const LEN: u64 = 500_000;
+    let key = key("d/a");
+    let mut appender = one.open(&key, Open::Create).await.unwrap();
+    let life = appender.stat().life;
+    let mut len = appender.append(&bytes(pattern(0, 1000))).await.unwrap();
+    let mut followers = tokio::task::JoinSet::new();
+    for from in [0, 700] {
+        let (storage, key) = (two.clone(), key.clone());
+        followers.spawn(async move {
+            let mut stats = storage.follow(&key, life, from);
+            let mut at = from;
+            loop {
+                let stat = told(&mut stats).await;
+                assert!(stat.len >= at, "it shrank from {at} to {}", stat.len);
+                assert!(stat.len > at || stat.state != State::Live, "nothing new at {at}");
+                let data = read(&storage, &key, life, at..stat.len).await.unwrap();
+                assert!(data == pattern(at, data.len()), "from {at}");
+                at = stat.len;
+                if stat.state == State::Finished {
+                    assert!(soon("the end", next(&mut stats)).await.is_none());
+                    return at;
+                }
+            }
+        });
+    }
+    while len < LEN {
+        len = appender.append(&bytes(pattern(len, 1000))).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    appender.finish(End::Finished).await.unwrap();
+    assert_eq!(soon("the followers", followers.join_all()).await, [LEN, LEN]);
+}
+
+/// A follow fails when the resource is deleted, and never tells of the next life.
+pub async fn follow_fails_when_the_life_is_over<S: Storage>(one: S, two: S) {
+    for recreated in [false, true] {
+        let key = key(&format!("d/{recreated}"));
+        let mut appender = one.open(&key, Open::Create).await.unwrap();
+        appender.append(&bytes("1")).await.unwrap();
+        let life = appender.stat().life;
+        let mut stats = two.follow(&key, life, 0);
+        assert_eq!(told(&mut stats).await.len, 1);
+        one.delete(&key).await.unwrap();
+        if recreated {
+            drop(appender);
+            write(&one, &key, "another", End::Finished).await;
+            assert_ne!(all(&one, &key).await.1.life, life);
+        }
+        assert_eq!(kind(soon("an error", next(&mut stats)).await.expect("it fails first")), ErrorKind::NotFound);
+        drop(open(&one, &key, Open::Takeover).await);
+    }
+}

@@ -1,0 +1,176 @@
+//! What the clauses share.
+
+use std::fmt::Debug;
+use std::future::{Future, poll_fn};
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_core::Stream;
+
+use crate::error::{ErrorKind, Result};
+use crate::id::Owner;
+use crate::key::Key;
+use crate::storage::stream::next;
+use crate::storage::{Append, End, Life, Open, Stat, State, Storage};
+
+/// How long anything may take that has to come.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Awaits an event that has to come: a hang is a failure, not a hang.
+pub(super) async fn soon<F: Future>(what: &str, event: F) -> F::Output {
+    match tokio::time::timeout(SOON, event).await {
+        Ok(output) => output,
+        Err(_) => panic!("waited in vain for {what}"),
+    }
+}
+
+/// Between two questions about something that a storage tells nobody by itself, such as that a dropped appender has
+/// let go. Only ever in a loop under [`soon`]: how long it takes decides nothing.
+pub(super) async fn pause() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+pub(super) fn key(name: &str) -> Key {
+    Key::new(name).unwrap()
+}
+
+pub(super) fn bytes(data: impl AsRef<[u8]>) -> [Bytes; 1] {
+    [Bytes::copy_from_slice(data.as_ref())]
+}
+
+/// The bytes of a resource in which no two places look alike.
+pub(super) fn pattern(from: u64, len: usize) -> Vec<u8> {
+    (from..from + len as u64).map(|i| (i ^ (i >> 8) ^ (i >> 16)).wrapping_mul(31) as u8).collect()
+}
+
+/// The kind of an error; panics on success.
+#[track_caller]
+pub(super) fn kind<T>(result: Result<T>) -> ErrorKind {
+    match result {
+        Ok(_) => panic!("it should have failed"),
+        Err(error) => error.kind(),
+    }
+}
+
+/// Sees to it that a stat is what it has to be, but for the time.
+#[track_caller]
+pub(super) fn same(stat: &Option<Stat>, expected: &Option<Stat>, context: impl Debug) {
+    let parts = |stat: &Option<Stat>| stat.as_ref().map(|stat| (stat.life, stat.len, stat.state, stat.owner));
+    assert_eq!(parts(stat), parts(expected), "{context:?}");
+}
+
+pub(super) async fn collect<T>(mut stream: impl Stream<Item = Result<T>> + Unpin) -> Result<Vec<T>> {
+    let mut all = Vec::new();
+    while let Some(item) = soon("the next of a stream", next(&mut stream)).await {
+        all.push(item?);
+    }
+    Ok(all)
+}
+
+pub(super) async fn read<S: Storage>(storage: &S, key: &Key, life: Life, range: Range<u64>) -> Result<Vec<u8>> {
+    Ok(collect(storage.read(key, life, range).await?).await?.concat())
+}
+
+/// All there is, and the stat that tells it.
+pub(super) async fn all<S: Storage>(storage: &S, key: &Key) -> (Vec<u8>, Stat) {
+    let stat = storage.stat(key).await.unwrap().expect("it exists");
+    (read(storage, key, stat.life, 0..stat.len).await.unwrap(), stat)
+}
+
+/// Appends all of this and ends.
+pub(super) async fn write<S: Storage>(storage: &S, key: &Key, data: &str, end: End) -> Stat {
+    let mut appender = open(storage, key, Open::Continue).await;
+    if !data.is_empty() {
+        appender.append(&bytes(data)).await.unwrap();
+    }
+    appender.finish(end).await.unwrap()
+}
+
+/// Opens as soon as whoever was dropped before has let go.
+pub(super) async fn open<S: Storage>(storage: &S, key: &Key, how: Open) -> S::Appender {
+    soon("an open", async {
+        loop {
+            match storage.open(key, how).await {
+                Err(error) if error.kind() == ErrorKind::Busy => pause().await,
+                opened => return opened.unwrap(),
+            }
+        }
+    })
+    .await
+}
+
+pub(super) fn owner(of: u8) -> Option<Owner> {
+    Some(Owner::from_bytes([of; 32]))
+}
+
+/// Appends as this owner; the appender.
+pub(super) async fn claimed<S: Storage>(
+    storage: &S,
+    key: &Key,
+    how: Open,
+    owner: Option<Owner>,
+    data: &str,
+) -> S::Appender {
+    let mut appender = open(storage, key, how).await;
+    appender.claim(owner);
+    appender.append(&bytes(data)).await.unwrap();
+    appender
+}
+
+/// The state and the owner, once nobody appends any more.
+pub(super) async fn left<S: Storage>(storage: &S, key: &Key) -> (State, Option<Owner>) {
+    soon("a release", async {
+        loop {
+            let stat = storage.stat(key).await.unwrap().unwrap();
+            if stat.state != State::Live {
+                return (stat.state, stat.owner);
+            }
+            pause().await;
+        }
+    })
+    .await
+}
+
+/// Polls a future this many times, as far as it needs, and lets others run in between; what it came to.
+pub(super) async fn poll_times<F: Future>(mut future: Pin<&mut F>, times: usize) -> Option<F::Output> {
+    for _ in 0..times {
+        if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+            return Some(output);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
+}
+
+/// Random numbers (xorshift) from a seed that is printed, and that can be given to see a failure again.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new() -> Self {
+        const SEED: &str = "HTTPFSTREAM_CONFORMANCE_SEED";
+        let seed = match std::env::var(SEED) {
+            Ok(given) => given.parse().expect("the seed is a number"),
+            Err(_) => Life::random().unwrap().to_bits() as u64,
+        };
+        println!("{SEED}={seed}");
+        // Xorshift never leaves zero.
+        Self(seed.max(1))
+    }
+
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+
+    /// A range within these bytes, of very different widths.
+    pub(super) fn range(&mut self, len: u64) -> Range<u64> {
+        let start = self.below(len + 1);
+        let width = [1, 100, 65_536, len][self.below(4) as usize];
+        start..start + self.below(width.min(len - start) + 1)
+    }
+}

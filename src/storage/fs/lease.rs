@@ -84,7 +84,7 @@ impl Lease {
             end: None,
             committed: opened.len,
             allocated: opened.len,
-            can_allocate: true,
+            can_allocate: root.preallocate,
             waiting: opened.waiting,
             // Of what a lost appender made nobody knows.
             name_durable: opened.before.is_some() && opened.record.is_none(),

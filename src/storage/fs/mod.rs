@@ -97,6 +97,7 @@ pub struct FsStorage {
 pub struct FsStorageBuilder {
     root: PathBuf,
     bookkeeping: String,
+    preallocate: bool,
 }
 
 #[derive(Debug)]
@@ -106,6 +107,7 @@ struct Root {
     records: Dir,
     /// The name of the bookkeeping folder, which no key may hold.
     reserved: String,
+    preallocate: bool,
     boot: [u8; 16],
     next_new: AtomicU64,
     /// The file system that this root is on.
@@ -143,6 +145,17 @@ impl FsStorageBuilder {
         self
     }
 
+    /// Whether space for what is appended is allocated ahead, where the file system can, so that a full disk strikes
+    /// before anything is written. Off, a file takes no more space than it has bytes, as is right where an allocation
+    /// buys nothing (file systems that copy on write).
+    ///
+    /// Default: on.
+    #[must_use]
+    pub fn preallocate(mut self, preallocate: bool) -> Self {
+        self.preallocate = preallocate;
+        self
+    }
+
     /// Opens the root, making it where it is missing, and settles what a crash left behind. Blocks on the disk.
     ///
     /// # Errors
@@ -168,6 +181,7 @@ impl FsStorageBuilder {
             device: top.device().map_err(error)?,
             top,
             reserved: self.bookkeeping,
+            preallocate: self.preallocate,
             boot: boot_id(),
             next_new: AtomicU64::new(0),
             commits: Arc::new(Commits::new()),
@@ -191,7 +205,7 @@ impl FsStorage {
 
     /// Configures a storage in this root directory.
     pub fn builder(root: impl AsRef<Path>) -> FsStorageBuilder {
-        FsStorageBuilder { root: root.as_ref().to_owned(), bookkeeping: ".httpfstream".to_owned() }
+        FsStorageBuilder { root: root.as_ref().to_owned(), bookkeeping: ".httpfstream".to_owned(), preallocate: true }
     }
 
     /// Runs what may block on the disk.

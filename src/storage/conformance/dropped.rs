@@ -95,7 +95,7 @@ pub async fn clause_6_dropped_and_reopened_loses_nothing<S: Storage>(one: S, two
         assert_eq!((stat.len, stat.state), (len, State::Live), "{round}");
         assert_eq!(stat.life, *life.get_or_insert(stat.life), "{round}");
         for _ in 0..=random.below(4) {
-            let size = 1 + random.below(100_000) as usize;
+            let size = 1 + random.below(30_000) as usize;
             len = appender.append(&bytes(pattern(len, size))).await.unwrap();
         }
         drop(appender);

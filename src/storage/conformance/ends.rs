@@ -69,13 +69,17 @@ pub async fn clause_7_a_finish_is_atomic<S: Storage>(one: S, two: S) {
         let end = [End::Finished, End::Sealed][round % 2];
         let finishing = tokio::spawn(appender.finish(end));
         soon("the end", async {
-            loop {
+            for asked in 1.. {
                 let stat = two.stat(&key).await.unwrap().expect("it exists");
                 assert_eq!(stat.len, 1, "{round}");
                 if stat.state == end.state() {
                     return;
                 }
                 assert_eq!(stat.state, State::Live, "{round}");
+                // As often as can be, but for others to come to it as well.
+                if asked % 100 == 0 {
+                    pause().await;
+                }
                 tokio::task::yield_now().await;
             }
         })

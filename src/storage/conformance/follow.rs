@@ -47,33 +47,13 @@ async fn told_the_end(stats: &mut StatStream, len: u64, state: State) {
 /// A follow from the start, from the middle and from the end tells of what is there beyond that, waits where there is
 /// nothing, and then tells the end; live, and of what has ended before, finished or interrupted.
 pub async fn follow_begins_where_it_is_told<S: Storage>(one: S, two: S) {
+    // All at the same time: where the storage is asked again and again it takes its time.
+    let mut ends = tokio::task::JoinSet::new();
     for (name, end) in [("finished", End::Finished), ("d/sealed", End::Sealed), ("d/interrupted", End::Interrupted)] {
-        let key = key(name);
-        let mut appender = one.open(&key, Open::Create).await.unwrap();
-        appender.append(&bytes("0123456789")).await.unwrap();
-        let life = appender.stat().life;
-        let mut follows = [0, 5, 10].map(|from| two.follow(&key, life, from));
-        for stats in &mut follows[..2] {
-            let stat = told(stats).await;
-            assert_eq!((stat.life, stat.len, stat.state), (life, 10, State::Live), "{name}");
-        }
-        // Nothing to tell: it is where it was.
-        assert!(poll_times(pin!(next(&mut follows[2])), 5).await.is_none(), "{name}: nothing has come");
-        appender.append(&bytes("more")).await.unwrap();
-        for stats in &mut follows {
-            let stat = told(stats).await;
-            assert_eq!((stat.len, stat.state), (14, State::Live), "{name}");
-        }
-        appender.finish(end).await.unwrap();
-        for stats in &mut follows {
-            told_the_end(stats, 14, end.state()).await;
-        }
-        for from in [0, 7, 14] {
-            let mut stats = two.follow(&key, life, from);
-            let stat = told(&mut stats).await;
-            assert_eq!((stat.len, stat.state), (14, end.state()), "{name} from {from}");
-            assert!(soon("the end", next(&mut stats)).await.is_none(), "{name} from {from}");
-        }
+        ends.spawn(begins_where_it_is_told(one.clone(), two.clone(), name, end));
+    }
+    while let Some(done) = soon("the follows", ends.join_next()).await {
+        done.unwrap();
     }
     // Dropped is an end as well.
     let mut appender = one.open(&key("dropped"), Open::Create).await.unwrap();
@@ -82,6 +62,33 @@ pub async fn follow_begins_where_it_is_told<S: Storage>(one: S, two: S) {
     assert_eq!(told(&mut stats).await.len, 1);
     drop(appender);
     told_the_end(&mut stats, 1, State::Interrupted).await;
+}
+
+async fn begins_where_it_is_told<S: Storage>(one: S, two: S, name: &str, end: End) {
+    let key = key(name);
+    let mut appender = one.open(&key, Open::Create).await.unwrap();
+    appender.append(&bytes("0123456789")).await.unwrap();
+    let life = appender.stat().life;
+    let mut follows = [0, 5, 10].map(|from| two.follow(&key, life, from));
+    let [start, middle, behind] = &mut follows;
+    for stat in <[Stat; 2]>::from(tokio::join!(told(start), told(middle))) {
+        assert_eq!((stat.life, stat.len, stat.state), (life, 10, State::Live), "{name}");
+    }
+    // Nothing to tell: it is where it was.
+    assert!(poll_times(pin!(next(behind)), 5).await.is_none(), "{name}: nothing has come");
+    appender.append(&bytes("more")).await.unwrap();
+    for stat in <[Stat; 3]>::from(tokio::join!(told(start), told(middle), told(behind))) {
+        assert_eq!((stat.len, stat.state), (14, State::Live), "{name}");
+    }
+    appender.finish(end).await.unwrap();
+    let state = end.state();
+    tokio::join!(told_the_end(start, 14, state), told_the_end(middle, 14, state), told_the_end(behind, 14, state));
+    for from in [0, 7, 14] {
+        let mut stats = two.follow(&key, life, from);
+        let stat = told(&mut stats).await;
+        assert_eq!((stat.len, stat.state), (14, state), "{name} from {from}");
+        assert!(soon("the end", next(&mut stats)).await.is_none(), "{name} from {from}");
+    }
 }
 
 /// Whoever reads up to each length that a follow tells gets every byte once, from the start and from the middle, while

@@ -115,6 +115,24 @@ mod conformance {
     }
 }
 
+/// The contract leaves it to a storage whether what was opened and has no byte yet is there; here it is.
+#[tokio::test]
+async fn what_has_no_byte_yet_can_be_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    deletes_what_has_no_byte_yet(MemoryStorage::new(1 << 20)).await;
+    deletes_what_has_no_byte_yet(FsStorage::open(dir.path()).unwrap()).await;
+}
+
+async fn deletes_what_has_no_byte_yet<S: Storage>(storage: S) {
+    let key = key("d/a");
+    let mut older = storage.open(&key, Open::Create).await.unwrap();
+    storage.delete(&key).await.unwrap();
+    let newer = storage.open(&key, Open::Create).await.unwrap();
+    assert_ne!(older.stat().life, newer.stat().life);
+    assert_eq!(kind(older.append(&bytes("never")).await), ErrorKind::Fenced);
+    drop((older, newer));
+}
+
 #[tokio::test]
 async fn memory_is_full_at_its_cap_and_goes_on() {
     let storage = MemoryStorage::new(10);

@@ -2,11 +2,16 @@
 //!
 //! ```sh
 //! cargo run --example custom_storage
+//! cargo test --example custom_storage --features conformance
 //! ```
+//!
+//! The second tests the storage contract, clause by clause (`conformance.rs`).
 use std::time::Duration;
 
 use httpfstream::{BoxError, ErrorKind, Streams};
 
+#[cfg(all(test, feature = "conformance"))]
+mod conformance;
 mod log;
 use log::LogStorage;
 

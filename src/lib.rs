@@ -51,6 +51,7 @@
 //!
 //! - `client`: the client library, for `http` and `ws`.
 //! - `tls`: `https` and `wss` for the client, with the system's root certificates.
+//! - `conformance`: tests of the storage contract for whoever implements a storage, `storage::conformance`.
 //! - `cli`: the programs `httpfstream-server`, `httpfstream-append` and `httpfstream-follow`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 

@@ -9,7 +9,8 @@
 //!
 //! # The contract
 //!
-//! Implement [`Storage`] and [`Append`] to keep resources elsewhere; plain `async fn`s do.
+//! Implement [`Storage`] and [`Append`] to keep resources elsewhere; plain `async fn`s do. The feature `conformance`
+//! brings tests of each clause, in `storage::conformance`.
 //!
 //! 1. **Exclusive.** For any key there is at most one appender that is not fenced, across all handles and nodes.
 //!    Of any number of simultaneous [`open`](Storage::open)s exactly one succeeds, the others fail with
@@ -290,7 +291,7 @@ pub trait Storage: Clone + Send + Sync + 'static {
     fn delete(&self, key: &Key) -> impl Future<Output = Result<()>> + Send;
 
     /// Tells of every change to a resource that another node appends to: a stat whenever it is longer than `from` or
-    /// than the stat before, or in another state. Ends after a stat that is not [`Live`](State::Live), and with an
+    /// than the stat before, or in another state. Ends after a stat that is not [open](State::is_open), and with an
     /// error once the life is over.
     ///
     /// The default asks [`stat`](Storage::stat) twice a second; a storage that can push should.

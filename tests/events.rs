@@ -573,3 +573,22 @@ async fn bytes_have_no_keep_alive() {
     out.append("y").await.unwrap();
     assert_eq!(raw.chunk().await, Ok(Some(b"y".to_vec())), "after two days");
 }
+
+#[tokio::test]
+async fn whoever_comes_while_the_server_stops_is_told_to_come_again() {
+    let server = serve(memory_layer()).await;
+    let mut appender = server.streams.append("a").await.unwrap();
+    appender.append("x").await.unwrap();
+    let streams = server.streams.clone();
+    // It waits for the appender.
+    let stopping = tokio::spawn(async move { streams.shutdown(Duration::from_secs(60)).await });
+    soon("the shutdown to begin", async {
+        while server.request("HEAD", "/a?verb=FOLLOW", &[]).await.status != 503 {}
+    })
+    .await;
+    let answer = server.request("GET", "/a?verb=FOLLOW", &[("Accept", "text/event-stream")]).await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/event-stream")));
+    assert_eq!(answer.text(), "retry: 1000\n\n", "no event, no end: `EventSource` comes again");
+    appender.finish().await.unwrap();
+    soon("the shutdown", stopping).await.unwrap();
+}

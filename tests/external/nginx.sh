@@ -3,6 +3,7 @@
 # timed but nginx's own timeouts: each line has to be seen before the next one is sent.
 . "$(dirname "$0")/lib.sh"
 
+PATH=$PATH:/usr/sbin
 command -v nginx >/dev/null || fail "there is no nginx: apt-get install nginx-light"
 
 h1=--http1.1 h2=--http2-prior-knowledge

@@ -141,6 +141,7 @@ async function fault_24_an_abandoned_upload_ends_its_follower_as_cut() {
         const following = follow(name);
         const began = Date.now();
         await assert.rejects(upload(`${through.url}/${name}`, bytes, { protocol, retryDelays: null }));
+        while ((await head(name)).get('stream-state') === 'live') await sleep(20);
         assert.equal((await head(name)).get('stream-state'), 'lost');
         const followed = await following;
         assert.equal(followed.code, 18);

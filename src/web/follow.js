@@ -41,10 +41,7 @@ export class FollowError extends Error {
 // at hand the connection is closed, and once the loop has taken it all another one goes on behind it.
 const MOST_UNREAD = 32 * 1024 * 1024;
 const ENDS = ['finished', 'interrupted', 'sealed'];
-const FINAL = {
-    400: 'refused', 401: 'unauthorized', 403: 'forbidden', 404: 'absent', 405: 'refused', 412: 'life', 414: 'refused',
-    416: 'past-end', 421: 'refused',
-};
+const FINAL = { 401: 'unauthorized', 403: 'forbidden', 404: 'absent', 412: 'life', 416: 'past-end' };
 
 /** Follows a resource: an async iterator of its data and its states. */
 export async function* follow(url, { offset, tail, lines, life, wait = 0, signal, credentials } = {}) {
@@ -71,10 +68,10 @@ export async function* follow(url, { offset, tail, lines, life, wait = 0, signal
                 attempt = 0; // A connection that brings something is a good one, and so is one that stands for a while.
                 continue;
             }
-            const told = JSON.parse(last.data);
+            const told = parsed(last.data);
             const end = opened && ENDS.includes(told.state);
             const at = end ? told.length : told.offset;
-            if (life && told.life && told.life !== life) throw new FollowError('life', 'this is another life of the resource');
+            if (life && told.life && told.life !== life) throw new FollowError('life', 'this is another life');
             if ((end || !opened) && at !== (offset ?? at)) throw new FollowError('protocol', `${at} is told, not ${offset}`);
             if (!opened) {
                 ({ offset, life } = told);
@@ -105,7 +102,7 @@ export async function* followText(url, options) {
 
 // The events of a WebSocket in their order. The last is its `close`, or `full` where too many were not taken.
 async function* arrivals(address, signal) {
-    const size = ({ data }) => (data?.byteLength ?? 0) + 100;
+    const size = ({ data }) => (data?.byteLength ?? data?.length ?? 0) + 100;
     let queue = [], unread = 0, wake;
     const add = (event) => {
         queue.push(event);
@@ -137,13 +134,21 @@ async function* arrivals(address, signal) {
     }
 }
 
+function parsed(text) {
+    try {
+        return JSON.parse(text);
+    } catch {
+        throw new FollowError('protocol', `not JSON: ${text.slice(0, 100)}`);
+    }
+}
+
 // Why a handshake failed: browsers don't tell, so the same is asked without one. Throws what is final.
 async function why(address, options, isWaiting) {
     const response = await fetch(address, { method: 'HEAD', cache: 'no-store', ...options }).catch(() => undefined);
     options.signal?.throwIfAborted();
     if (!response) return 'no connection'; // Nobody is there, or the page may not ask.
     const told = `no WebSocket, and a HEAD is answered ${response.status}`;
-    const code = FINAL[response.status];
+    const code = [400, 405, 414, 421].includes(response.status) ? 'refused' : FINAL[response.status];
     if (code && !(code === 'absent' && isWaiting)) throw new FollowError(code, told);
     return told;
 }

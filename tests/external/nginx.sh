@@ -77,7 +77,18 @@ stop_nginx() {
 }
 
 # Killed, it would leave its worker behind.
-trap 'code=$?; if [ -n "${nginx:-}" ]; then kill -TERM "$nginx" 2>/dev/null && wait "$nginx" || true; fi; (exit $code); clean_up' EXIT
+clean_up_gently() {
+    local code=$?
+    trap - ERR
+    set +e
+    if [ -n "${nginx:-}" ]; then
+        kill -TERM "$nginx" 2>/dev/null
+        wait "$nginx"
+    fi
+    (exit "$code")
+    clean_up
+}
+trap clean_up_gently EXIT
 
 answers() { [ "$(curl -sS --max-time 2 -o "$work/ignored" -w '%{http_code}' "$1")" = "$2" ]; }
 

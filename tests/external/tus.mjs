@@ -127,8 +127,8 @@ async function fault_30_an_appender_with_an_id_is_let_in_over_its_ghost() {
             const headers = { 'Appender-Id': randomBytes(18).toString('base64url') };
             const options = { protocol, chunkSize, headers };
             const retried = await check(`ghosts/${protocol}/${chunkSize}`, options, { ghost: true });
-            // At once: none was refused as somebody else. (What its ghost had sent can arrive behind its HEAD.)
-            assert.deepEqual(retried.filter((why) => why !== 'offset'), ['cut', 'cut', 'cut', 'cut']);
+            // At once: never as somebody else. What its ghost had sent can arrive behind its HEAD, but then it is fenced.
+            assert.ok(retried.every((why) => why === 'cut' || why === 'offset') && retried.length <= 8, `${retried}`);
         }
     }
 }

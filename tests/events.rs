@@ -582,10 +582,8 @@ async fn whoever_comes_while_the_server_stops_is_told_to_come_again() {
     let streams = server.streams.clone();
     // It waits for the appender.
     let stopping = tokio::spawn(async move { streams.shutdown(Duration::from_secs(60)).await });
-    soon("the shutdown to begin", async {
-        while server.request("HEAD", "/a?verb=FOLLOW", &[]).await.status != 503 {}
-    })
-    .await;
+    soon("the shutdown to begin", async { while server.request("HEAD", "/a?verb=FOLLOW", &[]).await.status != 503 {} })
+        .await;
     let answer = server.request("GET", "/a?verb=FOLLOW", &[("Accept", "text/event-stream")]).await;
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/event-stream")));
     assert_eq!(answer.text(), "retry: 1000\n\n", "no event, no end: `EventSource` comes again");

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, header};
+use http::{HeaderMap, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -179,6 +179,19 @@ struct Incoming {
     ended: Option<Ended>,
     /// What its clean end means.
     then: Then,
+    /// It came over HTTP/2: see [`is_whole`](Self::is_whole).
+    http2: bool,
+}
+
+impl Incoming {
+    /// Whether a body that gives no more was all that was meant.
+    ///
+    /// hyper takes a stream that was reset without an error for one that has ended, as is right for an answer (RFC 9113
+    /// section 8.1). That is how Envoy resets when its own client has gone. But then it doesn't say that the stream
+    /// ended.
+    fn is_whole(&self) -> bool {
+        self.body.size_hint().lower() == 0 && (!self.http2 || self.body.is_end_stream())
+    }
 }
 
 /// What the end of a request's body means.
@@ -205,10 +218,8 @@ impl Source for Incoming {
                         tracing::debug!(error = &*error as &dyn std::error::Error, "a body was cut");
                         self.ended = Some(Ended::Gone);
                     }
-                    // hyper takes a stream that was reset without an error for one that has ended, as it should be for an
-                    // answer. That is what Envoy sends when its own client has gone.
-                    Poll::Ready(None) if self.body.size_hint().lower() > 0 => {
-                        tracing::debug!("a body is shorter than its length");
+                    Poll::Ready(None) if !self.is_whole() => {
+                        tracing::debug!("a body ended without saying that this was all");
                         self.ended = Some(Ended::Gone);
                     }
                     Poll::Ready(None) => {
@@ -253,11 +264,13 @@ impl Source for Incoming {
 pub(crate) async fn from_body(
     hub: Arc<Hub>,
     body: RequestBody,
+    version: Version,
     then: Then,
     mut lease: Lease,
     terms: Terms,
 ) -> Result<Stat> {
-    let mut source = Incoming { body, heard: 0, ended: None, then };
+    let http2 = version == Version::HTTP_2;
+    let mut source = Incoming { body, heard: 0, ended: None, then, http2 };
     match appending(&hub, &mut source, &mut lease, terms).await {
         Ended::Finished(end) => lease.finish(end).await,
         Ended::Parked => lease.park().await,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, request};
 use tokio::time::Instant;
 
 use crate::access::Allowed;
@@ -123,7 +123,8 @@ pub(crate) async fn upload(
         Err(error) => return Ok(told_with(&error, hub.stat(&key).await.ok().flatten())),
     };
     let began = lease.resource().len() == 0 && head.method != Method::PATCH;
-    match append(hub, options, lease, left.map(|left| Instant::now() + left), body(), then).await {
+    let until = left.map(|left| Instant::now() + left);
+    match append(hub, options, lease, until, body(), head.version, then).await {
         Ok(stat) => Ok(done(&stat, if began { StatusCode::CREATED } else { StatusCode::OK }, head)),
         Err(error) => Ok(told_with(&error, hub.stat(&key).await.ok().flatten())),
     }
@@ -172,6 +173,7 @@ async fn append(
     lease: Lease,
     until: Option<Instant>,
     body: RequestBody,
+    version: Version,
     then: Then,
 ) -> Result<Stat> {
     let terms = append::Terms {
@@ -180,7 +182,7 @@ async fn append(
         max_resource: options.max_resource,
         until,
     };
-    let appending = append::from_body(Arc::clone(hub), body, then, lease, terms);
+    let appending = append::from_body(Arc::clone(hub), body, version, then, lease, terms);
     hub.tasks.spawn(appending).await.map_err(Error::storage)?
 }
 

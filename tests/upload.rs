@@ -495,7 +495,7 @@ async fn a_stream_that_is_reset_is_cut_whatever_its_code() {
     for Store { name, layer, .. } in stores() {
         let server = serve(layer).await;
         for (code, headers) in
-            [(0, &[("content-length", "100")][..]), (8, &[]), (8, &[("content-length", "100")]), (2, &[])]
+            [(0, &[("content-length", "100")][..]), (0, &[]), (8, &[]), (8, &[("content-length", "100")]), (2, &[])]
         {
             let mut upload = Frames::post(server.addr, "/a?verb=APPEND", headers).await;
             upload.data(b"half", false).await;
@@ -512,6 +512,52 @@ async fn a_stream_that_is_reset_is_cut_whatever_its_code() {
         until_len(&server, "a", 4).await;
         assert_eq!(server.at_rest("a").await.unwrap().state, State::Finished, "{name}");
         upload.reset(0).await;
+    }
+}
+
+#[tokio::test]
+async fn trailers_are_no_data_and_an_end_like_any_other() {
+    let server = serve(memory_layer()).await;
+    let mut raw = Raw::connect(server.addr).await;
+    // The verb by its header, too.
+    raw.send_head("PUT", "/one", &[("X-Verb", "append"), ("transfer-encoding", "chunked")], "").await;
+    raw.send(&[&chunk("data")[..], b"0\r\nx: y\r\n\r\n"].concat()).await;
+    assert_eq!(raw.read_head().await.status, 201);
+    let mut upload = Frames::post(server.addr, "/two", &[("x-verb", "APPEND")]).await;
+    upload.data(b"data", false).await;
+    upload.trailers().await;
+    until_state(&server, "two", State::Finished).await;
+    for target in ["/one", "/two"] {
+        assert_eq!(server.get(target).await.text(), "data");
+    }
+}
+
+/// What may come through one dialect is fenced by another.
+#[tokio::test]
+async fn fault_30_a_websocket_and_a_body_take_over_from_each_other() {
+    for Store { name, layer, .. } in stores() {
+        let server = serve(layer).await;
+        for http in BOTH {
+            let key = format!("{http:?}");
+            let target = format!("/{key}?verb=APPEND");
+            let v1 = [("Sec-WebSocket-Protocol", "httpfstream.v1"), ("Appender-Id", ID)];
+            let (answer, mut socket) = server.upgrade(&target, &v1).await;
+            assert_eq!(answer.status, 101);
+            socket.send_frame(0x82, b"one ").await;
+            until_len(&server, &key, 4).await;
+            let body = Upload::begin(server.addr, http, "POST", &target, &[BY_ID]).await;
+            body.send("two ").await;
+            until_len(&server, &key, 8).await;
+            socket.send_frame(0x82, b"GHOST").await;
+            assert_eq!(socket.to_end().await.1, Some(4001), "{name} {http:?}");
+            let (answer, mut socket) = server.upgrade(&target, &v1).await;
+            assert_eq!(answer.status, 101);
+            assert_eq!(refused(&body.answer().await), (409, "fenced".into()), "{name} {http:?}");
+            socket.send_frame(0x82, b"three").await;
+            socket.send_close(1000).await;
+            assert_eq!(socket.to_end().await.1, Some(1000));
+            assert_eq!(server.get(&format!("/{key}")).await.text(), "one two three", "{name} {http:?}");
+        }
     }
 }
 

@@ -278,6 +278,11 @@ impl Frames {
         self.send(0, end.into(), 1, data).await;
     }
 
+    /// Ends the body with trailers.
+    pub async fn trailers(&mut self) {
+        self.send(1, 5, 1, b"\0\x01x\x01y").await;
+    }
+
     pub async fn reset(&mut self, code: u32) {
         self.send(3, 0, 1, &code.to_be_bytes()).await;
     }

@@ -29,6 +29,8 @@ struct Upload {
     resumable: bool,
     /// How long the resource will be at least, as far as that can be told.
     length: Option<u64>,
+    /// How much this body adds to it, if it says so.
+    more: Option<u64>,
 }
 
 impl Upload {
@@ -64,9 +66,11 @@ impl Upload {
             None => Ok(None),
             Some(value) => value.to_str().ok().and_then(digits).map(Some).ok_or_else(|| malformed(name.as_str())),
         };
-        let body = told(header::CONTENT_LENGTH)?.map(|len| len.saturating_add(asked.offset.unwrap_or(0)));
+        let more = told(header::CONTENT_LENGTH)?;
+        let body = more.map(|len| len.saturating_add(asked.offset.unwrap_or(0)));
         Ok(Self {
             length: body.max(told(UPLOAD_LENGTH)?),
+            more,
             then: if complete == Some(false) { Then::Park } else { Then::Finish },
             resumable: complete.is_some() || draft || head.method == Method::PATCH,
             asked,
@@ -103,7 +107,7 @@ pub(crate) async fn upload(
     body: impl FnOnce() -> RequestBody,
 ) -> Result<Response<OwnBody>> {
     options.origins.check(head)?;
-    let Upload { asked, then, resumable, length } = Upload::of(head)?;
+    let Upload { asked, then, resumable, length, more } = Upload::of(head)?;
     let Allowed { key, left, principal } = authorize(options, Verb::Append, key, head).await?;
     let by_id = asked.appender.map(|id| Owner::new(&id, principal.as_deref()));
     let mut attach = Attach {
@@ -113,7 +117,7 @@ pub(crate) async fn upload(
         life: asked.life,
         finish: asked.finish,
     };
-    let attached = match check(hub, options, &key, head, length, &mut attach).await {
+    let attached = match check(hub, options, &key, head, (length, more), &mut attach).await {
         Ok(()) => hub.attach(&key, attach).await,
         Err(error) => Err(error),
     };
@@ -136,7 +140,7 @@ async fn check(
     options: &Options,
     key: &Key,
     head: &request::Parts,
-    length: Option<u64>,
+    (length, more): (Option<u64>, Option<u64>),
     attach: &mut Attach,
 ) -> Result<()> {
     if length.is_some_and(|length| length > options.max_resource) {
@@ -145,14 +149,14 @@ async fn check(
     let headers = &head.headers;
     let conditional = headers.contains_key(header::IF_MATCH)
         || headers.get_all(header::IF_NONE_MATCH).into_iter().any(|value| value != "*");
-    let at_end = attach.offset.is_none() && length.is_some() && options.max_resource != u64::MAX;
+    let at_end = attach.offset.is_none() && more.is_some() && options.max_resource != u64::MAX;
     if !conditional && !at_end {
         return Ok(());
     }
     let Some(stat) = hub.stat(key).await? else {
         return if headers.contains_key(header::IF_MATCH) { Err(ErrorKind::Precondition.into()) } else { Ok(()) };
     };
-    if at_end && length.is_some_and(|more| stat.len.saturating_add(more) > options.max_resource) {
+    if at_end && more.is_some_and(|more| stat.len.saturating_add(more) > options.max_resource) {
         return Err(ErrorKind::TooLarge.into());
     }
     if conditional {

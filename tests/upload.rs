@@ -924,7 +924,11 @@ async fn a_body_that_grows_over_the_limit_is_413_in_the_middle_and_what_is_store
             assert_eq!(refused(&answer), (413, "too-large".into()), "{} {target}", store.name);
         }
         assert_eq!(stat(&server, "new").await, None);
-        store.holds_only(&["One", "One-exact", "Two", "Two-exact"]);
+        // The whole upload's length is not counted on top of what is there.
+        let part = |complete| [("upload-length", "8"), complete];
+        assert_eq!(one(&server, "POST", "/new", &part(MORE), "1234").await.status, 201);
+        assert_eq!(one(&server, "POST", "/new", &part(ALL), "5678").await.status, 200, "{}", store.name);
+        store.holds_only(&["One", "One-exact", "Two", "Two-exact", "new"]);
     }
 }
 

@@ -832,7 +832,8 @@ async fn expect_100_continue_is_answered_only_when_the_bytes_will_be_taken() {
 #[tokio::test]
 async fn what_can_be_refused_by_its_head_is_refused_before_the_store_is_touched() {
     type Changed = fn(HttpFStreamLayer) -> HttpFStreamLayer;
-    let cases: [(&str, Changed, &[(&str, &str)], (u16, &str)); 6] = [
+    type Case = (&'static str, Changed, &'static [(&'static str, &'static str)], (u16, &'static str));
+    let cases: [Case; 6] = [
         ("read-only", |layer| layer.read_only(), &[], (403, "not-allowed")),
         ("401", |layer| layer.authorize(|_| async { Err(Denied::Unauthorized) }), &[], (401, "unauthorized")),
         ("403", |layer| layer.authorize(|_| async { Err(Denied::Forbidden) }), &[], (403, "not-allowed")),

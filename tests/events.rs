@@ -1,5 +1,5 @@
 //! Server-sent events (protocol section 5): what an `EventSource` makes of them is the resource, byte by byte.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::wrong_self_convention)]
 
 mod common;
 
@@ -383,7 +383,7 @@ async fn event_source_is_told_to_stop_where_there_is_no_more_and_only_there() {
             for (last, expected, kind) in [
                 (format!("{life}:9"), 416, "past-end"),
                 (format!("{}:5", "0".repeat(32)), 412, "life"),
-                (format!("{life}"), 400, "bad-request"),
+                (life.clone(), 400, "bad-request"),
                 (format!("{life}:"), 400, "bad-request"),
                 (format!("{life}:-1"), 400, "bad-request"),
                 (format!("{life}:5:finished"), 400, "bad-request"),

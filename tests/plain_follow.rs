@@ -339,9 +339,9 @@ async fn what_lies_in_the_servers_buffers_when_the_abort_comes_arrives_too() {
 
 /// What the server's side of the connection holds waits for its reader for ten seconds, and no longer.
 #[tokio::test(start_paused = true)]
-async fn an_abort_waits_ten_seconds_for_a_reader_that_takes_nothing() {
+async fn an_abort_waits_the_stall_timeout_for_a_reader_that_takes_nothing() {
     for (seconds, whole) in [(9, true), (11, false)] {
-        let layer = memory_layer();
+        let layer = memory_layer().stall_timeout(Duration::from_secs(10));
         let mut out = layer.streams().append("a").await.unwrap();
         // More than the pipe holds, and less than hyper does.
         let all = pattern(0, 200_000);

@@ -21,7 +21,7 @@ use crate::options::Options;
 use crate::outflow::{Outflow, OutflowBody};
 use crate::respond::{STREAM_OFFSET, describe};
 use crate::serve::{boxed, content_type, disarm, serve};
-use crate::socket::expiry;
+use crate::socket::{expired, expiry};
 use crate::storage::{Stat, State};
 
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
@@ -247,10 +247,6 @@ async fn run(hub: &Hub, mut cursor: Cursor, terms: Terms, out: &Outflow) -> Resu
             (Step::Cut(kind), _) => return Err(kind.into()),
         }
     }
-}
-
-fn expired() -> Error {
-    Error::new(ErrorKind::Forbidden).with_detail("no longer authorized")
 }
 
 /// Cancel safe.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::control;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Hub, Lease};
-use crate::socket::{Beat, Pulse, Times, closing, expiry};
+use crate::socket::{Beat, Pulse, Times, closing, expired, expiry};
 use crate::storage::erased::BoxFuture;
 use crate::storage::{End, Stat};
 use crate::wire::frame::{Kind, Role};
@@ -362,8 +362,4 @@ fn failed(error: Error) -> Ended {
         tracing::error!(error = &error as &dyn std::error::Error, "appending failed");
     }
     Ended::Failed(error)
-}
-
-fn expired() -> Error {
-    Error::new(ErrorKind::Forbidden).with_detail("no longer authorized")
 }

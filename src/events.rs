@@ -13,7 +13,7 @@ use crate::wire::text::incomplete;
 const MAX_EVENT: usize = 64 * 1024;
 
 /// How long a browser waits before it connects again, in milliseconds. By themselves they wait for up to five seconds.
-const RETRY: &str = "retry: 1000\n\n";
+pub(crate) const RETRY: &str = "retry: 1000\n\n";
 
 /// Makes events of a resource's bytes.
 pub(crate) struct Encoder {

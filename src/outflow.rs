@@ -5,20 +5,22 @@
 //! which the servers do once it is written to the socket. An abort waits for the last one.
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::error::BoxError;
 use crate::storage::erased::BoxFuture;
 
-/// How long an abort waits for bytes that were copied on their way, by TLS for example, and can't be seen any more.
-const LINGER: Duration = Duration::from_millis(50);
+/// How long an abort waits for bytes that were copied on their way, by TLS for example, and can't be seen any more: since
+/// the connection did anything last.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Where the bytes of a body are put.
 pub(crate) struct Outflow {
@@ -59,8 +61,21 @@ impl Outflow {
                 break;
             }
         }
-        tokio::time::sleep(LINGER).await;
+        let _ = tokio::time::timeout(stall, quiet(LINGER)).await;
     }
+}
+
+/// Waits until nothing has asked for so long: a server asks for more of a body whenever its connection does anything.
+async fn quiet(time: Duration) {
+    let mut sleep = pin!(tokio::time::sleep(time));
+    poll_fn(|cx| {
+        if sleep.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        sleep.as_mut().reset(Instant::now() + time);
+        sleep.as_mut().poll(cx)
+    })
+    .await;
 }
 
 /// Bytes that tell when they are dropped.

@@ -13,7 +13,7 @@ use crate::answer::{authorize, find, told_with};
 use crate::asked::{Asked, EventId, Range, Reading, UNBOUNDED, bad, malformed};
 use crate::body::{OwnBody, full};
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::Encoder;
+use crate::events::{self, Encoder};
 use crate::hub::{Begin, Cursor, Found, Hub, Step};
 use crate::intent::Verb;
 use crate::key::Key;
@@ -21,9 +21,10 @@ use crate::options::Options;
 use crate::outflow::{Outflow, OutflowBody};
 use crate::respond::{STREAM_OFFSET, describe};
 use crate::serve::{boxed, content_type, disarm, serve};
-use crate::socket::expiry;
+use crate::socket::{expired, expiry};
 use crate::storage::{Stat, State};
 
+const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 /// Tells nginx not to gather what it passes on.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -37,12 +38,14 @@ pub(crate) async fn follow(
     let asked = Asked::to_follow(head)?;
     let reading = Reading::of(head)?;
     let Allowed { key, left, .. } = authorize(options, Verb::Follow, key, head).await?;
-    let (mut cursor, stat) = match find(hub, options, &key, asked.wait).await? {
-        Found::Open(cursor) => {
+    let (mut cursor, stat) = match find(hub, options, &key, asked.wait).await {
+        Ok(Found::Open(cursor)) => {
             let stat = Stat::new(cursor.life(), cursor.len(), cursor.state());
             (cursor, stat)
         }
-        Found::AtRest(stat) => (Cursor::at_rest(hub, &key, &stat), stat),
+        Ok(Found::AtRest(stat)) => (Cursor::at_rest(hub, &key, &stat), stat),
+        Err(error) if reading.events && error.kind() == ErrorKind::ShuttingDown => return Ok(come_again()),
+        Err(error) => return Err(error),
     };
     let (begin, partial) = match way(&asked, &reading, head, &stat) {
         Ok(Way::Live(begin)) => (begin, false),
@@ -69,7 +72,7 @@ pub(crate) async fn follow(
     disarm(headers);
     headers.insert(STREAM_OFFSET, HeaderValue::from(at));
     let content_type = match reading.events {
-        true => HeaderValue::from_static("text/event-stream"),
+        true => EVENT_STREAM,
         false => content_type(&key, &options.content_type),
     };
     headers.insert(header::CONTENT_TYPE, content_type);
@@ -93,6 +96,14 @@ pub(crate) async fn follow(
         len,
     };
     Ok(response.map(|_| boxed(live_body(Arc::clone(hub), cursor, terms))))
+}
+
+/// Events that end before they begin. `EventSource` gives up for good when it is told 503, but comes back after this.
+fn come_again() -> Response<OwnBody> {
+    let mut response = Response::new(full(events::RETRY));
+    not_to_be_held(response.headers_mut(), false);
+    response.headers_mut().insert(header::CONTENT_TYPE, EVENT_STREAM);
+    response
 }
 
 /// How a follower is answered.
@@ -236,10 +247,6 @@ async fn run(hub: &Hub, mut cursor: Cursor, terms: Terms, out: &Outflow) -> Resu
             (Step::Cut(kind), _) => return Err(kind.into()),
         }
     }
-}
-
-fn expired() -> Error {
-    Error::new(ErrorKind::Forbidden).with_detail("no longer authorized")
 }
 
 /// Cancel safe.

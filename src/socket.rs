@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::error::{Error, ErrorKind};
 use crate::hub::Hub;
 
 /// Times of a connection, from the layer's configuration.
@@ -83,4 +84,9 @@ pub(crate) async fn expiry(until: Option<Instant>) {
         Some(until) => sleep_until(until).await,
         None => std::future::pending().await,
     }
+}
+
+/// What whoever had it is told at its end.
+pub(crate) fn expired() -> Error {
+    Error::new(ErrorKind::Forbidden).with_detail("no longer authorized")
 }

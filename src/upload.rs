@@ -47,6 +47,12 @@ impl Upload {
             return Err(bad("a `Content-Range` can't be written: say `Upload-Offset`".to_owned()));
         }
         let mut asked = Asked::to_append(head)?;
+        if headers.contains_key("upload-incomplete") {
+            // What it says is the contrary.
+            return Err(bad(
+                "`Upload-Incomplete` is of a draft that is not spoken here: say `Upload-Complete`".to_owned()
+            ));
+        }
         let draft = headers.contains_key(UPLOAD_DRAFT);
         let complete = match headers.get(UPLOAD_COMPLETE).map(HeaderValue::as_bytes) {
             None => None,
@@ -242,6 +248,7 @@ mod tests {
         assert_eq!(means(&[]), (Then::Finish, false));
         assert_eq!(means(&[("upload-complete", "?1")]), (Then::Finish, true));
         assert_eq!(means(&[("upload-complete", "?0")]), (Then::Park, true));
+        assert_eq!(refused("POST", "", &[("upload-incomplete", "?1")]), ErrorKind::BadRequest);
         for odd in ["1", "?2", "", "true", "?0;a"] {
             assert_eq!(refused("POST", "", &[("upload-complete", odd)]), ErrorKind::BadRequest, "{odd}");
         }

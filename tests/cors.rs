@@ -42,8 +42,10 @@ async fn finished(server: &Server, key: &str) {
     out.finish().await.unwrap();
 }
 
+type Asked = (&'static str, &'static str, &'static [(&'static str, &'static str)], u16);
+
 /// Every kind of answer that is ours: what it is, and the status it has.
-const ASKED: [(&str, &str, &[(&str, &str)], u16); 17] = [
+const ASKED: [Asked; 17] = [
     ("GET", "/there", &[], 200),
     ("HEAD", "/there", &[], 200),
     ("GET", "/there", &[("range", "bytes=1-2")], 206),

@@ -1,5 +1,5 @@
 //! Server-sent events (protocol section 5): what an `EventSource` makes of them is the resource, byte by byte.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::wrong_self_convention)]
 
 mod common;
 
@@ -383,7 +383,7 @@ async fn event_source_is_told_to_stop_where_there_is_no_more_and_only_there() {
             for (last, expected, kind) in [
                 (format!("{life}:9"), 416, "past-end"),
                 (format!("{}:5", "0".repeat(32)), 412, "life"),
-                (format!("{life}"), 400, "bad-request"),
+                (life.clone(), 400, "bad-request"),
                 (format!("{life}:"), 400, "bad-request"),
                 (format!("{life}:-1"), 400, "bad-request"),
                 (format!("{life}:5:finished"), 400, "bad-request"),
@@ -572,4 +572,21 @@ async fn bytes_have_no_keep_alive() {
     tokio::time::sleep(Duration::from_secs(50 * 3600)).await;
     out.append("y").await.unwrap();
     assert_eq!(raw.chunk().await, Ok(Some(b"y".to_vec())), "after two days");
+}
+
+#[tokio::test]
+async fn whoever_comes_while_the_server_stops_is_told_to_come_again() {
+    let server = serve(memory_layer()).await;
+    let mut appender = server.streams.append("a").await.unwrap();
+    appender.append("x").await.unwrap();
+    let streams = server.streams.clone();
+    // It waits for the appender.
+    let stopping = tokio::spawn(async move { streams.shutdown(Duration::from_secs(60)).await });
+    soon("the shutdown to begin", async { while server.request("HEAD", "/a?verb=FOLLOW", &[]).await.status != 503 {} })
+        .await;
+    let answer = server.request("GET", "/a?verb=FOLLOW", &[("Accept", "text/event-stream")]).await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/event-stream")));
+    assert_eq!(answer.text(), "retry: 1000\n\n", "no event, no end: `EventSource` comes again");
+    appender.finish().await.unwrap();
+    soon("the shutdown", stopping).await.unwrap();
 }

@@ -337,6 +337,32 @@ async fn what_lies_in_the_servers_buffers_when_the_abort_comes_arrives_too() {
     }
 }
 
+/// What the server's side of the connection holds waits for its reader for ten seconds, and no longer.
+#[tokio::test(start_paused = true)]
+async fn an_abort_waits_the_stall_timeout_for_a_reader_that_takes_nothing() {
+    for (seconds, whole) in [(9, true), (11, false)] {
+        let layer = memory_layer().stall_timeout(Duration::from_secs(10));
+        let mut out = layer.streams().append("a").await.unwrap();
+        // More than the pipe holds, and less than hyper does.
+        let all = pattern(0, 200_000);
+        out.append(all.clone()).await.unwrap();
+        let mut raw = pipe(&layer);
+        raw.send_head("GET", "/a?verb=FOLLOW", &[], "").await;
+        assert_eq!(raw.read_head().await.status, 200);
+        drop(out);
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        let mut got = Vec::new();
+        let end = loop {
+            match raw.chunk().await {
+                Ok(Some(chunk)) => got.extend(chunk),
+                end => break end,
+            }
+        };
+        assert_eq!((end, got == all), (Err(()), whole), "after {seconds} s: {} bytes", got.len());
+        assert!(all.starts_with(&got));
+    }
+}
+
 #[tokio::test]
 async fn http1_tells_a_cut_by_a_missing_last_chunk() {
     let server = serve(memory_layer()).await;

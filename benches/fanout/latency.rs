@@ -12,7 +12,7 @@ use super::measure::{self, Child};
 use super::peers::{Appender, Follower};
 
 const SIZE: usize = 1024;
-const WAYS: [Way; 3] = [Way::Socket, Way::Body, Way::Events];
+pub const WAYS: [Way; 3] = [Way::Socket, Way::Body, Way::Events];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -22,7 +22,7 @@ pub enum Way {
 }
 
 impl Way {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Socket => "WebSocket",
             Self::Body => "body",
@@ -100,27 +100,51 @@ struct Timed {
     times: Vec<Duration>,
 }
 
-enum Reader {
+/// A follower that comes one way or the other.
+pub enum Reader {
     Socket(Follower),
     Http(Http),
 }
 
+impl Reader {
+    pub async fn open(addr: SocketAddr, way: Way, path: &str) -> Self {
+        match way {
+            Way::Socket => Self::Socket(Follower::open(addr, path).await),
+            way => Self::Http(Http::open(addr, path, way == Way::Events).await),
+        }
+    }
+
+    /// Takes what comes next: how far the data has come, and whether that was the end.
+    async fn step(&mut self, data: &[u8]) -> (usize, bool) {
+        match self {
+            Self::Socket(follower) => follower.step(data).await,
+            Self::Http(http) => http.step(data).await,
+        }
+    }
+
+    /// Reads up to this offset.
+    pub async fn reach(&mut self, data: &[u8], offset: usize) {
+        match self {
+            Self::Socket(follower) => follower.reach(data, offset).await,
+            Self::Http(http) => {
+                while http.at < offset {
+                    assert!(!http.step(data).await.1, "the end comes too early");
+                }
+                http.buf.shrink_to_fit();
+            }
+        }
+    }
+}
+
 impl Timed {
     async fn open(addr: SocketAddr, way: Way, data: Arc<[u8]>, sent: Sent) -> Self {
-        let reader = match way {
-            Way::Socket => Reader::Socket(Follower::open(addr, "/latency.txt").await),
-            way => Reader::Http(Http::open(addr, "/latency.txt", way == Way::Events).await),
-        };
-        Self { reader, data, sent, times: Vec::new() }
+        Self { reader: Reader::open(addr, way, "/latency.txt").await, data, sent, times: Vec::new() }
     }
 
     /// Reads to the end and checks every byte on the way.
     async fn whole(mut self) -> Vec<Duration> {
         loop {
-            let (at, ended) = match &mut self.reader {
-                Reader::Socket(follower) => follower.step(&self.data).await,
-                Reader::Http(http) => http.step(&self.data).await,
-            };
+            let (at, ended) = self.reader.step(&self.data).await;
             let now = Instant::now();
             while (self.times.len() + 1) * SIZE <= at {
                 let sent = self.sent.lock().unwrap()[self.times.len()];
@@ -135,7 +159,7 @@ impl Timed {
 }
 
 /// A body in chunks, as it is or as events.
-struct Http {
+pub struct Http {
     stream: TcpStream,
     buf: Vec<u8>,
     events: bool,

@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use axum::Router;
+use axum::serve::ListenerExt;
 use httpfstream::{HttpFStreamLayer, storage::FsStorage};
 
 /// Serves until stdin ends.
@@ -30,7 +31,12 @@ fn layer(listener: TcpListener) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(keep).build().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let app = Router::new().layer(HttpFStreamLayer::new(FsStorage::open(dir.path()).unwrap()).plain_http(true));
-    runtime.block_on(async { axum::serve(tokio::net::TcpListener::from_std(listener).unwrap(), app).await.unwrap() });
+    runtime.block_on(async {
+        // As the floor does, and as mounting.md tells: else Nagle's algorithm decides the latency.
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
+        axum::serve(listener, app).await.unwrap();
+    });
 }
 
 /// No HTTP, no storage, no tasks: what has arrived becomes one frame, which is encoded once and written to each socket.

@@ -252,6 +252,7 @@ impl Server {
                 None => self.service.call(request).await?.map(|body| body.boxed_unsync()),
             },
             Some((status, text)) => {
+                outlast(request);
                 let mut response = Response::new(full(text));
                 *response.status_mut() = status;
                 if status == StatusCode::UNAUTHORIZED {
@@ -292,6 +293,16 @@ impl Server {
             || name.to_ascii_lowercase().ends_with(".localhost")
             || ip.is_some_and(|ip| ip.is_loopback())
             || allowed.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(name))
+    }
+}
+
+/// Takes what is still sent behind a refusal, or else most clients would never see it. As the layer does.
+fn outlast(request: Request<Incoming>) {
+    let waits = request.headers().contains_key(header::EXPECT);
+    let mut body = request.into_body();
+    if !waits && !body.is_end_stream() {
+        let taking = async move { while let Some(Ok(_)) = body.frame().await {} };
+        tokio::spawn(tokio::time::timeout(Duration::from_secs(2), taking));
     }
 }
 

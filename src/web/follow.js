@@ -30,9 +30,9 @@
 
 /** What ends a follow other than the resource's own end. */
 export class FollowError extends Error {
+    name = 'FollowError';
     constructor(code, message) {
         super(message);
-        this.name = 'FollowError';
         this.code = code;
     }
 }
@@ -41,160 +41,132 @@ export class FollowError extends Error {
 // at hand the connection is closed, and once the loop has taken it all another one goes on behind it.
 const MOST_UNREAD = 32 * 1024 * 1024;
 const ENDS = ['finished', 'interrupted', 'sealed'];
+const FINAL = { 401: 'unauthorized', 403: 'forbidden', 404: 'absent', 412: 'life', 416: 'past-end' };
 
 /** Follows a resource: an async iterator of its data and its states. */
 export async function* follow(url, { offset, tail, lines, life, wait = 0, signal, credentials } = {}) {
     const target = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
-    const deadline = Date.now() + wait * 1000;
-    let known = false; // Whether the server has told where the data begins: then `offset` and `life` say where it goes on.
+    let deadline = Date.now() + wait * 1000;
     let reason;
+    if (tail === undefined && lines === undefined) offset ??= 0; // Else the server tells where the data begins.
     for (let attempt = 0; ; attempt++) {
         if (attempt >= 0) yield { type: 'state', state: 'connecting', attempt, ...(reason && { reason }) };
         signal?.throwIfAborted();
         // Half of it is random: those that a restart cut together don't come back together.
         if (attempt > 0) await sleep(Math.min(15000, 125 * 2 ** attempt) * (1 + Math.random()) / 2, signal);
+        signal?.throwIfAborted();
         const left = Math.ceil((deadline - Date.now()) / 1000);
-        const where = known ? { offset, life } : { offset, tail, lines, life, wait: left > 0 ? left : undefined };
-        const socket = new WebSocket(address(target, 'ws', { verb: 'FOLLOW', ...where }), 'httpfstream.v1');
-        socket.binaryType = 'arraybuffer';
-
-        let events = [], unread = 0, full, opened, progress, end, failure, closed, wake;
-        const fail = (code, message) => {
-            failure = new FollowError(code, message);
-            wake?.();
-        };
-        const add = (event) => {
-            events.push(event);
-            wake?.();
-        };
-        const control = (message) => {
+        const where = { verb: 'FOLLOW', offset, tail, lines, life };
+        let opened, last;
+        for await (last of arrivals(address(target, 'ws', { ...where, wait: left > 0 ? left : undefined }), signal)) {
+            if (last.type !== 'message') break;
+            if (typeof last.data !== 'string') {
+                if (!opened) throw new FollowError('protocol', 'data before the first message');
+                const bytes = new Uint8Array(last.data);
+                yield { type: 'data', bytes, offset };
+                offset += bytes.length;
+                attempt = 0; // A connection that brings something is a good one, and so is one that stands for a while.
+                continue;
+            }
+            const told = parsed(last.data);
+            const end = opened && ENDS.includes(told.state);
+            const at = end ? told.length : told.offset;
+            if (life && told.life && told.life !== life) throw new FollowError('life', 'this is another life');
+            if ((end || !opened) && at !== (offset ?? at)) throw new FollowError('protocol', `${at} is told, not ${offset}`);
             if (!opened) {
-                if (life && message.life !== life) return fail('life', 'this is another life of the resource');
-                const fits = known ? message.offset === offset : Number.isSafeInteger(message.offset);
-                if (!fits) return fail('protocol', `the data begins at ${message.offset}`);
+                ({ offset, life } = told);
+                tail = lines = undefined; // It is known now where to go on, and there is nothing more to wait for.
+                deadline = 0;
                 opened = Date.now();
-                ({ offset, life } = message);
-                known = true;
-                add({ type: 'state', state: message.state, offset, life });
-            } else if (ENDS.includes(message.state)) {
-                if (message.length !== offset) return fail('protocol', `ends at ${message.length}, but is at ${offset}`);
-                end = true;
-                add({ type: 'state', state: message.state, length: offset, life, end });
-            } else if (message.state) {
-                add({ type: 'state', state: message.state });
             }
-        };
-        socket.onmessage = ({ data }) => {
-            if (failure || end) return;
-            if (typeof data === 'string') {
-                try {
-                    return control(JSON.parse(data));
-                } catch (error) {
-                    return fail('protocol', `a control message that can't be read: ${error.message}`);
-                }
-            }
-            if (!opened) return fail('protocol', 'data before the first message');
-            progress = true;
-            const bytes = new Uint8Array(data);
-            add({ type: 'data', bytes, offset });
-            offset += bytes.length;
-            unread += bytes.length + 100;
-            // Nothing is delivered after this, and the offset counts what was: so nothing is missing in between.
-            if (unread > MOST_UNREAD) {
-                full = true;
-                socket.close();
-            }
-        };
-        socket.onclose = (event) => {
-            closed = event;
-            wake?.();
-        };
-        const abort = () => wake?.();
-        signal?.addEventListener('abort', abort);
-        try {
-            while (events.length > 0 || !(closed || failure)) {
-                if (events.length === 0) await new Promise((resolve) => (wake = resolve));
-                signal?.throwIfAborted();
-                const taken = events;
-                events = [];
-                for (const event of taken) {
-                    yield event;
-                    signal?.throwIfAborted();
-                    if (event.end) return;
-                    if (event.bytes) unread -= event.bytes.length + 100;
-                }
-            }
-        } finally {
-            signal?.removeEventListener('abort', abort);
-            socket.close();
+            if (told.state) yield { type: 'state', ...told, ...(end && { end }) };
+            if (end) return;
         }
-        if (failure) throw failure;
-        if (closed.code === 4001 || closed.code === 4003) {
-            throw new FollowError('closed', closed.reason || `closed for good, with ${closed.code}`);
-        }
-        reason = closed.reason || (opened ? 'the connection broke' : 'no connection');
-        // One that brought something, or stood for a while, was a good one.
-        if (full) attempt = -2;
-        else if (progress || Date.now() - opened > 5000) attempt = 0;
-        if (!opened) reason = (await why(target, credentials, signal, { known, offset, life, deadline })) ?? reason;
+        if ([4001, 4003].includes(last.code)) throw new FollowError('closed', last.reason || 'by the server, for good');
+        if (opened && Date.now() - opened > 5000) attempt = 0;
+        if (last.type === 'full') attempt = -2;
+        else if (opened) reason = last.reason || 'the connection broke';
+        else reason = await why(address(target, 'http', where), { credentials, signal }, Date.now() < deadline);
     }
 }
 
 /** Follows a resource as text: an async iterator of strings. */
 export async function* followText(url, options) {
     const decoder = new TextDecoder();
-    for await (const event of follow(url, options)) {
-        const text = event.type === 'data' ? decoder.decode(event.bytes, { stream: true }) : event.end ? decoder.decode() : '';
+    for await (const { bytes, end, state } of follow(url, options)) {
+        const text = decoder.decode(bytes, { stream: !end });
         if (text) yield text;
-        if (event.end && event.state === 'interrupted') {
-            throw new FollowError('interrupted', 'the appender was lost: this is not the whole');
-        }
+        if (end && state === 'interrupted') throw new FollowError(state, 'the appender was lost: this is not the whole');
     }
 }
 
-// Why a handshake failed: browsers don't tell. Throws what is final, else says what is known.
-async function why(target, credentials, signal, { known, offset, life, deadline }) {
-    let response;
+// The events of a WebSocket in their order. The last is its `close`, or `full` where too many were not taken.
+async function* arrivals(address, signal) {
+    const size = ({ data }) => (data?.byteLength ?? data?.length ?? 0) + 100;
+    let queue = [], unread = 0, wake;
+    const add = (event) => {
+        queue.push(event);
+        unread += size(event);
+        if (unread > MOST_UNREAD && event.type === 'message') {
+            queue.push({ type: 'full' });
+            socket.close();
+        }
+        wake?.();
+    };
+    const socket = new WebSocket(address, 'httpfstream.v1');
+    socket.binaryType = 'arraybuffer';
+    socket.onmessage = socket.onclose = add;
+    signal?.addEventListener('abort', add);
     try {
-        const question = address(target, 'http', { verb: 'FOLLOW' });
-        response = await fetch(question, { method: 'HEAD', cache: 'no-store', credentials, signal });
-    } catch {
-        signal?.throwIfAborted();
-        return undefined; // Nobody is there, or the page may not ask.
+        for (;;) {
+            if (queue.length === 0) await new Promise((resolve) => (wake = resolve));
+            const taken = queue;
+            queue = [];
+            for (const event of taken) {
+                signal?.throwIfAborted();
+                yield event;
+                unread -= size(event);
+            }
+        }
+    } finally {
+        signal?.removeEventListener('abort', add);
+        socket.close();
     }
-    const { status, headers } = response;
-    const now = headers.get('Stream-Life') ?? headers.get('ETag')?.match(/^"([0-9a-f]{32})-/)?.[1];
-    const length = headers.get('Upload-Offset');
-    if (status === 404 && (known || Date.now() >= deadline)) throw new FollowError('absent', 'there is no such resource');
-    if (status === 401) throw new FollowError('unauthorized', 'the server wants credentials');
-    if (status === 403) throw new FollowError('forbidden', 'the server does not allow this');
-    if (life && now && now !== life) throw new FollowError('life', 'this is another life of the resource');
-    if (length !== null && offset > Number(length)) throw new FollowError('past-end', `the end is at ${length}`);
-    if ([400, 405, 414, 421].includes(status)) throw new FollowError('refused', `the server answers ${status}`);
-    return status === 404 ? 'absent' : status >= 500 ? `the server answers ${status}` : 'no WebSocket';
+}
+
+function parsed(text) {
+    try {
+        return JSON.parse(text);
+    } catch {
+        throw new FollowError('protocol', `not JSON: ${text.slice(0, 100)}`);
+    }
+}
+
+// Why a handshake failed: browsers don't tell, so the same is asked without one. Throws what is final.
+async function why(address, options, isWaiting) {
+    const response = await fetch(address, { method: 'HEAD', cache: 'no-store', ...options }).catch(() => undefined);
+    options.signal?.throwIfAborted();
+    if (!response) return 'no connection'; // Nobody is there, or the page may not ask.
+    const told = `no WebSocket, and a HEAD is answered ${response.status}`;
+    const code = [400, 405, 414, 421].includes(response.status) ? 'refused' : FINAL[response.status];
+    if (code && !(code === 'absent' && isWaiting)) throw new FollowError(code, told);
+    return told;
 }
 
 // The query is added to by hand: `searchParams` would write the caller's own part anew.
 function address(target, scheme, parameters) {
     const url = new URL(target);
-    url.protocol = scheme + (/^(https|wss):$/.test(target.protocol) ? 's:' : ':');
+    url.protocol = url.protocol.replace(/^(http|ws)/, scheme);
     url.hash = '';
     const given = Object.entries(parameters).filter(([, value]) => value !== undefined);
-    url.search += (url.search ? '&' : '?') + given.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join('&');
+    url.search += (url.search ? '&' : '?') + new URLSearchParams(given);
     return url.href;
 }
 
 function sleep(ms, signal) {
-    return new Promise((resolve, reject) => {
-        if (signal?.aborted) return reject(signal.reason);
-        const stop = () => {
-            clearTimeout(timer);
-            reject(signal.reason);
-        };
-        const timer = setTimeout(() => {
-            signal?.removeEventListener('abort', stop);
-            resolve();
-        }, ms);
-        signal?.addEventListener('abort', stop, { once: true });
+    const over = AbortSignal.timeout(ms);
+    return new Promise((resolve) => {
+        over.addEventListener('abort', resolve);
+        signal?.addEventListener('abort', resolve, { signal: over });
     });
 }

@@ -346,6 +346,17 @@ async def fault_29_a_refusal_is_seen_while_the_body_is_sent(client, name):
     assert (await client.ask("GET", f"/{name}"))[2] == b"mine"
 
 
+async def check_answers_to_head_have_no_body(client, name):
+    # Over HTTP/2 one would break the protocol.
+    for target in ("absent", "absent?verb=FOLLOW", "../x?verb=FOLLOW", f"{name}?verb=FOLLOW&offset=5", f"{name}?verb=APPEND"):
+        status, _, body = await client.ask("HEAD", f"/{target}")
+        assert status >= 400 and body == b"", (target, status, body)
+    assert (await client.ask("PUT", f"/{name}?verb=APPEND", None, b"mine"))[0] == 201
+    for target in (name, f"{name}?verb=FOLLOW"):
+        status, headers, body = await client.ask("HEAD", f"/{target}")
+        assert (status, headers["Content-Length"], body) == (200, "4", b""), (target, status, headers)
+
+
 async def main():
     checks = [f for name, f in globals().items() if name.startswith(("check_", "fault_"))]
     passed = 0

@@ -193,8 +193,9 @@ fn each_clause_has_a_fault_that_it_notices() {
     let blind: Vec<&str> =
         clauses::<Broken>().iter().map(Clause::name).filter(|name| !noticed.contains(name)).collect();
     assert_eq!(blind, [""; 0], "no store is broken so that these would fail");
-    for (fault, clauses) in NOTICED {
-        clauses.iter().for_each(|name| drop((fault, clause(name))));
+    // And those that are named do exist.
+    for name in noticed {
+        clause(name);
     }
 }
 

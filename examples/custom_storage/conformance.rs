@@ -1,4 +1,5 @@
 //! `LogStorage` keeps the storage contract, but for what it says that it leaves out.
+#![allow(clippy::unwrap_used)]
 use crate::log::LogStorage;
 
 httpfstream::storage_conformance! {

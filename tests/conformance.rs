@@ -41,7 +41,8 @@ macro_rules! faults {
 
 faults! {
     /// Whoever finds the resource taken takes it over.
-    SecondIsLetIn(a_second_is_let_in): clause_1_of_many_opens_one_succeeds clause_1_create_continue_and_takeover;
+    SecondIsLetIn(a_second_is_let_in):
+        clause_1_whoever_is_let_in_is_alone clause_1_of_many_opens_one_succeeds clause_1_create_continue_and_takeover;
     /// `Create` opens what exists.
     CreateOpensWhatExists(create_opens_what_exists): clause_1_create_continue_and_takeover;
     /// An open that is cancelled holds the resource for ever.
@@ -115,6 +116,8 @@ faults! {
         lost_lists_exactly_the_lost;
     /// The first owner stays.
     OwnerSticks(the_owner_sticks): clause_6_the_owner_is_whoever_appended_last;
+    /// What is ended is nobody's.
+    OwnerIsForgottenAtTheEnd(the_owner_is_forgotten_at_the_end): clause_7_who_ended_it_is_known;
     /// Whoever comes and goes interrupts what was lost.
     UntouchedInterruptsTheLost(an_untouched_one_interrupts_the_lost):
         clause_6_an_untouched_release_leaves_the_lost_lost;
@@ -541,11 +544,17 @@ impl Append for BrokenAppend {
     }
 
     async fn finish(mut self, end: End) -> Result<Stat> {
+        if self.poisoned {
+            return Err(ErrorKind::Poisoned.into());
+        }
         let storage = self.storage.clone();
         let key = self.key.clone();
         let (fenced, touched) = (self.is_fenced(), self.is_touched());
-        let inner = self.inner.take().unwrap();
+        let mut inner = self.inner.take().unwrap();
         let len = inner.stat().len;
+        if storage.has(Fault::OwnerIsForgottenAtTheEnd) {
+            inner.claim(None);
+        }
         let ended = match (storage.fault, end) {
             (Fault::ZombieFinishes, _) if fenced => {
                 if let Ok(forced) = storage.store.open(&key, Open::Takeover).await {

@@ -1,6 +1,8 @@
 //! Clause 1: at most one appender.
 
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::tools::{bytes, key, kind, open, poll_times, same, soon, write};
 use crate::error::ErrorKind;
@@ -43,6 +45,38 @@ pub async fn clause_1_of_many_opens_one_succeeds<S: Storage>(one: S, two: S) {
             }
         }
     }
+}
+
+/// Six tasks on both handles open one resource again and again, append, and leave it in different ways: whoever is let in
+/// is alone until it leaves, and finds all that was appended before.
+pub async fn clause_1_whoever_is_let_in_is_alone<S: Storage>(one: S, two: S) {
+    let key = key("d/a");
+    // Who is in, and how many bytes there are.
+    let (inside, len) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..6 {
+        let (storage, key) = (if task % 2 == 0 { one.clone() } else { two.clone() }, key.clone());
+        let (inside, len) = (Arc::clone(&inside), Arc::clone(&len));
+        tasks.spawn(async move {
+            for round in 0..15 {
+                let mut appender = open(&storage, &key, Open::Continue).await;
+                assert!(!inside.swap(true, Ordering::SeqCst), "two are in");
+                assert_eq!(appender.stat().len, len.load(Ordering::SeqCst));
+                tokio::task::yield_now().await;
+                len.store(appender.append(&bytes("x")).await.unwrap(), Ordering::SeqCst);
+                assert!(inside.swap(false, Ordering::SeqCst));
+                match (task + round) % 3 {
+                    0 => drop(appender.finish(End::Finished).await.unwrap()),
+                    1 => drop(appender.finish(End::Interrupted).await.unwrap()),
+                    _ => drop(appender),
+                }
+            }
+        });
+    }
+    while let Some(done) = soon("the tasks", tasks.join_next()).await {
+        done.unwrap();
+    }
+    assert_eq!(two.stat(&key).await.unwrap().map(|stat| stat.len), Some(6 * 15));
 }
 
 /// Create takes only what is absent, Continue what nobody has, Takeover everything; and an opened resource is live

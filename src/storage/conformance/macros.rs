@@ -35,6 +35,7 @@ macro_rules! __storage_conformance {
     (@each $then:ident $with:tt) => {
         $crate::__storage_conformance! { @$then contract $with
             clause_1_of_many_opens_one_succeeds
+            clause_1_whoever_is_let_in_is_alone
             clause_1_create_continue_and_takeover
             clause_1_a_cancelled_open_leaves_it_free
             clause_2_a_takeover_fences
@@ -70,6 +71,7 @@ macro_rules! __storage_conformance {
             clause_6_an_untouched_release_leaves_the_lost_lost
             clause_6_the_owner_is_whoever_appended_last
             clause_7_a_lost_one_ends_as_it_is_told
+            clause_7_who_ended_it_is_known
             lost_lists_exactly_the_lost
         }
         $crate::__storage_conformance! { @$then listing $with list_has_the_prefix }

@@ -79,7 +79,7 @@ pub use self::ends::{
 };
 pub use self::exclusive::{
     clause_1_a_cancelled_open_leaves_it_free, clause_1_create_continue_and_takeover,
-    clause_1_of_many_opens_one_succeeds,
+    clause_1_of_many_opens_one_succeeds, clause_1_whoever_is_let_in_is_alone,
 };
 pub use self::failure::{
     clause_5_a_cancelled_append_leaves_a_prefix, clause_5_full_leaves_nothing,
@@ -102,7 +102,8 @@ pub use self::lives::{
 pub use self::names::{list_has_the_prefix, names_are_told_apart};
 pub use self::owners::{
     clause_6_an_untouched_release_leaves_the_lost_lost, clause_6_claimed_and_dropped_is_lost_with_its_owner,
-    clause_6_the_owner_is_whoever_appended_last, clause_7_a_lost_one_ends_as_it_is_told, lost_lists_exactly_the_lost,
+    clause_6_the_owner_is_whoever_appended_last, clause_7_a_lost_one_ends_as_it_is_told,
+    clause_7_who_ended_it_is_known, lost_lists_exactly_the_lost,
 };
 pub use self::synced::{Synced, SyncedAppend};
 

@@ -137,6 +137,29 @@ pub async fn clause_7_a_lost_one_ends_as_it_is_told<S: Storage>(one: S, two: S) 
     }
 }
 
+/// Who finished or sealed it is known afterwards, so that whoever missed the answer can ask; with and without bytes, of a
+/// new resource and of one that somebody else lost.
+pub async fn clause_7_who_ended_it_is_known<S: Storage>(one: S, two: S) {
+    for end in [End::Finished, End::Sealed] {
+        for lost in [false, true] {
+            for more in ["", "2"] {
+                let key = key(&format!("d/{end:?}{lost}{more}"));
+                if lost {
+                    drop(claimed(&one, &key, Open::Create, owner(1), "1").await);
+                }
+                let mut appender = open(&one, &key, Open::Continue).await;
+                appender.claim(owner(2));
+                if !more.is_empty() {
+                    appender.append(&bytes(more)).await.unwrap();
+                }
+                let ended = appender.finish(end).await.unwrap();
+                assert_eq!((ended.state, ended.owner), (end.state(), owner(2)), "lost {lost}, {more:?}");
+                assert_eq!(left(&two, &key).await, (end.state(), owner(2)), "lost {lost}, {more:?}");
+            }
+        }
+    }
+}
+
 /// [`Storage::lost`] lists what is lost, with its owner, and nothing else.
 pub async fn lost_lists_exactly_the_lost<S: Storage>(one: S, two: S) {
     for (name, end) in [("finished", End::Finished), ("interrupted", End::Interrupted), ("sealed", End::Sealed)] {

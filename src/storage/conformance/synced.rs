@@ -94,6 +94,9 @@ impl<A: Append> Append for SyncedAppend<A> {
     }
 
     async fn finish(self, end: End) -> Result<Stat> {
+        if self.poisoned {
+            return Err(ErrorKind::Poisoned.into());
+        }
         self.inner.finish(end).await
     }
 }

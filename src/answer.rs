@@ -203,6 +203,11 @@ pub(crate) fn told_with(error: &Error, stat: Option<Stat>) -> Response<OwnBody> 
     let mut response = problem(error);
     if let Some(stat) = stat {
         describe(response.headers_mut(), &stat);
+        if error.kind() == ErrorKind::PastEnd
+            && let Ok(range) = HeaderValue::try_from(format!("bytes */{}", stat.len))
+        {
+            response.headers_mut().insert(header::CONTENT_RANGE, range);
+        }
     }
     response
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, header};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::control;
 use crate::error::{Error, ErrorKind, Result};
@@ -75,6 +76,11 @@ pub(crate) trait Source {
     ///
     /// Cancel safe.
     async fn input(&mut self, most: usize) -> Input;
+
+    /// Cancelled when nobody waits for its answer any more.
+    fn left(&self) -> CancellationToken {
+        CancellationToken::new()
+    }
 
     /// Counts its signs of life.
     fn heard(&self) -> u64;
@@ -220,6 +226,7 @@ impl Acks {
 
 pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut Lease, terms: Terms) -> Ended {
     let over = lease.over().clone();
+    let left = source.left();
     let mut pulse = match source.answers_pings() {
         false => Pulse::new(terms.times.silence, terms.times.silence),
         true => Pulse::new(terms.times.ping, terms.times.ping * 2),
@@ -235,6 +242,7 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
             biased;
             () = over.cancelled() => return failed(lease.over_as().into()),
             () = hub.soft.cancelled() => break,
+            () = left.cancelled() => break,
             () = expiry(terms.until) => return failed(expired()),
             synced = Acks::next(&mut acks) => match (synced, &mut acks) {
                 (Ok(len), Some(acks)) => {
@@ -264,8 +272,8 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
             return ended;
         }
     }
-    // The server stops. What has arrived by now still counts, a finish above all; but a sender that doesn't pause
-    // must not hold the server up.
+    // The server stops, or nobody waits for an answer any more. What has arrived by now still counts, a finish above all;
+    // but a sender that doesn't pause must not hold the server up.
     let stopped = Instant::now();
     while stopped.elapsed() < LAST_WORDS {
         let most = batch(lease, terms);
@@ -280,7 +288,7 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
             return ended;
         }
     }
-    Ended::Stopping
+    if hub.soft.is_cancelled() { Ended::Stopping } else { Ended::Gone }
 }
 
 /// What an appender did.

@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use pin_project_lite::pin_project;
+use tokio_util::sync::CancellationToken;
 
 use crate::append::{Ended, Input, Source, Terms, appending};
 use crate::error::{BoxError, Error, ErrorKind, Result};
@@ -77,6 +78,18 @@ struct Incoming {
     then: Then,
     /// It came over HTTP/2: see [`is_whole`](Self::is_whole).
     http2: bool,
+    left: CancellationToken,
+}
+
+/// How a request's body is to be taken.
+#[derive(Debug)]
+pub(crate) struct Taking {
+    pub(crate) version: Version,
+    pub(crate) then: Then,
+    /// How long the resource has to be when it is finished, if that was told.
+    pub(crate) length: Option<u64>,
+    /// Cancelled when nobody waits for the answer any more.
+    pub(crate) left: CancellationToken,
 }
 
 impl Incoming {
@@ -137,6 +150,10 @@ impl Source for Incoming {
         }
     }
 
+    fn left(&self) -> CancellationToken {
+        self.left.clone()
+    }
+
     fn heard(&self) -> u64 {
         self.heard
     }
@@ -160,18 +177,21 @@ impl Source for Incoming {
 pub(crate) async fn append(
     hub: Arc<Hub>,
     body: RequestBody,
-    version: Version,
-    then: Then,
+    taking: Taking,
     mut lease: Lease,
     terms: Terms,
 ) -> Result<Stat> {
-    let http2 = version == Version::HTTP_2;
-    let mut source = Incoming { body, heard: 0, ended: None, then, http2 };
+    let Taking { version, then, length, left } = taking;
+    let mut source = Incoming { body, heard: 0, ended: None, then, http2: version == Version::HTTP_2, left };
     let ended = appending(&hub, &mut source, &mut lease, terms).await;
     if matches!(ended, Ended::Failed(_) | Ended::Stopping) && source.ended.is_none() {
         outlast(source.body);
     }
     match ended {
+        Ended::Finished(_) if length.is_some_and(|length| length != lease.resource().len()) => {
+            Err(Error::new(ErrorKind::BadRequest)
+                .with_detail("the resource is not as long as its `Upload-Length` says"))
+        }
         Ended::Finished(end) => lease.finish(end).await,
         Ended::Parked => lease.park().await,
         Ended::Failed(error) => Err(error),

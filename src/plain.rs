@@ -129,7 +129,7 @@ fn way(asked: &Asked, reading: &Reading, head: &request::Parts, stat: &Stat) -> 
     }
     if let Some(EventId { offset, interrupted, .. }) = reading.last {
         // Whoever has been told all of it must not come again: `EventSource` does so until it is told 204.
-        let told_all = stat.state.is_complete() || (interrupted && stat.state == State::Interrupted);
+        let told_all = if interrupted { stat.state == State::Interrupted } else { stat.state.is_complete() };
         return Ok(if told_all && offset == stat.len { Way::Nothing } else { Way::Live(Begin::Offset(offset)) });
     }
     if reading.events {

@@ -46,7 +46,7 @@ pub(crate) async fn serve(
     let status = response.status();
     let headers = response.headers_mut();
     describe(headers, stat);
-    if head.method == Method::HEAD && stat.state.is_complete() {
+    if stat.state.is_complete() {
         headers.insert(UPLOAD_LENGTH, HeaderValue::from(stat.len));
     }
     if status == StatusCode::RANGE_NOT_SATISFIABLE && stat.len == 0 {

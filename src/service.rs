@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, EXPECT, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
@@ -130,6 +130,8 @@ impl<B> Service<Request<B>> for NotFound {
         let mut response = Response::new(Full::from(text));
         *response.status_mut() = StatusCode::NOT_FOUND;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        // It may exist a moment later.
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         std::future::ready(Ok(response))
     }
 }

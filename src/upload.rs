@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::access::Allowed;
 use crate::answer::{authorize, told_with};
@@ -11,9 +12,9 @@ use crate::append::Terms;
 use crate::asked::{Asked, bad, digits, malformed};
 use crate::body::{OwnBody, full};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::{Attach, Attached, Hub, Lease};
+use crate::hub::{Attach, Attached, Hub};
 use crate::id::Owner;
-use crate::inflow::{self, RequestBody, Then};
+use crate::inflow::{self, RequestBody, Taking, Then};
 use crate::intent::{UPLOAD_COMPLETE, UPLOAD_DRAFT, UPLOAD_LENGTH, Verb, is_media_type, is_partial_upload};
 use crate::key::Key;
 use crate::options::Options;
@@ -32,6 +33,8 @@ struct Upload {
     length: Option<u64>,
     /// How much this body adds to it, if it says so.
     more: Option<u64>,
+    /// How long it will be in the end, if that was told.
+    whole: Option<u64>,
 }
 
 impl Upload {
@@ -75,9 +78,11 @@ impl Upload {
         };
         let more = told(header::CONTENT_LENGTH)?;
         let body = more.map(|len| len.saturating_add(asked.offset.unwrap_or(0)));
+        let whole = told(UPLOAD_LENGTH)?;
         Ok(Self {
-            length: body.max(told(UPLOAD_LENGTH)?),
+            length: body.max(whole),
             more,
+            whole,
             then: if complete == Some(false) { Then::Park } else { Then::Finish },
             resumable: complete.is_some() || draft || head.method == Method::PATCH,
             asked,
@@ -114,7 +119,7 @@ pub(crate) async fn upload(
     body: impl FnOnce() -> RequestBody,
 ) -> Result<Response<OwnBody>> {
     options.origins.check(head)?;
-    let Upload { asked, then, resumable, length, more } = Upload::of(head)?;
+    let Upload { asked, then, resumable, length, more, whole } = Upload::of(head)?;
     let Allowed { key, left, principal } = authorize(options, Verb::Append, key, head).await?;
     let by_id = asked.appender.map(|id| Owner::new(&id, principal.as_deref()));
     let mut attach = Attach {
@@ -134,8 +139,19 @@ pub(crate) async fn upload(
         Err(error) => return Ok(told_with(&error, hub.stat(&key).await.ok().flatten())),
     };
     let began = lease.resource().len() == 0 && head.method != Method::PATCH;
-    let until = left.map(|left| Instant::now() + left);
-    match append(hub, options, lease, until, body(), head.version, then).await {
+    let terms = Terms {
+        times: options.times,
+        max_message: options.max_message,
+        max_resource: options.max_resource,
+        until: left.map(|left| Instant::now() + left),
+    };
+    // A task of its own: what has arrived is stored even if the client goes away meanwhile, or a layer outside has given
+    // another answer. Then it comes to its end.
+    let left = CancellationToken::new();
+    let _answering = left.clone().drop_guard();
+    let taking = Taking { version: head.version, then, length: whole.filter(|_| then == Then::Finish), left };
+    let appending = inflow::append(Arc::clone(hub), body(), taking, lease, terms);
+    match hub.tasks.spawn(appending).await.map_err(Error::storage).flatten() {
         Ok(stat) => Ok(done(&stat, if began { StatusCode::CREATED } else { StatusCode::OK }, head)),
         Err(error) => Ok(told_with(&error, hub.stat(&key).await.ok().flatten())),
     }
@@ -175,22 +191,6 @@ async fn check(
         attach.life = attach.life.or(Some(stat.life));
     }
     Ok(())
-}
-
-/// Appends in a task of its own: what has arrived is stored even if the client goes away meanwhile.
-async fn append(
-    hub: &Arc<Hub>,
-    options: &Options,
-    lease: Lease,
-    until: Option<Instant>,
-    body: RequestBody,
-    version: Version,
-    then: Then,
-) -> Result<Stat> {
-    let terms =
-        Terms { times: options.times, max_message: options.max_message, max_resource: options.max_resource, until };
-    let appending = inflow::append(Arc::clone(hub), body, version, then, lease, terms);
-    hub.tasks.spawn(appending).await.map_err(Error::storage)?
 }
 
 fn done(stat: &Stat, status: StatusCode, head: &request::Parts) -> Response<OwnBody> {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
+use bytes::Bytes;
 use common::plain::{BOTH, Client, Frames, Http, LAST_CHUNK, Live, Upload, ask, chunk, full, problem};
 use common::spy::Spy;
 use common::{
@@ -14,7 +15,7 @@ use common::{
 };
 use futures_util::FutureExt;
 use httpfstream::storage::{FsStorage, MemoryStorage, Stat, State};
-use httpfstream::{Denied, ErrorKind, Grant, HttpFStreamLayer, Streams, Update};
+use httpfstream::{Denied, ErrorKind, Grant, HttpFStream, HttpFStreamLayer, Streams, Update};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longer than any test waits.
@@ -1374,4 +1375,59 @@ async fn what_is_not_ours_reaches_the_inner_service_with_its_body() {
         assert_eq!(server.streams.stat("new").await.unwrap(), None, "{name}");
         assert_eq!(server.streams.stat("there").await.unwrap().unwrap().len, 6, "{name}");
     }
+}
+
+/// A body that is sent bit by bit, without a server.
+type Bits = tokio::sync::mpsc::Sender<Result<http_body::Frame<Bytes>, std::convert::Infallible>>;
+
+#[tokio::test]
+async fn an_answer_that_nobody_waits_for_ends_the_append_and_loses_nothing() {
+    use tower::Service;
+    for (ends, state, len) in [(false, State::Interrupted, 6), (true, State::Finished, 6)] {
+        let mut service = HttpFStream::new(MemoryStorage::new(1 << 20));
+        let streams = service.streams();
+        let (send, receive): (Bits, _) = tokio::sync::mpsc::channel(4);
+        let bit = |bytes: &'static str| Ok(http_body::Frame::data(Bytes::from(bytes)));
+        let body = http_body_util::StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(receive));
+        let mut answering = Box::pin(service.call(http::Request::put("/a?verb=APPEND").body(body).unwrap()));
+        send.send(bit("hello")).await.unwrap();
+        let arrived = async {
+            while streams.stat("a").await.unwrap().is_none_or(|stat| stat.len < 5) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            _ = &mut answering => panic!("an answer in the middle of the body"),
+            () = soon("the first bit", arrived) => {}
+        }
+        // As a timeout outside gives it up, with something on its way.
+        send.try_send(bit("!")).unwrap();
+        let send = Some(send).filter(|_| !ends);
+        drop(answering);
+        let stat = soon("the end", async {
+            loop {
+                match streams.stat("a").await.unwrap().unwrap() {
+                    stat if stat.state.is_open() => tokio::task::yield_now().await,
+                    stat => return stat,
+                }
+            }
+        })
+        .await;
+        assert_eq!((stat.state, stat.len), (state, len));
+        if let Some(send) = send {
+            soon("the body to be let go", send.closed()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_is_not_as_long_as_it_said_is_not_finished() {
+    let server = serve(memory_layer()).await;
+    let whole = ("upload-length", "8");
+    let short = one(&server, "POST", "/a", &[ALL, whole], "1234").await;
+    assert_eq!((short.status, &*problem(&short)), (400, "bad-request"));
+    assert_eq!(server.streams.stat("a").await.unwrap().unwrap().state, State::Lost);
+    let rest = [PARTIAL, ("upload-offset", "4"), ALL, whole];
+    assert_eq!(one(&server, "PATCH", "/a", &rest, "5678").await.status, 200);
+    assert_eq!(server.get("/a").await.text(), "12345678");
 }

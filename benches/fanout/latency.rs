@@ -12,6 +12,8 @@ use super::measure::{self, Child};
 use super::peers::{Appender, Follower};
 
 const SIZE: usize = 1024;
+/// How much longer the others may take than the WebSocket, in the middle.
+const MOST: f64 = 1.3;
 pub const WAYS: [Way; 3] = [Way::Socket, Way::Body, Way::Events];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +46,11 @@ pub async fn latency(smoke: bool) {
     let loads: &[(usize, u32, usize)] =
         if smoke { &[(2, 200, 50)] } else { &[(1, 1000, 5000), (33, 200, 1000), (333, 20, 100)] };
     for (followers, rate, messages) in loads.iter().copied() {
-        one_run(followers, rate, messages).await;
+        one_run(followers, rate, messages, smoke).await;
     }
 }
 
-async fn one_run(each: usize, rate: u32, messages: usize) {
+async fn one_run(each: usize, rate: u32, messages: usize, smoke: bool) {
     let child = Child::start("layer", SIZE);
     let data: Arc<[u8]> = measure::text(SIZE * messages).into();
     let sent: Sent = Arc::default();
@@ -89,6 +91,7 @@ async fn one_run(each: usize, rate: u32, messages: usize) {
             at(99),
             at(50) / socket
         );
+        assert!(smoke || at(50) <= MOST * socket, "{} takes more than {MOST} times as long", way.name());
     }
 }
 

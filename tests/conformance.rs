@@ -47,6 +47,8 @@ faults! {
     CreateOpensWhatExists(create_opens_what_exists): clause_1_create_continue_and_takeover;
     /// An open that is cancelled holds the resource for ever.
     CancelledOpenHolds(a_cancelled_open_holds): clause_1_a_cancelled_open_leaves_it_free;
+    /// An open that is cancelled is done later nevertheless, and ends whoever came meanwhile.
+    CancelledOpenGoesOn(a_cancelled_open_goes_on): clause_1_a_cancelled_open_leaves_it_free;
     /// A fenced append says so, but appends.
     ZombieAppends(a_zombie_appends):
         clause_2_a_takeover_fences clause_2_a_delete_fences clause_2_zombies_have_no_effect;
@@ -281,6 +283,14 @@ impl Storage for Broken {
             let mut leak = OnDrop(appender.inner.take(), std::mem::forget);
             yield_now().await;
             appender.inner = leak.0.take();
+        }
+        if self.has(Fault::CancelledOpenGoesOn) {
+            let mut guard = OnDrop(Some(self.store.clone()), |store: MemoryStorage| {
+                let key = key.clone();
+                tokio::spawn(async move { drop(store.open(&key, Open::Takeover).await) });
+            });
+            yield_now().await;
+            guard.0 = None;
         }
         Ok(appender)
     }

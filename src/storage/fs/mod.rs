@@ -50,7 +50,7 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -235,7 +235,12 @@ impl Storage for FsStorage {
 
     async fn open(&self, key: &Key, how: Open) -> Result<FsAppend> {
         let key = key.clone();
-        self.blocking(move |root| root.open_lease(key, how)).await
+        // Goes with this future: what still waits for a thread then must not come between later opens.
+        let wanted = Arc::new(());
+        let wish = Arc::downgrade(&wanted);
+        let opened = self.blocking(move |root| root.open_lease(key, how, &wish)).await;
+        drop(wanted);
+        opened
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
@@ -332,12 +337,17 @@ impl Root {
         key.segments().any(|segment| segment.eq_ignore_ascii_case(&self.reserved))
     }
 
-    fn open_lease(self: &Arc<Self>, key: Key, how: Open) -> Result<FsAppend> {
+    fn open_lease(self: &Arc<Self>, key: Key, how: Open, wish: &Weak<()>) -> Result<FsAppend> {
         if self.is_reserved(&key) {
             return Err(ErrorKind::NotFound.into());
         }
         let older = {
             let mut table = self.table();
+            // Under the lock: whoever opens the key after the caller has gone takes it too, before or after this. Before,
+            // this sees that the caller has gone; after, the key is taken until what is opened here has been dropped.
+            if wish.strong_count() == 0 {
+                return Err(ErrorKind::Busy.into());
+            }
             let older = match table.by_key.get(&key) {
                 Some(Entry::Held(lease)) if how == Open::Takeover => Some(Arc::clone(lease)),
                 Some(_) => return Err(ErrorKind::Busy.into()),

@@ -513,11 +513,18 @@ impl Hub {
                     Some(Ok(Stat { len, state: State::Parked, .. })) => Progress { len, phase: Phase::Parked },
                     Some(Ok(Stat { len, state, .. })) => Progress { len, phase: Phase::Ended(state) },
                     failed => {
-                        if let Some(Err(error)) = failed {
-                            tracing::warn!(error = &error as &dyn std::error::Error, "following another node failed");
-                        }
+                        let kind = match failed {
+                            // Deleted there.
+                            Some(Err(error)) if error.kind() == ErrorKind::NotFound => ErrorKind::NotFound,
+                            Some(Err(error)) => {
+                                let error = &error as &dyn std::error::Error;
+                                tracing::warn!(error, "following another node failed");
+                                ErrorKind::Storage
+                            }
+                            None => ErrorKind::Storage,
+                        };
                         let len = send.borrow().len;
-                        Progress { len, phase: Phase::Cut(ErrorKind::Storage) }
+                        Progress { len, phase: Phase::Cut(kind) }
                     }
                 };
                 if send.send(progress).is_err() || !progress.phase.is_open() {

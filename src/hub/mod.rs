@@ -521,7 +521,7 @@ impl Hub {
                                 tracing::warn!(error, "following another node failed");
                                 ErrorKind::Storage
                             }
-                            None => ErrorKind::Storage,
+                            _ => ErrorKind::Storage,
                         };
                         let len = send.borrow().len;
                         Progress { len, phase: Phase::Cut(kind) }

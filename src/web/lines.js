@@ -50,8 +50,8 @@ export class Lines {
             // Most lines have nothing in them that needs a look at each character.
             const stop = feed > at && text.charCodeAt(feed - 1) === 13 ? feed - 1 : end;
             const piece = text.slice(at, stop);
-            if (CONTROL.test(piece)) this.#controlled(text, at, end);
-            else if (piece) this.#put(piece);
+            if (piece && !CONTROL.test(piece)) this.#put(piece);
+            else if (piece) this.#controlled(text, at, end);
             if (feed < 0) {
                 // A carriage return at the end of all is one of a pair, or begins to write over the line.
                 if (stop < end) this.#column = 0;
@@ -70,8 +70,8 @@ export class Lines {
 
     /** Forgets the first lines. */
     drop(count) {
-        this.texts.splice(0, count);
-        this.runs.splice(0, count);
+        this.texts = this.texts.slice(count);
+        this.runs = this.runs.slice(count);
     }
 
     #feed() {

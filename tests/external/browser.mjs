@@ -681,6 +681,23 @@ console.log(`   (${count} lines, ${seen.partly} frames meanwhile, the longest af
         await closePage(page);
     },
 
+    async check_a_log_of_short_lines_is_bounded_too() {
+        const count = 25_000_000;
+        writeFileSync(join(main.root, 'empty.log'), Buffer.alloc(count, '\n'));
+        const page = await view(main, 'empty.log');
+        await page.waitForSelector('#state[data-state=finished][data-whole]', { timeout: 50_000 });
+        await page.waitForFunction((count) => document.getElementById('size').dataset.lines === count, String(count));
+        assert.match(await page.textContent('#note'), /^The first [12]\d,\d{3},\d{3} lines are left out/);
+        const [line] = await page.$$eval('#rows > div:last-child', (rows) => rows.map((row) => Number(row.dataset.line)));
+        assert.equal(line, count - 1);
+        await page.focus('#log');
+        await page.keyboard.press('Home');
+        await page.waitForFunction((count) => Number(document.querySelector('#rows > div').dataset.line) < count - 4_000_000, count);
+        const first = await page.$eval('#rows > div', (row) => Number(row.dataset.line));
+        assert.ok(count - first <= 10_100_000, `${count - first} lines are left`);
+        await closePage(page);
+    },
+
     async check_a_proxy_may_take_a_prefix_away() {
         const proxy = http.createServer();
         // Asks the server for what is behind the prefix, as the page's own host.

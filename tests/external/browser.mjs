@@ -420,6 +420,37 @@ const checks = {
         assert.deepEqual(texts(shown(`\x1b]${'z'.repeat(10_000)}`, '\nnext')).at(-1), 'next');
     },
 
+    async check_any_number_of_colours_needs_a_bounded_number_of_styles() {
+        const source = readFileSync(join(repo, 'src/web/lines.js'), 'utf8');
+        const { Lines } = await import(`data:text/javascript,${encodeURIComponent(source)}`);
+        const lines = new Lines();
+        const channels = (n) => [n >> 16, n >> 8, n].map((part) => part & 255);
+        const colour = (n) => lines.styles[lines.runs[n][1]];
+        const count = 100_000;
+        // Well distributed; each with a style and a background of its own.
+        const fore = (n) => channels((n * 10_368_889) & 0xffffff);
+        const back = (n) => channels((n * 7_368_787 + 1) & 0xffffff);
+        for (let n = 0; n < count; n++) {
+            lines.write(`\x1b[0;${n % 2};${3 + (n >> 1) % 2};38;2;${fore(n).join(';')};48;2;${back(n).join(';')}mx\n`);
+        }
+        assert.ok(lines.styles.length > 4096 && lines.styles.length < 50_000, `${lines.styles.length} styles`);
+        for (const [from, to, off] of [[0, 4000, 0], [4200, 16_000, 26], [16_000, count, 128]]) {
+            for (let n = from; n < to; n += 97) {
+                for (const [told, shown] of [[fore(n), colour(n).fore], [back(n), colour(n).back]]) {
+                    const parts = shown.match(/\d+/g).map(Number);
+                    const most = Math.max(...parts.map((part, at) => Math.abs(part - told[at])));
+                    assert.ok(most <= off, `${n}: ${shown} for ${told}`);
+                }
+            }
+        }
+        // What is known stays as it is.
+        lines.write(`\x1b[0;0;3;38;2;${fore(0).join(';')};48;2;${back(0).join(';')}mx\x1b[0;31my\n`);
+        assert.deepEqual(lines.runs.at(-1).filter((_, at) => at % 2).map((style) => lines.styles[style].fore), [
+            colour(0).fore,
+            'var(--c1)',
+        ]);
+    },
+
     async check_what_grows_for_long_loses_its_beginning() {
         const appender = main.append('growing.log');
         const text = (from, to) => Array.from({ length: to - from }, (_, n) => `line ${String(from + n).padStart(6, '0')}\n`).join('');

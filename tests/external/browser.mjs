@@ -247,6 +247,25 @@ const checks = {
         await server.kill();
     },
 
+    async check_pages_of_allowed_sites_may_read_that_they_have_no_token() {
+        const site = http.createServer((_, response) => {
+            response.setHeader('Content-Type', 'text/html');
+            response.end('<!doctype html><title>another site</title>');
+        });
+        await once(site.listen(0, '127.0.0.1'), 'listening');
+        const origin = `http://127.0.0.1:${site.address().port}`;
+        const server = await new Server('allowing', '--token=sesame', `--allow-origin=${origin}`).start();
+        const page = await newPage();
+        for (const [from, told] of [[origin, 401], [origin.replace('127.0.0.1', 'localhost'), 'TypeError']]) {
+            await page.goto(from);
+            const ask = (url) => fetch(url, { method: 'HEAD' }).then(({ status }) => status, ({ name }) => name);
+            assert.equal(await page.evaluate(ask, `${server.url}/a.txt?verb=FOLLOW`), told, from);
+        }
+        await closePage(page);
+        await server.kill();
+        site.close();
+    },
+
     async check_pages_of_other_sites_are_refused_but_may_import_the_module() {
         const site = http.createServer((_, response) => {
             response.setHeader('Content-Type', 'text/html');
@@ -303,6 +322,16 @@ const checks = {
             response.resume();
             assert.equal(response.statusCode, 421, path);
         }
+        // A HEAD is answered as its GET.
+        for (const path of ['/lines.txt?view', '/']) {
+            const [get, head] = await Promise.all(['GET', 'HEAD'].map((method) => fetch(main.url + path, { method })));
+            for (const name of ['content-type', 'content-security-policy', 'cache-control', 'x-content-type-options']) {
+                assert.equal(head.headers.get(name), get.headers.get(name), `${path}: ${name}`);
+            }
+            assert.equal(head.status, 200);
+            assert.equal(head.headers.get('content-length'), String((await get.arrayBuffer()).byteLength));
+        }
+        assert.equal((await fetch(`${main.url}/lines.txt`, { method: 'HEAD' })).headers.get('content-length'), '14');
         // Only what exists can be viewed, and only without a verb.
         assert.equal((await fetch(`${main.url}/nowhere?view`)).status, 404);
         assert.equal(await (await fetch(`${main.url}/lines.txt?view&verb=FOLLOW`)).text(), 'one\ntwo\nthree\n');
@@ -765,6 +794,7 @@ console.log(`   (${count} lines, ${seen.partly} frames meanwhile, the longest af
         const appender = main.append('shelf/now playing.log');
         appender.write('x\n');
         await main.put('shelf/<b>&"done".log', 'y\n');
+        await main.put('turned/\u202egol.exe', 'x');
         await arrived(main, '/shelf/now%20playing.log', 2);
         const page = await newPage();
         await page.goto(`${main.url}/shelf/`);
@@ -782,6 +812,13 @@ console.log(`   (${count} lines, ${seen.partly} frames meanwhile, the longest af
         await badge(page, 'live');
         await appender.finish();
         await badge(page, 'finished');
+        // What turns a name's direction turns nothing else.
+        await page.goto(`${main.url}/turned/`);
+        const isolated = await page.$eval('td a', (link) => {
+            const name = link.querySelector('bdi');
+            return [name.textContent === link.textContent, getComputedStyle(name).unicodeBidi];
+        });
+        assert.deepEqual(isolated, [true, 'isolate']);
         await closePage(page);
         assert.equal((await fetch(`${main.url}/nowhere/`)).status, 404);
         const closed = await new Server('unlisted').start();

@@ -431,8 +431,8 @@ function forget() {
     let left = all;
     let count = 0;
     for (; count < texts.length && (left > all * share || texts.length - count > MOST_LINES); count++) left -= weight(count);
+    kept = all && (kept * left) / all; // Where there are no lines, all was written over.
     if (count === 0) return;
-    kept *= left / all;
     lines.drop(count);
     dropped += count;
     const rows = firstRow[count];

@@ -167,6 +167,7 @@ async fn run(args: Args) -> Result<(), BoxError> {
         listing: args.listing,
         hosts: addr.ip().is_loopback().then(|| args.allow_host.clone().into()),
         token: args.token.clone().map(Into::into),
+        origins: args.allow_origin.clone().into(),
     };
     banner(&args, addr);
 
@@ -207,6 +208,8 @@ struct Server {
     hosts: Option<Arc<[String]>>,
     /// Asked for before anything is looked up: who has none learns nothing.
     token: Option<Arc<str>>,
+    /// The origins of `--allow-origin`: their pages may read that they have no token.
+    origins: Arc<[String]>,
 }
 
 impl Server {
@@ -252,11 +255,13 @@ impl Server {
                 None => self.service.call(request).await?.map(|body| body.boxed_unsync()),
             },
             Some((status, text)) => {
+                let origin = request.headers().get(header::ORIGIN).cloned();
                 outlast(request);
                 let mut response = Response::new(full(text));
                 *response.status_mut() = status;
                 if status == StatusCode::UNAUTHORIZED {
                     response.headers_mut().extend(token::CHALLENGES.map(|value| (header::WWW_AUTHENTICATE, value)));
+                    token::expose(response.headers_mut(), origin.as_ref(), &self.origins);
                 }
                 response
             }

@@ -5,6 +5,9 @@
 const LONGEST = 16384;
 // What an escape sequence may hold before it is taken for noise.
 const LONGEST_ESCAPE = 4096;
+// Behind so many styles, new ones have fewer colours: so many levels a channel.
+const LEVELS = [[4096, 256], [16384, 6], [Infinity, 2]];
+const MOST_CHANGES = 8192;
 
 const CONTROL = /[\x00-\x1f\x7f-\x9f]/;
 const PLAIN = /[^\x00-\x1f\x7f-\x9f]+/y;
@@ -27,6 +30,7 @@ export class Lines {
     styles = [{}];
     #known = new Map([['', 0]]);
     #states = new Map();
+    #changes = 0;
     #text = '';
     #runs = null;
     #column = 0;
@@ -50,8 +54,8 @@ export class Lines {
             // Most lines have nothing in them that needs a look at each character.
             const stop = feed > at && text.charCodeAt(feed - 1) === 13 ? feed - 1 : end;
             const piece = text.slice(at, stop);
-            if (CONTROL.test(piece)) this.#controlled(text, at, end);
-            else if (piece) this.#put(piece);
+            if (piece && !CONTROL.test(piece)) this.#put(piece);
+            else if (piece) this.#controlled(text, at, end);
             if (feed < 0) {
                 // A carriage return at the end of all is one of a pair, or begins to write over the line.
                 if (stop < end) this.#column = 0;
@@ -70,13 +74,14 @@ export class Lines {
 
     /** Forgets the first lines. */
     drop(count) {
-        this.texts.splice(0, count);
-        this.runs.splice(0, count);
+        this.texts = this.texts.slice(count);
+        this.runs = this.runs.slice(count);
+        this.#forgetChanges(); // A browser keeps the text that they are a part of.
     }
 
     #feed() {
         this.texts.push(this.#text);
-        this.runs.push(this.#runs);
+        this.runs.push(this.#runs?.slice() ?? null); // What was pushed to has room for more.
         this.#text = '';
         this.#runs = null;
         this.#column = 0;
@@ -185,11 +190,18 @@ export class Lines {
     #sgr(parameters) {
         let next = this.#state.next.get(parameters);
         if (!next) {
+            if (this.#changes++ > MOST_CHANGES) this.#forgetChanges();
             next = this.#stateOf(changed(this.#state.sgr, parameters));
             this.#state.next.set(parameters, next);
         }
         this.#state = next;
         this.#style = next.style;
+    }
+
+    #forgetChanges() {
+        this.#states.clear();
+        this.#state = { ...this.#state, next: new Map() };
+        this.#changes = 0;
     }
 
     #stateOf(sgr) {
@@ -208,11 +220,16 @@ export class Lines {
         if (back && WHITE_AND_BLACK[fore]) fore = WHITE_AND_BLACK[fore];
         if (sgr.inverse) [fore, back] = [back ?? 'var(--back)', fore ?? 'var(--text)'];
         const classes = ['bold', 'dim', 'italic', 'underline', 'strike'].filter((name) => sgr[name]).join(' ');
-        const key = fore || back || classes ? `${classes}|${fore}|${back}` : '';
-        let style = this.#known.get(key);
+        const known = () => this.#known.get(fore || back || classes ? `${classes}|${fore}|${back}` : '');
+        if (known() === undefined) {
+            const [, levels] = LEVELS.find(([most]) => this.styles.length < most);
+            fore = rounded(fore, levels);
+            back = rounded(back, levels);
+        }
+        let style = known();
         if (style === undefined) {
             style = this.styles.push({ classes, fore, back }) - 1;
-            this.#known.set(key, style);
+            this.#known.set(`${classes}|${fore}|${back}`, style);
         }
         return style;
     }
@@ -263,6 +280,13 @@ function changed(before, parameters) {
 
 function rgb(parts) {
     return `rgb(${parts.map((part) => Math.min(255, part)).join(' ')})`;
+}
+
+// The nearest colour that has so many levels a channel; the theme's stay.
+function rounded(colour, levels) {
+    if (levels === 256 || !colour?.startsWith('rgb')) return colour;
+    const step = 255 / (levels - 1);
+    return rgb(colour.match(/\d+/g).map((part) => Math.round(part / step) * step));
 }
 
 // The first 16 are the theme's, then a cube of colours, then greys.

@@ -7,6 +7,8 @@ import { Lines, breaks, isOdd } from './lines.js';
 
 // Of a longer resource the end is shown; what grows to twice of it loses its beginning.
 const MOST_BYTES = 128 * 1024 * 1024;
+// Short lines cost more than their bytes: of as many as this the same holds.
+const MOST_LINES = 5_000_000;
 // Browsers end elements at 17 or 33 million pixels. Where the rows need more, the scroll bar stands for a share of them.
 const TALLEST = 8_000_000;
 // Work is done in slices, so that the page answers in between.
@@ -418,29 +420,47 @@ function show(state, note = '') {
     part('note').hidden = !note;
 }
 
+// Forgets the first lines, until neither bytes nor lines are too many.
 function forget() {
-    const count = Math.floor(lines.texts.length / 2);
     place();
-    const rows = firstRow[count];
+    const { texts } = lines;
+    const weight = (line) => texts[line].length + 1;
+    let all = 0;
+    for (let line = 0; line < texts.length; line++) all += weight(line);
+    const share = MOST_BYTES / kept;
+    let left = all;
+    let count = 0;
+    for (; count < texts.length && (left > all * share || texts.length - count > MOST_LINES); count++) left -= weight(count);
+    kept = all && (kept * left) / all; // Where there are no lines, all was written over.
+    if (count === 0) return;
     lines.drop(count);
     dropped += count;
-    laidOut = 0;
-    place();
-    position = Math.max(0, position - rows * rowHeight);
+    const rows = firstRow[count];
+    laidOut -= count;
+    odd.copyWithin(0, count, count + laidOut);
+    for (let line = 0; line <= laidOut; line++) firstRow[line] = firstRow[count + line] - rows;
     layout++;
+    position = Math.max(0, position - rows * rowHeight);
+    seenRows = Math.max(0, seenRows - rows);
     search.here = -1;
     search.again();
     resize();
     goTo(position);
-    kept /= 2;
 }
 
 let kept = 0; // About so many bytes are still shown.
+let skipped = 0; // So many bytes at the beginning were never asked for.
+
+function note() {
+    const missing = [];
+    if (skipped) missing.push(sized(skipped));
+    if (dropped) missing.push(`${dropped.toLocaleString('en')} lines`);
+    return missing.length > 0 ? `The first ${missing.join(' and ')} are left out here; “raw” has everything.` : '';
+}
 
 async function run(url) {
     const decoder = new TextDecoder();
     let until = performance.now() + SLICE;
-    let note = '';
     const write = (text) => {
         lines.write(text);
         openVersion++;
@@ -448,26 +468,29 @@ async function run(url) {
     for await (const event of follow(url, { tail: MOST_BYTES })) {
         if (event.type === 'data') {
             bytes += event.bytes.length;
-            kept += event.bytes.length;
             // What comes in one piece can be large.
             for (let at = 0; at < event.bytes.length; at += 65536) {
-                write(decoder.decode(event.bytes.subarray(at, at + 65536), { stream: true }));
+                const some = event.bytes.subarray(at, at + 65536);
+                write(decoder.decode(some, { stream: true }));
+                kept += some.length;
+                if (kept > 2 * MOST_BYTES || lines.texts.length > 2 * MOST_LINES) {
+                    forget();
+                    show(part('state').dataset.state, note());
+                }
                 if (performance.now() > until) {
                     drawSoon();
                     await pauseForOthers();
                     until = performance.now() + SLICE;
                 }
             }
-            if (kept > 2 * MOST_BYTES) forget();
             search.go();
         } else if (event.state === 'connecting') {
-            show('connecting', event.attempt > 1 ? `Trying again: ${event.reason}.` : note);
+            show('connecting', event.attempt > 1 ? `Trying again: ${event.reason}.` : note());
         } else {
             if (event.offset > 0 && bytes === 0) {
-                bytes = event.offset;
-                note = `The first ${sized(event.offset)} are left out here; “raw” has everything.`;
+                bytes = skipped = event.offset;
             }
-            show(event.state, note);
+            show(event.state, note());
             if (event.end) {
                 write(decoder.decode());
                 lines.end();

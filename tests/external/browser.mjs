@@ -247,6 +247,25 @@ const checks = {
         await server.kill();
     },
 
+    async check_pages_of_allowed_sites_may_read_that_they_have_no_token() {
+        const site = http.createServer((_, response) => {
+            response.setHeader('Content-Type', 'text/html');
+            response.end('<!doctype html><title>another site</title>');
+        });
+        await once(site.listen(0, '127.0.0.1'), 'listening');
+        const origin = `http://127.0.0.1:${site.address().port}`;
+        const server = await new Server('allowing', '--token=sesame', `--allow-origin=${origin}`).start();
+        const page = await newPage();
+        for (const [from, told] of [[origin, 401], [origin.replace('127.0.0.1', 'localhost'), 'TypeError']]) {
+            await page.goto(from);
+            const ask = (url) => fetch(url, { method: 'HEAD' }).then(({ status }) => status, ({ name }) => name);
+            assert.equal(await page.evaluate(ask, `${server.url}/a.txt?verb=FOLLOW`), told, from);
+        }
+        await closePage(page);
+        await server.kill();
+        site.close();
+    },
+
     async check_pages_of_other_sites_are_refused_but_may_import_the_module() {
         const site = http.createServer((_, response) => {
             response.setHeader('Content-Type', 'text/html');
@@ -303,6 +322,16 @@ const checks = {
             response.resume();
             assert.equal(response.statusCode, 421, path);
         }
+        // A HEAD is answered as its GET.
+        for (const path of ['/lines.txt?view', '/']) {
+            const [get, head] = await Promise.all(['GET', 'HEAD'].map((method) => fetch(main.url + path, { method })));
+            for (const name of ['content-type', 'content-security-policy', 'cache-control', 'x-content-type-options']) {
+                assert.equal(head.headers.get(name), get.headers.get(name), `${path}: ${name}`);
+            }
+            assert.equal(head.status, 200);
+            assert.equal(head.headers.get('content-length'), String((await get.arrayBuffer()).byteLength));
+        }
+        assert.equal((await fetch(`${main.url}/lines.txt`, { method: 'HEAD' })).headers.get('content-length'), '14');
         // Only what exists can be viewed, and only without a verb.
         assert.equal((await fetch(`${main.url}/nowhere?view`)).status, 404);
         assert.equal(await (await fetch(`${main.url}/lines.txt?view&verb=FOLLOW`)).text(), 'one\ntwo\nthree\n');
@@ -418,6 +447,37 @@ const checks = {
         const long = shown('x'.repeat(40_000) + '\r' + 'y\n');
         assert.deepEqual([long.length, long.flat().length], [3, 40_000]);
         assert.deepEqual(texts(shown(`\x1b]${'z'.repeat(10_000)}`, '\nnext')).at(-1), 'next');
+    },
+
+    async check_any_number_of_colours_needs_a_bounded_number_of_styles() {
+        const source = readFileSync(join(repo, 'src/web/lines.js'), 'utf8');
+        const { Lines } = await import(`data:text/javascript,${encodeURIComponent(source)}`);
+        const lines = new Lines();
+        const channels = (n) => [n >> 16, n >> 8, n].map((part) => part & 255);
+        const colour = (n) => lines.styles[lines.runs[n][1]];
+        const count = 100_000;
+        // Well distributed; each with a style and a background of its own.
+        const fore = (n) => channels((n * 10_368_889) & 0xffffff);
+        const back = (n) => channels((n * 7_368_787 + 1) & 0xffffff);
+        for (let n = 0; n < count; n++) {
+            lines.write(`\x1b[0;${n % 2};${3 + (n >> 1) % 2};38;2;${fore(n).join(';')};48;2;${back(n).join(';')}mx\n`);
+        }
+        assert.ok(lines.styles.length > 4096 && lines.styles.length < 50_000, `${lines.styles.length} styles`);
+        for (const [from, to, off] of [[0, 4000, 0], [4200, 16_000, 26], [16_000, count, 128]]) {
+            for (let n = from; n < to; n += 97) {
+                for (const [told, shown] of [[fore(n), colour(n).fore], [back(n), colour(n).back]]) {
+                    const parts = shown.match(/\d+/g).map(Number);
+                    const most = Math.max(...parts.map((part, at) => Math.abs(part - told[at])));
+                    assert.ok(most <= off, `${n}: ${shown} for ${told}`);
+                }
+            }
+        }
+        // What is known stays as it is.
+        lines.write(`\x1b[0;0;3;38;2;${fore(0).join(';')};48;2;${back(0).join(';')}mx\x1b[0;31my\n`);
+        assert.deepEqual(lines.runs.at(-1).filter((_, at) => at % 2).map((style) => lines.styles[style].fore), [
+            colour(0).fore,
+            'var(--c1)',
+        ]);
     },
 
     async check_what_grows_for_long_loses_its_beginning() {
@@ -681,6 +741,23 @@ console.log(`   (${count} lines, ${seen.partly} frames meanwhile, the longest af
         await closePage(page);
     },
 
+    async check_a_log_of_short_lines_is_bounded_too() {
+        const count = 25_000_000;
+        writeFileSync(join(main.root, 'empty.log'), Buffer.alloc(count, '\n'));
+        const page = await view(main, 'empty.log');
+        await page.waitForSelector('#state[data-state=finished][data-whole]', { timeout: 50_000 });
+        await page.waitForFunction((count) => document.getElementById('size').dataset.lines === count, String(count));
+        assert.match(await page.textContent('#note'), /^The first [12]\d,\d{3},\d{3} lines are left out/);
+        const [line] = await page.$$eval('#rows > div:last-child', (rows) => rows.map((row) => Number(row.dataset.line)));
+        assert.equal(line, count - 1);
+        await page.focus('#log');
+        await page.keyboard.press('Home');
+        await page.waitForFunction((count) => Number(document.querySelector('#rows > div').dataset.line) < count - 4_000_000, count);
+        const first = await page.$eval('#rows > div', (row) => Number(row.dataset.line));
+        assert.ok(count - first <= 10_100_000, `${count - first} lines are left`);
+        await closePage(page);
+    },
+
     async check_a_proxy_may_take_a_prefix_away() {
         const proxy = http.createServer();
         // Asks the server for what is behind the prefix, as the page's own host.
@@ -717,6 +794,7 @@ console.log(`   (${count} lines, ${seen.partly} frames meanwhile, the longest af
         const appender = main.append('shelf/now playing.log');
         appender.write('x\n');
         await main.put('shelf/<b>&"done".log', 'y\n');
+        await main.put('turned/\u202egol.exe', 'x');
         await arrived(main, '/shelf/now%20playing.log', 2);
         const page = await newPage();
         await page.goto(`${main.url}/shelf/`);
@@ -734,6 +812,13 @@ console.log(`   (${count} lines, ${seen.partly} frames meanwhile, the longest af
         await badge(page, 'live');
         await appender.finish();
         await badge(page, 'finished');
+        // What turns a name's direction turns nothing else.
+        await page.goto(`${main.url}/turned/`);
+        const isolated = await page.$eval('td a', (link) => {
+            const name = link.querySelector('bdi');
+            return [name.textContent === link.textContent, getComputedStyle(name).unicodeBidi];
+        });
+        assert.deepEqual(isolated, [true, 'isolate']);
         await closePage(page);
         assert.equal((await fetch(`${main.url}/nowhere/`)).status, 404);
         const closed = await new Server('unlisted').start();

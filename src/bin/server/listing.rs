@@ -67,7 +67,7 @@ fn html(path: &str, prefix: &str, entries: &[(Key, Stat)], more: bool) -> String
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
          <link rel=\"icon\" href=\"data:,\">\n<link rel=\"stylesheet\" href=\"{}.httpfstream/view.css\">\n\
-         <body class=\"listing\">\n<main>\n<h1>{title}</h1>\n",
+         <body class=\"listing\">\n<main>\n<h1><bdi>{title}</bdi></h1>\n",
         way_up(path)
     );
     if more {
@@ -87,7 +87,7 @@ fn html(path: &str, prefix: &str, entries: &[(Key, Stat)], more: bool) -> String
         let changed = stat.modified.and_then(utc).unwrap_or_default();
         let _ = writeln!(
             out,
-            "<tr><td><a href=\"{href}?view\">{}</a><td><span class=\"badge\" data-state=\"{state}\">{state}</span>\
+            "<tr><td><a href=\"{href}?view\"><bdi>{}</bdi></a><td><span class=\"badge\" data-state=\"{state}\">{state}</span>\
              <td class=\"number\">{}<td class=\"changed\"><time>{changed}</time><td><a href=\"{href}\">raw</a></tr>",
             escape(name),
             stat.len,
@@ -151,7 +151,7 @@ mod tests {
         let stat = Stat::new(httpfstream::storage::Life::from_bits(1), 3, httpfstream::storage::State::Live);
         let key = Key::new("a/<img src=x onerror=\"alert(1)\">:&'?#%").unwrap();
         let html = html("/a/", "a/", &[(key, stat)], false);
-        assert!(html.contains("&lt;img src=x onerror=&quot;alert(1)&quot;&gt;:&amp;&#39;?#%</a>"), "{html}");
+        assert!(html.contains("&lt;img src=x onerror=&quot;alert(1)&quot;&gt;:&amp;&#39;?#%</bdi></a>"), "{html}");
         assert!(html.contains("href=\"./%3Cimg%20src%3Dx%20onerror%3D%22alert%281%29%22%3E%3A%26%27%3F%23%25?view\""));
         assert!(!html.contains("<img") && html.contains("href=\"../.httpfstream/view.css\""));
     }

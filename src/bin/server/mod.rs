@@ -28,7 +28,7 @@ pub(crate) async fn answer<B>(request: &Request<B>, streams: &Streams, listing: 
         assets::answer(name, request.headers())?
     } else if path.ends_with('/') && listing {
         listing::answer(path, streams).await?
-    } else if *method == Method::GET && parameters(request).any(|name| name == "view") {
+    } else if parameters(request).any(|name| name == "view") {
         viewer::answer(path, streams).await?
     } else {
         return None;

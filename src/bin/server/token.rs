@@ -1,6 +1,6 @@
 //! The token that `--token` asks for.
 
-use http::{HeaderValue, Method, Request, header};
+use http::{HeaderMap, HeaderValue, Method, Request, header};
 
 /// What is answered with 401. A browser asks its user for the second one, and sends what it is told with everything that
 /// it loads from here, WebSockets and scripts included: it can't be made to send a bearer token with those.
@@ -31,6 +31,24 @@ pub(crate) fn is_preflight<B>(request: &Request<B>) -> bool {
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
+/// Lets a page of an allowed origin read a refusal, as the layer does with its own answers: the page can't tell it from
+/// a server that isn't there otherwise.
+pub(crate) fn expose(headers: &mut HeaderMap, origin: Option<&HeaderValue>, allowed: &[String]) {
+    if allowed.iter().any(|allowed| allowed == "*") {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        return;
+    }
+    if allowed.is_empty() {
+        return;
+    }
+    headers.append(header::VARY, HeaderValue::from_static("Origin"));
+    let Some(origin) = origin else { return };
+    if allowed.iter().any(|allowed| origin.as_bytes().eq_ignore_ascii_case(allowed.as_bytes())) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+    }
+}
+
 /// Takes as long for a good beginning as for a bad one.
 fn same(given: &[u8], token: &[u8]) -> bool {
     given.len() == token.len() && given.iter().zip(token).fold(0, |d, (a, b)| d | (a ^ b)) == 0
@@ -59,6 +77,24 @@ mod tests {
         for bad in ["se:cret", "", ":", ":secret", "se:cret:"] {
             assert!(!carried(&basic(bad)), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_refusal_can_be_read_by_pages_of_allowed_origins() {
+        let told = |origin: Option<&str>, allowed: &[&str]| {
+            let allowed: Vec<String> = allowed.iter().map(|origin| (*origin).into()).collect();
+            let mut headers = HeaderMap::new();
+            expose(&mut headers, origin.map(|origin| origin.parse().unwrap()).as_ref(), &allowed);
+            ["access-control-allow-origin", "access-control-allow-credentials", "vary"]
+                .map(|name| headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned())
+        };
+        let (a, b) = ("https://a.example", "https://b.example");
+        assert_eq!(told(Some(a), &[b, a]), [a, "true", "Origin"]);
+        assert_eq!(told(Some("https://c.example"), &[b, a]), ["", "", "Origin"]);
+        assert_eq!(told(Some("https://a.example.evil"), &[b, a]), ["", "", "Origin"]);
+        assert_eq!(told(None, &[a]), ["", "", "Origin"]);
+        assert_eq!(told(Some(a), &[a, "*"]), ["*", "", ""]);
+        assert_eq!(told(Some(a), &[]), ["", "", ""]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The viewer, at `GET /foo.log?view`.
+//! The viewer, at `/foo.log?view`.
 
 use http::Response;
 use httpfstream::{Key, Streams};

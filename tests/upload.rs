@@ -11,7 +11,8 @@ use bytes::Bytes;
 use common::plain::{BOTH, Client, Frames, Http, LAST_CHUNK, Live, Upload, ask, chunk, full, problem};
 use common::spy::Spy;
 use common::{
-    Answer, Frame, Raw, Server, Store, fs_layer, memory_layer, pattern, pipe, serve, serve_router, soon, stores, within,
+    Answer, Frame, Raw, Server, Store, fs_layer, memory_layer, pattern, pipe, reopened, serve, serve_router, soon,
+    stores, within,
 };
 use futures_util::FutureExt;
 use httpfstream::storage::{FsStorage, MemoryStorage, Stat, State};
@@ -1158,20 +1159,6 @@ async fn fault_44_a_shutdown_ends_a_body_and_keeps_what_has_arrived() {
             }
         }
     }
-}
-
-/// Opens a root as soon as the server before it has let go of it.
-async fn reopened(path: &std::path::Path) -> FsStorage {
-    soon("the root to be free", async {
-        loop {
-            match FsStorage::open(path) {
-                Ok(storage) => return storage,
-                Err(error) if error.kind() == ErrorKind::Busy => tokio::task::yield_now().await,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    })
-    .await
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::spy::Spy;
-use common::{Answer, Frame, Raw, Server, Store, pattern, serve, soon, stores};
+use common::{Answer, Frame, Raw, Server, Store, pattern, reopened, serve, soon, stores};
 use httpfstream::storage::{FsStorage, MemoryStorage, State};
 use httpfstream::{AppenderId, Durability, ErrorKind, Grant, HttpFStreamLayer, Streams, Update};
 use serde_json::{Value, json};
@@ -563,20 +563,6 @@ async fn fault_44_a_stopped_server_keeps_the_place_of_an_appender_that_can_come_
     assert_eq!(rest(&mut follower).await, (b" on".to_vec(), told, Some(1000)));
     let (_, told) = append(&server, "lost", ID).await;
     assert_eq!((&told["offset"], &told["resumed"]), (&json!(11), &json!(true)));
-}
-
-/// Opens a root as soon as the server before it has let go of it.
-async fn reopened(path: &std::path::Path) -> FsStorage {
-    soon("the root to be free", async {
-        loop {
-            match FsStorage::open(path) {
-                Ok(storage) => return storage,
-                Err(error) if error.kind() == ErrorKind::Busy => tokio::task::yield_now().await,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    })
-    .await
 }
 
 #[tokio::test]

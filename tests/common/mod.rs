@@ -43,6 +43,20 @@ pub fn fs_layer() -> (HttpFStreamLayer, tempfile::TempDir) {
     (HttpFStreamLayer::new(storage).plain_http(true), dir)
 }
 
+/// Opens a root as soon as the server before it has let go of it.
+pub async fn reopened(path: &std::path::Path) -> storage::FsStorage {
+    soon("the root to be free", async {
+        loop {
+            match storage::FsStorage::open(path) {
+                Ok(storage) => return storage,
+                Err(error) if error.kind() == httpfstream::ErrorKind::Busy => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await
+}
+
 /// A store to run a test on, for what must hold on all of them.
 pub struct Store {
     pub name: &'static str,

@@ -20,6 +20,7 @@ impl tracing::Subscriber for &'static Log {
     }
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
     fn event(&self, event: &tracing::Event<'_>) {
+        writeln!(self.0.lock().unwrap(), "target={}", event.metadata().target()).unwrap();
         event.record(&mut Fields(&self.0));
     }
     fn enter(&self, _: &tracing::span::Id) {}
@@ -52,7 +53,23 @@ pub fn install() -> &'static Log {
     })
 }
 
+/// The log of this thread alone, for as long as the guard is kept: a test's own, on a runtime of one thread.
+pub fn of_this_thread() -> (&'static Log, tracing::subscriber::DefaultGuard) {
+    let log: &'static Log = Box::leak(Box::new(Log(Mutex::default())));
+    (log, tracing::subscriber::set_default(log))
+}
+
 impl Log {
+    /// Waits until this is in it.
+    pub async fn until(&self, text: &str) {
+        super::soon(text, async {
+            while !self.text().contains(text) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
     /// Everything so far.
     pub fn text(&self) -> String {
         self.0.lock().unwrap().clone()

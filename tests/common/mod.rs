@@ -71,6 +71,11 @@ pub fn stores() -> [Store; 2] {
 }
 
 impl Store {
+    /// The folder, to be kept for as long as the layer is used.
+    pub fn into_dir(self) -> Option<tempfile::TempDir> {
+        self.dir
+    }
+
     /// The folder, where there is one.
     pub fn root(&self) -> Option<&std::path::Path> {
         self.dir.as_ref().map(tempfile::TempDir::path)
@@ -171,6 +176,11 @@ fn nothing_here() -> impl tower::Service<
 }
 
 impl Server {
+    /// One that is run by this task.
+    pub fn of(addr: SocketAddr, streams: Streams, task: tokio::task::JoinHandle<()>) -> Self {
+        Self { addr, streams, task }
+    }
+
     /// Sends a request without an upgrade and reads the whole answer.
     pub async fn request(&self, method: &str, target: &str, headers: &[(&str, &str)]) -> Answer {
         let mut raw = Raw::connect(self.addr).await;

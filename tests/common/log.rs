@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::sync::Mutex;
 
 /// Keeps every field of every event and span, of this whole process.
-#[derive(Debug)]
-pub struct Log(Mutex<String>);
+#[derive(Debug, Default)]
+pub struct Log(Mutex<String>, tokio::sync::Notify);
 
 impl tracing::Subscriber for &'static Log {
     fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
@@ -22,6 +22,7 @@ impl tracing::Subscriber for &'static Log {
     fn event(&self, event: &tracing::Event<'_>) {
         writeln!(self.0.lock().unwrap(), "target={}", event.metadata().target()).unwrap();
         event.record(&mut Fields(&self.0));
+        self.1.notify_waiters();
     }
     fn enter(&self, _: &tracing::span::Id) {}
     fn exit(&self, _: &tracing::span::Id) {}
@@ -47,7 +48,7 @@ impl tracing::field::Visit for Fields<'_> {
 pub fn install() -> &'static Log {
     static LOG: std::sync::OnceLock<&'static Log> = std::sync::OnceLock::new();
     LOG.get_or_init(|| {
-        let log: &'static Log = Box::leak(Box::new(Log(Mutex::default())));
+        let log: &'static Log = Box::leak(Box::default());
         tracing::subscriber::set_global_default(log).unwrap();
         log
     })
@@ -55,7 +56,7 @@ pub fn install() -> &'static Log {
 
 /// The log of this thread alone, for as long as the guard is kept: a test's own, on a runtime of one thread.
 pub fn of_this_thread() -> (&'static Log, tracing::subscriber::DefaultGuard) {
-    let log: &'static Log = Box::leak(Box::new(Log(Mutex::default())));
+    let log: &'static Log = Box::leak(Box::default());
     (log, tracing::subscriber::set_default(log))
 }
 
@@ -63,8 +64,12 @@ impl Log {
     /// Waits until this is in it.
     pub async fn until(&self, text: &str) {
         super::soon(text, async {
-            while !self.text().contains(text) {
-                tokio::task::yield_now().await;
+            loop {
+                let event = self.1.notified();
+                if self.text().contains(text) {
+                    return;
+                }
+                event.await;
             }
         })
         .await;

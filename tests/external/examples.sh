@@ -35,4 +35,83 @@ check_axum_answers_a_chat_and_guards_its_builds() {
     expect_exit 0 "$pid" 10
 }
 
+# Starts an example, and sets `$url` to where it listens.
+start_example() {
+    background "$examples/$1" "${@:2}" >"$work/$1.log"
+    eventually grep -qE '(http://)?127\.0\.0\.1:[0-9]+' "$work/$1.log"
+    url=http://$(grep -oE '127\.0\.0\.1:[0-9]+' "$work/$1.log" | head -n 1)
+}
+
+# Stops it while somebody follows and somebody appends, and sees to it that both are told: a cut, with all that was there.
+stop_while_followed() {
+    mkfifo "$work/in"
+    exec 7<>"$work/in"
+    background curl -sS "${@:2}" -T - "$url/streams/$1?verb=APPEND" <"$work/in" >"$work/appended"
+    local appender=$pid
+    echo "as far as it came" >&7
+    eventually curl -sf "${@:2}" "$url/streams/$1"
+    background curl -sSN "${@:2}" "$url/streams/$1?verb=FOLLOW" >"$work/followed" 2>/dev/null
+    local follower=$pid
+    eventually grep -q 'as far as it came' "$work/followed"
+    kill -TERM "$example"
+    expect_exit 0 "$example" 10
+    exec 7>&-
+    await_exit "$follower" 10
+    [ "$exited" -ne 0 ] || fail "a cut looks like an end"
+    await_exit "$appender" 10
+    rm "$work/in"
+    grep -q stopped "$work"/*.log
+}
+
+check_hyper_serves_each_version_and_stops_in_order() {
+    local mode http
+    for mode in http1 http2 auto; do
+        for http in --http1.1 --http2-prior-knowledge; do
+            case $mode$http in http1--http2* | http2--http1*) continue ;; esac
+            start_example hyper "$mode" 127.0.0.1:0
+            example=$pid
+            expect 200 $http "$url/"
+            is_body "my application"
+            expect 404 $http "$url/elsewhere"
+            is_body "nothing here"
+            seq 1000 >"$work/numbers"
+            expect 201 $http -T "$work/numbers" "$url/streams/log.txt?verb=APPEND"
+            expect 200 $http "$url/streams/log.txt?verb=FOLLOW"
+            cmp "$work/numbers" "$work/body"
+            if [ "$http" = --http1.1 ]; then
+                # Over WebSockets.
+                "$bin/httpfstream-append" "$url/streams/socket.txt" <"$work/numbers"
+                timeout 30 "$bin/httpfstream-follow" "$url/streams/socket.txt" | cmp - "$work/numbers"
+            fi
+            stop_while_followed cut.txt $http
+        done
+    done
+    if "$examples/hyper" http3 2>/dev/null; then fail "http3 is no mode"; fi
+}
+
+check_tonic_has_grpc_and_streams_on_one_port() {
+    start_example tonic 127.0.0.1:0
+    example=$pid
+    # A request of no service: the whole server. Its answer is a message of two bytes, and trailers.
+    printf '\0\0\0\0\0' >"$work/empty"
+    local grpc=(--http2-prior-knowledge -H 'content-type: application/grpc' -H 'te: trailers' --data-binary)
+    expect 200 "${grpc[@]}" "@$work/empty" "$url/grpc.health.v1.Health/Check"
+    printf '\0\0\0\0\2\10\1' | cmp - "$work/body"
+    has_header 'grpc-status: 0'
+    # The state of a build, as long as it runs; and its log, over both versions and a WebSocket.
+    printf '\0\0\0\0\12\12\10builds/7' >"$work/of_build"
+    background curl -sSN "${grpc[@]}" "@$work/of_build" -D "$work/watched.head" -o "$work/watched" "$url/grpc.health.v1.Health/Watch"
+    local watcher=$pid
+    eventually sh -c "printf '\\0\\0\\0\\0\\2\\10\\1' | cmp - '$work/watched'"
+    expect 200 "$url/streams/builds/7"
+    grep -q '^step 1 of 600$' "$work/body"
+    seq 1000 >"$work/numbers"
+    "$bin/httpfstream-append" "$url/streams/socket.txt" <"$work/numbers"
+    timeout 30 "$bin/httpfstream-follow" "$url/streams/socket.txt" | cmp - "$work/numbers"
+    stop_while_followed cut.txt --http2-prior-knowledge
+    # The call that ran meanwhile ended as one.
+    expect_exit 0 "$watcher" 10
+    tr -d '\r' <"$work/watched.head" | grep -qx 'grpc-status: 0'
+}
+
 run_checks

@@ -7,14 +7,16 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Full};
 use pin_project_lite::pin_project;
 
 use crate::error::BoxError;
 
 pin_project! {
     /// The response body of [`HttpFStream`](crate::HttpFStream): what the inner service gave, unboxed, or our own.
-    pub struct ResponseBody<B = Empty<Bytes>> {
+    ///
+    /// Where there is no inner service, `B` is what [`NotFound`](crate::NotFound) answers with.
+    pub struct ResponseBody<B = String> {
         #[pin]
         kind: Kind<B>,
     }

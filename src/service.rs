@@ -5,11 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
-use http_body_util::Full;
 use tower::{Layer, Service};
 
 use crate::answer::answer;
@@ -117,7 +115,7 @@ impl<S: fmt::Debug> fmt::Debug for HttpFStream<S> {
 pub struct NotFound;
 
 impl<B> Service<Request<B>> for NotFound {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<String>;
     type Error = Infallible;
     type Future = std::future::Ready<Result<Self::Response, Infallible>>;
 
@@ -127,7 +125,7 @@ impl<B> Service<Request<B>> for NotFound {
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let text = if request.method() == Method::HEAD { "" } else { "there is no such resource\n" };
-        let mut response = Response::new(Full::from(text));
+        let mut response = Response::new(text.to_owned());
         *response.status_mut() = StatusCode::NOT_FOUND;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         // It may exist a moment later.

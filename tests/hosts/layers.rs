@@ -449,6 +449,7 @@ async fn a_layer_that_replaces_a_101_holds_the_lease_until_the_connection_closes
     assert_eq!(ask(&mut third).await.status, 409, "the second's connection is open");
     tokio::time::advance(Duration::from_millis(200)).await;
     log.until("an upgrade was granted and never completed: does a layer outside replace the response?").await;
+    assert_eq!(closed.elapsed(), Duration::from_millis(10_100), "the clock has not moved by itself meanwhile");
     assert_eq!(ask(&mut third).await.text(), "replaced");
     drop((second, third));
     let at_rest = async |key: &str| loop {

@@ -147,6 +147,11 @@ where
     let mut socket = Socket { conn, dialect };
     let ended = appending(&hub, &mut socket, &mut lease, terms).await;
     let mut conn = socket.conn;
+    let ended = match ended {
+        // The original's client has nothing to append; or it never got the 101, and has gone. What is there is left as it was.
+        Ended::Finished(_) if conn.heard() == 0 && lease.resource().len() > 0 => Ended::Gone,
+        ended => ended,
+    };
     let v1 = matches!(dialect, Dialect::V1 { .. });
     let last = match ended {
         Ended::Finished(end) => match lease.finish(end).await {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Frame, fs_layer, memory_layer, pattern, serve};
+use common::{Frame, fs_layer, memory_layer, pattern, serve, soon};
 use httpfstream::storage::State;
 
 #[tokio::test]
@@ -58,6 +58,35 @@ async fn an_appender_that_closes_is_answered_when_everything_is_stored() {
     again.send_frame(0x88, b"").await;
     assert_eq!(again.to_end().await, (vec![], Some(1000)));
     assert_eq!(server.get("/a").await.text(), "xy", "it continues at its end");
+}
+
+#[tokio::test]
+async fn an_original_appender_that_says_nothing_at_all_finishes_nothing() {
+    let server = serve(memory_layer()).await;
+    let mut lost = server.append("/a").await;
+    lost.send_text("not all").await;
+    assert_eq!(server.follow("/a").await.data(7).await, b"not all");
+    lost.reset();
+    assert_eq!(server.at_rest("a").await.unwrap().state, State::Interrupted);
+    // As one looks that never got its 101.
+    drop(server.append_as_original("/a").await);
+    let stat = server.at_rest("a").await.unwrap();
+    assert_eq!((stat.len, stat.state), (7, State::Interrupted));
+    // One that has appended nothing else says so by a frame, or makes an empty resource as the original does.
+    let mut said = server.append_as_original("/a").await;
+    said.send_text("").await;
+    drop(said);
+    assert_eq!(server.at_rest("a").await.unwrap().state, State::Finished);
+    drop(server.append_as_original("/b").await);
+    let stat = soon("an empty resource", async {
+        loop {
+            match server.streams.stat("b").await.unwrap() {
+                Some(stat) if stat.state != State::Live => return stat,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    });
+    assert_eq!(stat.await.state, State::Finished);
 }
 
 #[tokio::test]

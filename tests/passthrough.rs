@@ -157,7 +157,7 @@ fn a_foreign_request_costs_no_allocation() {
 
 #[test]
 fn a_served_get_of_nothing_falls_through_untouched() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let files = HttpFStreamLayer::new(storage::FsStorage::open(dir.path()).unwrap());
     for (layer, method) in [(bare(), "GET"), (bare(), "HEAD"), (files.clone(), "GET"), (files, "HEAD")] {

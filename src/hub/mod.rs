@@ -13,6 +13,7 @@ use tokio::sync::{OnceCell, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget::{Budget, Share};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Owner;
 use crate::key::Key;
@@ -21,6 +22,7 @@ use crate::storage::{Life, Open, Stat, State, stream};
 use crate::streams::{Durability, Event};
 
 mod append;
+mod caps;
 mod cursor;
 mod progress;
 mod resource;
@@ -29,6 +31,8 @@ mod sim;
 
 pub(crate) use self::append::Lease;
 use self::append::{end_lost, stop_it};
+use self::caps::{Followers, one_append};
+pub(crate) use self::caps::{Limits, Seat};
 pub(crate) use self::cursor::{Begin, Cursor, Step};
 pub(crate) use self::progress::{Phase, Progress};
 pub(crate) use self::resource::Resource;
@@ -45,12 +49,18 @@ pub(crate) struct Config {
     pub(crate) grace: Duration,
     /// How long a resource may be parked.
     pub(crate) parking: Duration,
+    pub(crate) limits: Limits,
 }
 
 pub(crate) struct Hub {
     pub(crate) storage: Box<dyn DynStorage>,
     config: Config,
     live: Mutex<HashMap<Key, Entry>>,
+    followers: Arc<Followers>,
+    /// For each resource that is not at rest.
+    appends: Arc<Budget>,
+    /// Bytes of messages that have arrived in part.
+    pub(crate) incomplete: Arc<Budget>,
     /// Set once what an earlier process left lost has its grace.
     adopted: OnceCell<()>,
     events: broadcast::Sender<Event>,
@@ -76,7 +86,17 @@ pub(crate) enum Found {
     /// More may come.
     Open(Cursor),
     /// Nobody appends, and nobody is waited for.
-    AtRest(Stat),
+    AtRest(Cursor, Stat),
+}
+
+impl Found {
+    /// Counts its follower as long as there is one.
+    fn seated(self, seat: Seat) -> Self {
+        match self {
+            Self::Open(cursor) => Self::Open(cursor.seated(seat)),
+            Self::AtRest(cursor, stat) => Self::AtRest(cursor.seated(seat), stat),
+        }
+    }
 }
 
 /// How an appender wants a resource.
@@ -124,16 +144,19 @@ enum Try {
     Again(CancellationToken),
     /// The resource is lost or held by the same appender, which may pass.
     Pass(Arc<Resource>, CancellationToken),
-    /// Nobody has it here.
-    Open(Opening),
+    /// Nobody has it here, and there is room for one more.
+    Open(Opening, Share),
 }
 
 impl Hub {
     pub(crate) fn new(storage: Box<dyn DynStorage>, config: Config) -> Self {
         Self {
             storage,
-            config,
             live: Mutex::default(),
+            followers: Followers::new(config.limits),
+            appends: Budget::new(config.limits.appends),
+            incomplete: Budget::new(config.limits.incomplete),
+            config,
             adopted: OnceCell::new(),
             events: broadcast::channel(EVENTS).0,
             soft: CancellationToken::new(),
@@ -187,7 +210,9 @@ impl Hub {
     /// As [`adopt`](Self::adopt), whatever stood at the key.
     fn keep_lost(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: Key, stat: &Stat) {
         let place = Place::Lost(None);
-        let resource = Arc::new(Resource::new(key.clone(), stat, stat.owner, place, self.config.tail_cache));
+        // It is there, whether there is room for it or not.
+        let counted = one_append(&self.appends).ok();
+        let resource = Arc::new(Resource::new(key.clone(), stat, stat.owner, place, self.config.tail_cache, counted));
         self.start_grace(&resource, &resource.held(), &Handle::current());
         live.insert(key, Entry::Open(resource));
     }
@@ -214,7 +239,7 @@ impl Hub {
                     let passing = Passing { resource, settled, hub, runtime: Handle::current() };
                     self.tasks.spawn(async move { passing.run(wanted).await })
                 }
-                Try::Open(opening) => self.tasks.spawn(async move {
+                Try::Open(opening, counted) => self.tasks.spawn(async move {
                     let mut owner = wanted.owner;
                     match hub.storage.stat(&opening.key).await? {
                         // By another node, or by one whose sync failed; nobody knows yet whom it is kept for.
@@ -225,6 +250,7 @@ impl Hub {
                                 && stat.owner != wanted.owner
                                 && !wanted.may_have(stat.owner) =>
                         {
+                            drop(counted);
                             opening.adopt(&stat);
                             return Err(ErrorKind::Busy.into());
                         }
@@ -240,7 +266,7 @@ impl Hub {
                             synced => synced?,
                         };
                     }
-                    Ok(Some(opening.opened(append, owner)))
+                    Ok(Some(opening.opened(append, owner, counted)))
                 }),
             };
             if let Some(attached) = opened.await.map_err(Error::storage)?? {
@@ -284,7 +310,10 @@ impl Hub {
                     held.place = Place::Passing { settled: settled.clone(), left };
                     return Ok(Try::Pass(Arc::clone(resource), settled));
                 }
-                None if attach.finish.is_none() => return Ok(Try::Open(self.opening(&mut live, key))),
+                None if attach.finish.is_none() => {
+                    let counted = one_append(&self.appends)?;
+                    return Ok(Try::Open(self.opening(&mut live, key), counted));
+                }
                 None => {}
             }
         }
@@ -304,7 +333,8 @@ impl Hub {
             at_once.cancel();
             return Ok(Try::Again(at_once));
         }
-        Ok(Try::Open(self.opening(&mut live, key)))
+        let counted = one_append(&self.appends)?;
+        Ok(Try::Open(self.opening(&mut live, key), counted))
     }
 
     /// Makes durable what an earlier connection of an appender had stored: being told its length is an acknowledgement.
@@ -385,6 +415,11 @@ impl Hub {
     ///
     /// Cancel safe.
     pub(crate) async fn follow(self: &Arc<Self>, key: &Key) -> Result<Option<Found>> {
+        let seat = self.followers.seat(key)?;
+        Ok(self.look_up(key).await?.map(|found| found.seated(seat)))
+    }
+
+    async fn look_up(self: &Arc<Self>, key: &Key) -> Result<Option<Found>> {
         self.adopt_all().await?;
         loop {
             let opening = match self.live().get(key) {
@@ -408,7 +443,7 @@ impl Hub {
                 }
                 // Another node left it.
                 State::Lost | State::Parked => self.adopt(key.clone(), &stat),
-                _ => return Ok(Some(Found::AtRest(stat))),
+                _ => return Ok(Some(Found::AtRest(Cursor::at_rest(self, key, &stat), stat))),
             }
         }
     }
@@ -417,10 +452,12 @@ impl Hub {
     ///
     /// Cancel safe.
     pub(crate) async fn follow_within(self: &Arc<Self>, key: &Key, limit: Duration) -> Result<Option<Found>> {
+        // Whoever waits costs as much as whoever follows.
+        let seat = self.followers.seat(key)?;
         let mut events = self.subscribe();
         let waiting = async {
             loop {
-                if let Some(found) = self.follow(key).await? {
+                if let Some(found) = self.look_up(key).await? {
                     return Ok(Some(found));
                 }
                 loop {
@@ -435,12 +472,13 @@ impl Hub {
                 }
             }
         };
-        tokio::select! {
+        let found: Result<Option<Found>> = tokio::select! {
             biased;
             found = waiting => found,
             () = self.soft.cancelled() => Err(ErrorKind::ShuttingDown.into()),
             () = tokio::time::sleep(limit) => Ok(None),
-        }
+        };
+        Ok(found?.map(|found| found.seated(seat)))
     }
 
     /// What is known of a resource.
@@ -550,6 +588,8 @@ impl Hub {
         if matches!(live.get(&resource.key), Some(Entry::Open(here)) if Arc::ptr_eq(here, resource)) {
             live.remove(&resource.key);
         }
+        // Whoever is told the end may begin anew at once.
+        resource.held().counted = None;
         resource.progress.send_if_modified(|progress| {
             // The first end is the true one.
             let first = progress.phase.is_open();
@@ -617,12 +657,12 @@ impl Opening {
         }
     }
 
-    fn opened(self, mut append: Box<dyn DynAppend>, owner: Option<Owner>) -> Attached {
+    fn opened(self, mut append: Box<dyn DynAppend>, owner: Option<Owner>, counted: Share) -> Attached {
         let stat = append.stat();
         let resumed = owner.is_some() && stat.owner == owner;
         append.claim(owner);
         let tail_cache = self.hub.config.tail_cache;
-        let resource = Arc::new(Resource::new(self.key.clone(), &stat, owner, Place::Taken, tail_cache));
+        let resource = Arc::new(Resource::new(self.key.clone(), &stat, owner, Place::Taken, tail_cache, Some(counted)));
         let (holder, over) = {
             let held = resource.held();
             (held.holder, held.over.clone())

@@ -15,7 +15,7 @@ const RESERVE: u64 = 64;
 /// How many resources may be appended to at most, however many descriptors there are.
 const MOST_APPENDS: u64 = 10_000;
 /// How many of those that are turned away are heard out.
-const HEARD_OUT: usize = 64;
+const HEARD_OUT: usize = 32;
 /// How long.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How many times longer than a head may take a connection may be idle between two requests. (Over HTTP/1.1 hyper allows

@@ -4,12 +4,14 @@
 mod common;
 
 use std::future::IntoFuture;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::plain::{Client, Http, Live, empty, full, problem};
+use common::spy::Spy;
 use common::{Answer, Frame, Raw, Server, client_frame, fs_layer, pattern, serve, soon};
 use httpfstream::storage::{FsStorage, MemoryStorage, State};
-use httpfstream::{AppenderId, ErrorKind, HttpFStreamLayer, Streams, StreamsBuilder};
+use httpfstream::{AppenderId, Error, ErrorKind, HttpFStreamLayer, Streams, StreamsBuilder};
 
 const ID: &str = "0123456789abcdefghijklmnopqrstuv";
 const V1: (&str, &str) = ("Sec-WebSocket-Protocol", "httpfstream.v1");
@@ -307,6 +309,31 @@ async fn fault_21_incomplete_messages_share_a_budget() {
     many.send_close(1000).await;
     assert_eq!(many.to_end().await.1, Some(1000));
     assert!(server.get("/many").await.body == large.repeat(40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_38_a_follower_waits_where_the_storage_has_no_room() {
+    let spy = Spy::new(MemoryStorage::new(1 << 20));
+    let watch = spy.watch.clone();
+    let streams = Streams::builder(spy).tail_cache(0).build();
+    let mut out = streams.append("a").await.unwrap();
+    out.append("stored").await.unwrap();
+    let mut follower = streams.follow("a").await.unwrap();
+    watch.refuse_reads.store(true, Ordering::Relaxed);
+    let following = tokio::spawn(async move {
+        let mut got = Vec::new();
+        while let Some(chunk) = follower.next_chunk().await? {
+            got.extend_from_slice(&chunk);
+        }
+        Ok::<_, Error>(got)
+    });
+    watch.until("it to ask again", |calls| calls.reads >= 3).await;
+    // Whoever asks for lines has been told nothing yet, and can be told that.
+    assert_eq!(streams.follow("a").lines(1).await.err().unwrap().kind(), ErrorKind::Overloaded);
+    out.append(" and more").await.unwrap();
+    watch.refuse_reads.store(false, Ordering::Relaxed);
+    out.finish().await.unwrap();
+    assert_eq!(soon("all of it", following).await.unwrap().unwrap(), b"stored and more");
 }
 
 #[tokio::test]

@@ -336,6 +336,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
 
     /// As [`close`](Self::close), with no close frame of its own (one is queued or was sent).
     pub(crate) async fn end(mut self, patience: Duration) {
+        // What has come of a message is of no use any more, and others may need its room.
+        (self.message, self.inbuf) = Default::default();
+        (self.arriving, self.handed_out) = (None, None);
         let ending = async {
             self.flush(patience).await?;
             self.io.shutdown().await?;

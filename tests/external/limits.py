@@ -372,8 +372,8 @@ async def frames_flood():
                 rest = flood if len(flood) < 1000 else flood[len(head):]
                 with contextlib.suppress(ConnectionError, asyncio.TimeoutError):
                     peer.send(head)
-                    # What may be held (fragments, answers that nobody reads) is sent until it would show.
-                    for _ in range(20 if "fragments" in name or name.startswith("p") else 8):
+                    # What might be held is sent until it would show: answers to pings only once the system holds no more.
+                    for _ in range(200 if name == "pings" else 20 if "fragments" in name else 8):
                         peer.send(rest * (64 * KIB // len(rest) + 1))
                         # A server that takes no more pings while nobody reads its answers does so at once.
                         await asyncio.wait_for(peer.writer.drain(), 2 if name == "pings" else SOON)

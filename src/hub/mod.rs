@@ -5,11 +5,13 @@
 //! is queued per follower.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, broadcast, watch};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,7 +19,7 @@ use crate::budget::{Budget, Share};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Owner;
 use crate::key::Key;
-use crate::storage::erased::{BoxFuture, DynAppend, DynStorage};
+use crate::storage::erased::{BoxFuture, DynAppend, DynStorage, hangs};
 use crate::storage::{Life, Open, Stat, State, stream};
 use crate::streams::{Durability, Event};
 
@@ -50,6 +52,8 @@ pub(crate) struct Config {
     /// How long a resource may be parked.
     pub(crate) parking: Duration,
     pub(crate) limits: Limits,
+    /// How long the storage may take.
+    pub(crate) patience: Duration,
 }
 
 pub(crate) struct Hub {
@@ -75,8 +79,12 @@ pub(crate) struct Hub {
 }
 
 enum Entry {
-    /// The storage is being asked; the token is cancelled when it has answered.
-    Opening(CancellationToken),
+    /// The storage is being asked. `since` is when that began; `None`: it hangs.
+    Opening {
+        /// Cancelled when it has answered.
+        settled: CancellationToken,
+        since: Option<Instant>,
+    },
     /// Live or lost.
     Open(Arc<Resource>),
 }
@@ -145,7 +153,7 @@ enum Try {
     /// The resource is lost or held by the same appender, which may pass.
     Pass(Arc<Resource>, CancellationToken),
     /// Nobody has it here, and there is room for one more.
-    Open(Opening, Share),
+    Open(Opening),
 }
 
 impl Hub {
@@ -184,7 +192,9 @@ impl Hub {
     pub(crate) async fn adopt_all(self: &Arc<Self>) -> Result<()> {
         let adopting = async || {
             let mut lost = self.storage.lost();
-            while let Some(found) = stream::next(&mut lost).await {
+            let next =
+                async |lost: &mut _| timeout(self.config.patience, stream::next(lost)).await.map_err(|_| hangs());
+            while let Some(found) = next(&mut lost).await? {
                 match found {
                     Ok((key, stat)) => self.adopt(key, &stat),
                     // Whoever asks for it is told; the others must not wait for that.
@@ -232,14 +242,14 @@ impl Hub {
             let opened = match tried {
                 Try::Done(attached) => return Ok(attached),
                 Try::Again(settled) => {
-                    settled.cancelled().await;
+                    self.until(&settled).await?;
                     continue;
                 }
                 Try::Pass(resource, settled) => {
                     let passing = Passing { resource, settled, hub, runtime: Handle::current() };
                     self.tasks.spawn(async move { passing.run(wanted).await })
                 }
-                Try::Open(opening, counted) => self.tasks.spawn(async move {
+                Try::Open(opening) => self.tasks.spawn(async move {
                     let mut owner = wanted.owner;
                     match hub.storage.stat(&opening.key).await? {
                         // By another node, or by one whose sync failed; nobody knows yet whom it is kept for.
@@ -250,7 +260,6 @@ impl Hub {
                                 && stat.owner != wanted.owner
                                 && !wanted.may_have(stat.owner) =>
                         {
-                            drop(counted);
                             opening.adopt(&stat);
                             return Err(ErrorKind::Busy.into());
                         }
@@ -266,10 +275,12 @@ impl Hub {
                             synced => synced?,
                         };
                     }
-                    Ok(Some(opening.opened(append, owner, counted)))
+                    Ok(Some(opening.opened(append, owner)))
                 }),
             };
-            if let Some(attached) = opened.await.map_err(Error::storage)?? {
+            // If that takes too long it goes on to its end, for nobody.
+            let opened = timeout(self.config.patience, opened).await.map_err(|_| hangs())?;
+            if let Some(attached) = opened.map_err(Error::storage)?? {
                 return Ok(attached);
             }
         }
@@ -279,9 +290,12 @@ impl Hub {
         {
             let mut live = self.live();
             match live.get(key) {
+                Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(hangs()),
                 // Whoever may come back waits for what its own older connection has begun.
-                Some(Entry::Opening(settled)) if attach.owner.is_some() => return Ok(Try::Again(settled.clone())),
-                Some(Entry::Opening(_)) => return Err(ErrorKind::Busy.into()),
+                Some(Entry::Opening { settled, .. }) if attach.owner.is_some() => {
+                    return Ok(Try::Again(settled.clone()));
+                }
+                Some(Entry::Opening { .. }) => return Err(ErrorKind::Busy.into()),
                 Some(Entry::Open(resource)) => {
                     if !attach.may_have(resource.owner) {
                         return Err(ErrorKind::Busy.into());
@@ -312,7 +326,7 @@ impl Hub {
                 }
                 None if attach.finish.is_none() => {
                     let counted = one_append(&self.appends)?;
-                    return Ok(Try::Open(self.opening(&mut live, key), counted));
+                    return Ok(Try::Open(self.opening(&mut live, key, Some(counted))));
                 }
                 None => {}
             }
@@ -334,7 +348,7 @@ impl Hub {
             return Ok(Try::Again(at_once));
         }
         let counted = one_append(&self.appends)?;
-        Ok(Try::Open(self.opening(&mut live, key), counted))
+        Ok(Try::Open(self.opening(&mut live, key, Some(counted))))
     }
 
     /// Makes durable what an earlier connection of an appender had stored: being told its length is an acknowledgement.
@@ -346,10 +360,10 @@ impl Hub {
     }
 
     /// Takes a key that nobody has.
-    fn opening(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: &Key) -> Opening {
+    fn opening(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: &Key, counted: Option<Share>) -> Opening {
         let settled = CancellationToken::new();
-        live.insert(key.clone(), Entry::Opening(settled.clone()));
-        Opening { hub: Arc::clone(self), key: key.clone(), settled }
+        live.insert(key.clone(), Entry::Opening { settled: settled.clone(), since: Some(Instant::now()) });
+        Opening { hub: Arc::clone(self), key: key.clone(), settled, counted }
     }
 
     /// Keeps a resource for its appender, which was lost or has parked it.
@@ -424,11 +438,12 @@ impl Hub {
         loop {
             let opening = match self.live().get(key) {
                 Some(Entry::Open(resource)) => return Ok(Some(Found::Open(Cursor::live(self, resource)))),
-                Some(Entry::Opening(settled)) => Some(settled.clone()),
+                Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(hangs()),
+                Some(Entry::Opening { settled, .. }) => Some(settled.clone()),
                 None => None,
             };
             if let Some(settled) = opening {
-                settled.cancelled().await;
+                self.until(&settled).await?;
                 continue;
             }
             let Some(stat) = self.storage.stat(key).await? else { return Ok(None) };
@@ -502,12 +517,13 @@ impl Hub {
                 let mut live = self.live();
                 match live.get(key) {
                     Some(Entry::Open(resource)) => break Ok(Arc::clone(resource)),
-                    Some(Entry::Opening(settled)) => settled.clone(),
+                    Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(hangs()),
+                    Some(Entry::Opening { settled, .. }) => settled.clone(),
                     // Nobody opens it meanwhile: the storage would fence an appender that is live here.
-                    None => break Err(self.opening(&mut live, key)),
+                    None => break Err(self.opening(&mut live, key, None)),
                 }
             };
-            opening.cancelled().await;
+            self.until(&opening).await?;
         };
         let (hub, key) = (Arc::clone(self), key.clone());
         // A task of its own: once the storage has deleted it, the followers are told, whoever still waits for that.
@@ -525,7 +541,7 @@ impl Hub {
             hub.emit(Event::Deleted { key });
             Ok(())
         });
-        deleting.await.map_err(Error::storage)?
+        timeout(self.config.patience, deleting).await.map_err(|_| hangs())?.map_err(Error::storage)?
     }
 
     /// A cursor on a resource that another node appends to, or another hub on the same storage.
@@ -582,6 +598,44 @@ impl Hub {
         }
     }
 
+    /// Whether the storage takes too long.
+    fn is_overdue(&self, since: Option<Instant>) -> bool {
+        since.is_none_or(|since| since.elapsed() >= self.config.patience)
+    }
+
+    /// Waits for what has begun at a key.
+    ///
+    /// Cancel safe.
+    async fn until(&self, settled: &CancellationToken) -> Result<()> {
+        timeout(self.config.patience, settled.cancelled()).await.map_err(|_| hangs())
+    }
+
+    /// Awaits what the storage does to a resource. If that takes too long the followers are told so, and the key stays
+    /// taken until it is done.
+    async fn settled<T>(self: &Arc<Self>, resource: &Arc<Resource>, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        if let Ok(done) = timeout(self.config.patience, work.as_mut()).await {
+            return done;
+        }
+        tracing::error!(key = %resource.key, "the storage does not answer; the resource is out of order until it does");
+        let _taken = self.take(resource);
+        work.await
+    }
+
+    /// Ends a resource that the storage hangs on, and takes its key, unless it has ended already.
+    fn take(self: &Arc<Self>, resource: &Arc<Resource>) -> Option<Opening> {
+        let mut live = self.live();
+        if !matches!(live.get(&resource.key), Some(Entry::Open(here)) if Arc::ptr_eq(here, resource)) {
+            return None;
+        }
+        let settled = CancellationToken::new();
+        live.insert(resource.key.clone(), Entry::Opening { settled: settled.clone(), since: None });
+        drop(live);
+        let counted = resource.held().counted.take();
+        self.end(resource, resource.len(), Phase::Cut(ErrorKind::Storage));
+        Some(Opening { hub: Arc::clone(self), key: resource.key.clone(), settled, counted })
+    }
+
     /// Takes a resource out of the open ones and tells its followers, as one step.
     fn end(&self, resource: &Arc<Resource>, len: u64, phase: Phase) {
         let mut live = self.live();
@@ -613,7 +667,7 @@ impl Hub {
         let live = self.live();
         let open = live.values().filter_map(|entry| match entry {
             Entry::Open(resource) => Some(Arc::clone(resource)),
-            Entry::Opening(_) => None,
+            Entry::Opening { .. } => None,
         });
         // In an order that a simulation can repeat.
         let mut open: Vec<_> = open.collect();
@@ -646,23 +700,27 @@ struct Opening {
     hub: Arc<Hub>,
     key: Key,
     settled: CancellationToken,
+    /// Counts the resource that it is to become, or has been.
+    counted: Option<Share>,
 }
 
 impl Opening {
     /// Gives what turned out to be lost its grace.
-    fn adopt(self, stat: &Stat) {
+    fn adopt(mut self, stat: &Stat) {
+        self.counted = None;
         if !self.hub.soft.is_cancelled() {
             // In the place of this opening, so that no other one comes in between.
             self.hub.keep_lost(&mut self.hub.live(), self.key.clone(), stat);
         }
     }
 
-    fn opened(self, mut append: Box<dyn DynAppend>, owner: Option<Owner>, counted: Share) -> Attached {
+    fn opened(mut self, mut append: Box<dyn DynAppend>, owner: Option<Owner>) -> Attached {
         let stat = append.stat();
         let resumed = owner.is_some() && stat.owner == owner;
         append.claim(owner);
         let tail_cache = self.hub.config.tail_cache;
-        let resource = Arc::new(Resource::new(self.key.clone(), &stat, owner, Place::Taken, tail_cache, Some(counted)));
+        let resource =
+            Arc::new(Resource::new(self.key.clone(), &stat, owner, Place::Taken, tail_cache, self.counted.take()));
         let (holder, over) = {
             let held = resource.held();
             (held.holder, held.over.clone())
@@ -675,10 +733,11 @@ impl Opening {
 impl Drop for Opening {
     fn drop(&mut self) {
         let mut live = self.hub.live();
-        if matches!(live.get(&self.key), Some(Entry::Opening(_))) {
+        if matches!(live.get(&self.key), Some(Entry::Opening { .. })) {
             live.remove(&self.key);
         }
         drop(live);
+        self.counted = None;
         self.settled.cancel();
     }
 }
@@ -695,7 +754,7 @@ impl Passing {
     /// `None`: the resource has ended meanwhile, or begun another life; look again.
     async fn run(self, attach: Attach) -> Result<Option<Attached>> {
         let resource = &self.resource;
-        let mut append = self.hub.storage.open(&resource.key, Open::Takeover).await?;
+        let mut append = self.hub.settled(resource, self.hub.storage.open(&resource.key, Open::Takeover)).await?;
         let stat = append.stat();
         if stat.life != resource.life {
             self.hub.end(resource, resource.len(), Phase::Cut(ErrorKind::NotFound));

@@ -14,7 +14,7 @@ use crate::body::{OwnBody, full};
 use crate::cors;
 use crate::error::{Error, ErrorKind, Result};
 use crate::follow;
-use crate::hub::{Attach, Attached, Cursor, Found, Hub};
+use crate::hub::{Attach, Attached, Found, Hub};
 use crate::id::Owner;
 use crate::inflow::RequestBody;
 use crate::intent::{Intent, Upgrade, Verb};
@@ -158,10 +158,10 @@ async fn follow(
         Found::Open(cursor) => (cursor, None),
         // As the original: no upgrade, the data as a plain body. A browser can't read that, and over HTTP/2 a body is
         // impossible.
-        Found::AtRest(stat) if upgrade == Upgrade::Http1 && !asked.v1 => {
+        Found::AtRest(_, stat) if upgrade == Upgrade::Http1 && !asked.v1 => {
             return serve(hub, &key, head, &stat, &options.content_type).await;
         }
-        Found::AtRest(stat) => (Cursor::at_rest(hub, &key, &stat), stat.modified),
+        Found::AtRest(cursor, stat) => (cursor, stat.modified),
     };
     let stat = Stat::new(cursor.life(), cursor.len(), cursor.state()).modified(modified);
     let begun = match asked.life.is_some_and(|life| life != stat.life) {

@@ -138,7 +138,7 @@ pub(crate) async fn run<IO>(hub: Arc<Hub>, io: IO, mut lease: Lease, terms: Term
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut conn = Conn::new(io, Role::Server, terms.max_message);
+    let mut conn = Conn::new(io, Role::Server, terms.max_message).sharing(&hub.incomplete);
     if let Dialect::V1 { resumed } = dialect {
         lease.acknowledge();
         let resource = lease.resource();

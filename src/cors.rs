@@ -9,7 +9,7 @@ use crate::error::Result;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, PATCH, DELETE");
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "Stream-State, Stream-Life, Stream-Offset, Upload-Offset, Upload-Complete, Upload-Length, ETag, Location, Content-Range",
+    "Stream-State, Stream-Life, Stream-Offset, Upload-Offset, Upload-Complete, Upload-Length, ETag, Location, Content-Range, Retry-After",
 );
 /// In seconds. Longer than some browsers allow anyway.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");

@@ -67,6 +67,7 @@ mod answer;
 mod append;
 mod asked;
 mod body;
+mod budget;
 mod control;
 mod cors;
 mod events;

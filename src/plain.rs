@@ -43,7 +43,7 @@ pub(crate) async fn follow(
             let stat = Stat::new(cursor.life(), cursor.len(), cursor.state());
             (cursor, stat)
         }
-        Ok(Found::AtRest(stat)) => (Cursor::at_rest(hub, &key, &stat), stat),
+        Ok(Found::AtRest(cursor, stat)) => (cursor, stat),
         Err(error) if reading.events && error.kind() == ErrorKind::ShuttingDown => return Ok(come_again()),
         Err(error) => return Err(error),
     };

@@ -13,6 +13,8 @@ use crate::storage::Stat;
 const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 const STREAM_STATE: HeaderName = HeaderName::from_static("stream-state");
 const STREAM_LIFE: HeaderName = HeaderName::from_static("stream-life");
+/// What is full has room again as soon as anybody leaves, and a server that stops is back in seconds.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 /// Where a follower's body begins.
 pub(crate) const STREAM_OFFSET: HeaderName = HeaderName::from_static("stream-offset");
 
@@ -40,8 +42,9 @@ pub(crate) fn etag(stat: &Stat) -> String {
 /// A problem (RFC 9457) for a request that failed.
 pub(crate) fn problem(error: &Error) -> Response<OwnBody> {
     let (status, kind) = (error.kind().status(), error.kind().problem());
-    // These two are nobody's failure, and anybody could fill the log with them.
-    let refused = matches!(error.kind(), ErrorKind::HttpVersion | ErrorKind::ShuttingDown);
+    // These are nobody's failure, and anybody could fill the log with them.
+    let capped = error.kind() == ErrorKind::Overloaded && std::error::Error::source(error).is_none();
+    let refused = capped || matches!(error.kind(), ErrorKind::HttpVersion | ErrorKind::ShuttingDown);
     if status.is_server_error() && !refused {
         tracing::error!(%status, error = error as &dyn std::error::Error, "a request failed");
     } else {
@@ -66,6 +69,9 @@ pub(crate) fn problem(error: &Error) -> Response<OwnBody> {
         }
         StatusCode::UNSUPPORTED_MEDIA_TYPE => {
             headers.insert(ACCEPT_PATCH, HeaderValue::from_static(PARTIAL_UPLOAD));
+        }
+        StatusCode::SERVICE_UNAVAILABLE => {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         StatusCode::UNAUTHORIZED => {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -165,11 +165,21 @@ async fn file_body(
     stat: &Stat,
     request: &Request<Empty<Bytes>>,
 ) -> Result<Option<Response<OwnBody>>> {
+    use rustix::io::Errno;
     use std::os::fd::AsRawFd;
+
+    use crate::error::{Error, ErrorKind};
     let Some(file) = hub.storage.file(key, stat.life).await? else { return Ok(None) };
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let mut service = tower_http::services::ServeFile::new(path);
-    let Ok(response) = service.try_call(request.clone()).await else { return Ok(None) };
+    let response = match service.try_call(request.clone()).await {
+        Ok(response) => response,
+        // It would be no better the other way.
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) => {
+            return Err(Error::new(ErrorKind::Overloaded).with_source(error));
+        }
+        Err(_) => return Ok(None),
+    };
     drop(file);
     // Where /proc is missing, the name of a handle leads nowhere.
     if response.status() == StatusCode::NOT_FOUND {

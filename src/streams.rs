@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 use crate::answer::answer;
 use crate::body::ResponseBody;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::{Attach, Attached, Begin, Config, Cursor, Found, Hub, Lease, Step};
+use crate::hub::{Attach, Attached, Begin, Config, Cursor, Found, Hub, Lease, Limits, Step};
 use crate::id::{AppenderId, Owner};
 use crate::inflow::RequestBody;
 use crate::intent::{Intent, Verb};
@@ -149,6 +149,50 @@ impl StreamsBuilder {
         self
     }
 
+    /// How many resources may be appended to at once: those that are live, and those that are kept for their appender
+    /// ([lost](State::Lost), [parked](State::Parked)). One more is refused ([`Overloaded`](ErrorKind::Overloaded), over
+    /// HTTP 503 with `Retry-After`); whoever comes back to what is kept for it is always let in. With
+    /// [`FsStorage`](crate::storage::FsStorage) each holds up to two file descriptors.
+    ///
+    /// Default: 10,000.
+    #[must_use]
+    pub fn max_appends(mut self, count: usize) -> Self {
+        self.config.limits.appends = count;
+        self
+    }
+
+    /// How many may follow one resource at once, those who [wait](FollowRequest::wait) for it included. One more is refused
+    /// ([`Overloaded`](ErrorKind::Overloaded), over HTTP 503 with `Retry-After`). What is at rest and downloaded in one
+    /// piece isn't followed.
+    ///
+    /// Default: 10,000.
+    #[must_use]
+    pub fn max_followers(mut self, count: usize) -> Self {
+        self.config.limits.followers = count;
+        self
+    }
+
+    /// As [`max_followers`](Self::max_followers), over all resources.
+    ///
+    /// Default: 50,000.
+    #[must_use]
+    pub fn max_total_followers(mut self, count: usize) -> Self {
+        self.config.limits.total_followers = count;
+        self
+    }
+
+    /// How many bytes of incomplete WebSocket messages may be held in memory, over all appenders without a subprotocol: what
+    /// they send is stored message by message. Each may hold 64 KiB in any case. An appender for whose message there is
+    /// no more room is closed (1013); what is sent in smaller messages, over the subprotocol or in the body of a request
+    /// is never held.
+    ///
+    /// Default: 256 MiB. A message larger than this never fits.
+    #[must_use]
+    pub fn max_incomplete(mut self, bytes: usize) -> Self {
+        self.config.limits.incomplete = bytes;
+        self
+    }
+
     /// How long one call of the storage may take, a single read, append or sync. One that takes longer fails, for this
     /// resource only: whoever asked is told that the storage does not answer (503, or close code 1011). Nobody else gets
     /// the resource before the call has ended.
@@ -214,6 +258,7 @@ impl Streams {
             durability: Durability::default(),
             grace: Duration::from_secs(30),
             parking: Duration::from_secs(600),
+            limits: Limits::default(),
             patience: Duration::from_secs(60),
         };
         let make = Box::new(move |config: Config| Hub::new(Box::new(Guarded::new(storage, config.patience)), config));
@@ -489,8 +534,7 @@ impl IntoFuture for FollowRequest {
                 limit => hub.follow_within(&key, limit).await?,
             };
             let mut cursor = match found.ok_or(ErrorKind::NotFound)? {
-                Found::Open(cursor) => cursor,
-                Found::AtRest(stat) => Cursor::at_rest(hub, &key, &stat),
+                Found::Open(cursor) | Found::AtRest(cursor, _) => cursor,
             };
             if self.life.is_some_and(|life| life != cursor.life()) {
                 return Err(ErrorKind::Life.into());

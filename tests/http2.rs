@@ -7,7 +7,8 @@ use bytes::Bytes;
 use common::{Raw, Server, fs_layer, memory_layer, pattern, serve, soon};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
-use httpfstream::storage::State;
+use httpfstream::storage::{MemoryStorage, State};
+use httpfstream::{HttpFStreamLayer, Streams};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper::upgrade::Upgraded;
@@ -80,6 +81,30 @@ async fn fault_13_another_protocol_passes_on() {
     let response = ask(&mut send, "connect-udp", "/a?verb=FOLLOW").await;
     assert!(response.status().is_client_error() || response.status().is_server_error(), "{}", response.status());
     assert_eq!(server.streams.stat("a").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn fault_43_caps_count_each_stream() {
+    let streams = Streams::builder(MemoryStorage::new(1 << 20)).max_followers(2).max_appends(1).build();
+    let server = serve(HttpFStreamLayer::from_streams(streams).plain_http(true)).await;
+    let mut send = connect(&server).await;
+    let mut appender = open(&mut send, "/a?verb=APPEND").await;
+    let mut first = open(&mut send, "/a?verb=FOLLOW").await;
+    let second = open(&mut send, "/a?verb=FOLLOW").await;
+    for over in ["/a?verb=FOLLOW", "/b?verb=APPEND"] {
+        let refused = ask(&mut send, "websocket", over).await;
+        let told = (refused.status().as_u16(), refused.headers().get("retry-after").map(|value| value.as_bytes()));
+        assert_eq!(told, (503, Some(&b"5"[..])), "{over}");
+    }
+    drop(second);
+    soon("room", async {
+        while ask(&mut send, "websocket", "/a?verb=FOLLOW").await.status() != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    appender.send_frame(0x82, b"x").await;
+    assert_eq!(first.data(1).await, b"x");
 }
 
 /// hyper reports a stream that was cancelled as its end.

@@ -22,9 +22,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tokio::net::{TcpListener, lookup_host};
 use tower::{Layer, Service};
 
+use self::server::connections::{Connections, Counted, Requests, Shares, raise_descriptors};
 use self::server::{Body, full, token};
 use self::shared::exit::{FAILED, FINISHED};
 
@@ -34,8 +35,14 @@ const GRACE: Duration = Duration::from_secs(7);
 /// How long a reader may take nothing of what is to be sent to it.
 #[cfg(target_os = "linux")]
 const STALL: Duration = Duration::from_secs(60);
-/// How long a request's head may take.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a client is asked over HTTP/2 whether it is still there.
+const PING: Duration = Duration::from_secs(30);
+/// What a client may have going on one connection over HTTP/2, and how much of each answer waits in memory for one that
+/// takes nothing.
+const STREAMS: u32 = 100;
+const SEND_BUFFER: usize = 64 * 1024;
+/// Followers of all resources, unless one may have more.
+const TOTAL_FOLLOWERS: usize = 50_000;
 
 /// Serves a folder of resources that can be appended to and followed while they grow.
 ///
@@ -97,6 +104,21 @@ struct Args {
     #[arg(long, env = "HTTPFSTREAM_PARKING_TIMEOUT", value_name = "SECONDS", default_value_t = 600)]
     parking_timeout: u64,
 
+    /// How many connections there may be at once. One more is answered with 503, and closed.
+    ///
+    /// Default: half of the file descriptors that the process may have (`ulimit -Hn`); the others are for files.
+    #[arg(long, env = "HTTPFSTREAM_MAX_CONNECTIONS", value_name = "N")]
+    max_connections: Option<usize>,
+
+    /// How many may follow one resource at once. One more is answered with 503.
+    #[arg(long, env = "HTTPFSTREAM_MAX_FOLLOWERS", value_name = "N", default_value_t = 10_000)]
+    max_followers: usize,
+
+    /// How long the head of a request may take, and a connection may be idle, in seconds. (Between two requests over HTTP/2
+    /// it may be idle for four times as long.)
+    #[arg(long, env = "HTTPFSTREAM_HEAD_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
+    head_timeout: u32,
+
     /// Log each request.
     #[arg(short, long)]
     verbose: bool,
@@ -147,10 +169,14 @@ async fn run(args: Args) -> Result<(), BoxError> {
     let listener = listen(&args.http).await.map_err(|error| format!("can't listen on {}: {error}", args.http))?;
     let addr = listener.local_addr()?;
 
+    let shares = Shares::of(raise_descriptors(), args.max_connections);
     let streams = Streams::builder(storage)
         .durability(args.durability.into())
         .grace(Duration::from_secs(args.grace))
         .parking_timeout(Duration::from_secs(args.parking_timeout))
+        .max_appends(shares.appends)
+        .max_followers(args.max_followers)
+        .max_total_followers(args.max_followers.max(TOTAL_FOLLOWERS))
         .build();
     streams.recover().await?;
     let mut layer = HttpFStreamLayer::from_streams(streams.clone())
@@ -168,16 +194,26 @@ async fn run(args: Args) -> Result<(), BoxError> {
         hosts: addr.ip().is_loopback().then(|| args.allow_host.clone().into()),
         token: args.token.clone().map(Into::into),
         origins: args.allow_origin.clone().into(),
+        head_timeout: Duration::from_secs(args.head_timeout.into()),
     };
     banner(&args, addr);
 
     // Installed before the first connection, so that no signal is missed.
     let mut signals = Signals::new()?;
     let graceful = GracefulShutdown::new();
+    let connections = Connections::new(shares.connections);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => server.clone().connection(stream, &graceful),
+                Ok((stream, _)) => {
+                    let _ = stream.set_nodelay(true);
+                    // A body is not asked while its reader takes nothing, so only the kernel can tell.
+                    #[cfg(target_os = "linux")]
+                    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, STALL.as_millis() as u32);
+                    if let Some(stream) = connections.admit(stream) {
+                        server.clone().connection(stream, &graceful);
+                    }
+                }
                 Err(error) => {
                     // Out of file descriptors, mostly: what is open goes on, and will end.
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -210,28 +246,54 @@ struct Server {
     token: Option<Arc<str>>,
     /// The origins of `--allow-origin`: their pages may read that they have no token.
     origins: Arc<[String]>,
+    head_timeout: Duration,
 }
 
 impl Server {
-    fn connection(self, stream: TcpStream, graceful: &GracefulShutdown) {
-        let _ = stream.set_nodelay(true);
-        // A body is not asked while its reader takes nothing, so only the kernel can tell.
-        #[cfg(target_os = "linux")]
-        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, STALL.as_millis() as u32);
-        let service = service_fn(move |request| self.clone().answer(request));
+    fn connection(self, stream: Counted, graceful: &GracefulShutdown) {
+        let head_timeout = self.head_timeout;
+        let requests = Requests::new();
+        let answering = requests.clone();
+        let service = service_fn(move |request| {
+            let (server, answering) = (self.clone(), answering.begin());
+            async move {
+                let upgrade = request.method() == Method::CONNECT;
+                let response = server.answer(request).await?;
+                if upgrade && response.status().is_success() {
+                    // A WebSocket over HTTP/2. Nothing tells when it ends; the client answers pings as long as it is there.
+                    answering.for_good();
+                    return Ok::<_, Infallible>(response);
+                }
+                // Until the last of the body.
+                Ok(response.map(|body| {
+                    let counted = move |error| {
+                        let _ = &answering;
+                        error
+                    };
+                    body.map_err(counted).boxed_unsync()
+                }))
+            }
+        });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT).enable_connect_protocol();
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING)
+            .enable_connect_protocol()
+            .max_concurrent_streams(STREAMS)
+            .max_send_buf_size(SEND_BUFFER);
         let watcher = graceful.watcher();
         tokio::spawn(async move {
-            // hyper's own limit begins with the first byte.
-            if !matches!(tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut [0])).await, Ok(Ok(1..))) {
-                return;
-            }
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
             let connection = watcher.watch(connection);
-            if let Err(error) = connection.await {
-                tracing::debug!(error, "a connection ended badly");
+            tokio::select! {
+                ended = connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(error, "a connection ended badly");
+                    }
+                }
+                () = requests.idle(head_timeout) => tracing::debug!("a connection that is idle is closed"),
             }
         });
     }

@@ -1,10 +1,11 @@
 //! A position in a resource that moves on as the resource grows. This is all that following is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Hub, Phase, Progress, Resource};
+use super::{Hub, Phase, Progress, Resource, Seat};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::storage::{ByteStream, Life, Stat, State, stream};
@@ -23,6 +24,8 @@ pub(crate) struct Cursor {
     reading: Option<(ByteStream, u64)>,
     /// As it was told last.
     phase: Phase,
+    /// Counts it.
+    _seat: Option<Seat>,
 }
 
 /// Where a follower begins.
@@ -40,6 +43,10 @@ pub(crate) enum Begin {
 
 /// How much is read at once to find lines.
 const LINES_READ: u64 = 64 * 1024;
+/// How far back lines are looked for: each request may cost that much.
+const LINES_BACK: u64 = 16 * 1024 * 1024;
+/// How long a follower waits where the storage has no room for a read at the moment.
+const ROOM: Duration = Duration::from_secs(1);
 
 /// What a cursor found next.
 #[derive(Debug)]
@@ -61,7 +68,7 @@ impl Cursor {
     }
 
     /// A cursor over a resource that nobody appends to.
-    pub(crate) fn at_rest(hub: &Arc<Hub>, key: &Key, stat: &Stat) -> Self {
+    pub(super) fn at_rest(hub: &Arc<Hub>, key: &Key, stat: &Stat) -> Self {
         let (_, progress) = watch::channel(Progress { len: stat.len, phase: Phase::Ended(stat.state) });
         Self::new(Arc::clone(hub), key.clone(), stat.life, progress, None)
     }
@@ -74,7 +81,11 @@ impl Cursor {
         resource: Option<Arc<Resource>>,
     ) -> Self {
         let phase = progress.borrow().phase;
-        Self { hub, key, life, at: 0, progress, resource, reading: None, phase }
+        Self { hub, key, life, at: 0, progress, resource, reading: None, phase, _seat: None }
+    }
+
+    pub(super) fn seated(self, seat: Seat) -> Self {
+        Self { _seat: Some(seat), ..self }
     }
 
     /// Moves to where the follower wants to begin.
@@ -90,14 +101,17 @@ impl Cursor {
         Ok(())
     }
 
-    /// Where the last lines before `end` begin. What stands behind the last line feed is a line too.
+    /// Where the last lines before `end` begin, or as many of them as lie within reach. What stands behind the last line
+    /// feed is a line too; of a longer one than that, its end is all there is.
     async fn lines_before(&mut self, end: u64, lines: u64) -> Result<u64> {
         if lines == 0 {
             return Ok(end);
         }
+        let reach = end.saturating_sub(LINES_BACK);
         let (mut found, mut upto) = (0, end);
-        while upto > 0 {
-            let from = upto.saturating_sub(LINES_READ);
+        let mut first = None;
+        while upto > reach {
+            let from = upto.saturating_sub(LINES_READ).max(reach);
             let mut bytes = self.hub.storage.read(&self.key, self.life, from..upto).await?;
             let mut window = Vec::with_capacity((upto - from) as usize);
             while let Some(piece) = stream::next(&mut bytes).await {
@@ -109,6 +123,7 @@ impl Cursor {
                 // The line feed at the very end closes the last line, it doesn't begin one.
                 if at + 1 < end {
                     found += 1;
+                    first = Some(at + 1);
                     if found == lines {
                         return Ok(at + 1);
                     }
@@ -116,7 +131,7 @@ impl Cursor {
             }
             upto = from;
         }
-        Ok(0)
+        Ok(if reach == 0 { 0 } else { first.unwrap_or(reach) })
     }
 
     /// Where it is.
@@ -170,7 +185,12 @@ impl Cursor {
                     self.at = len;
                     return Ok(Step::Data(pieces));
                 }
-                self.reading = Some((self.hub.storage.read(&self.key, self.life, self.at..len).await?, len));
+                match self.hub.storage.read(&self.key, self.life, self.at..len).await {
+                    Ok(bytes) => self.reading = Some((bytes, len)),
+                    // Out of file descriptors, say. It is no worse off than one that is slow.
+                    Err(error) if error.kind() == ErrorKind::Overloaded => tokio::time::sleep(ROOM).await,
+                    Err(error) => return Err(error),
+                }
                 continue;
             }
             let before = std::mem::replace(&mut self.phase, phase);

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget::{Budget, Share};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Owner;
 use crate::key::Key;
@@ -23,6 +24,7 @@ use crate::storage::{Life, Open, Stat, State, stream};
 use crate::streams::{Durability, Event};
 
 mod append;
+mod caps;
 mod cursor;
 mod progress;
 mod resource;
@@ -31,6 +33,8 @@ mod sim;
 
 pub(crate) use self::append::Lease;
 use self::append::{end_lost, stop_it};
+use self::caps::{Followers, one_append};
+pub(crate) use self::caps::{Limits, Seat};
 pub(crate) use self::cursor::{Begin, Cursor, Step};
 pub(crate) use self::progress::{Phase, Progress};
 pub(crate) use self::resource::Resource;
@@ -47,6 +51,7 @@ pub(crate) struct Config {
     pub(crate) grace: Duration,
     /// How long a resource may be parked.
     pub(crate) parking: Duration,
+    pub(crate) limits: Limits,
     /// How long the storage may take.
     pub(crate) patience: Duration,
 }
@@ -55,6 +60,11 @@ pub(crate) struct Hub {
     pub(crate) storage: Box<dyn DynStorage>,
     config: Config,
     live: Mutex<HashMap<Key, Entry>>,
+    followers: Arc<Followers>,
+    /// For each resource that is not at rest.
+    appends: Arc<Budget>,
+    /// Bytes of messages that have arrived in part.
+    pub(crate) incomplete: Arc<Budget>,
     /// Set once what an earlier process left lost has its grace.
     adopted: OnceCell<()>,
     events: broadcast::Sender<Event>,
@@ -84,7 +94,17 @@ pub(crate) enum Found {
     /// More may come.
     Open(Cursor),
     /// Nobody appends, and nobody is waited for.
-    AtRest(Stat),
+    AtRest(Cursor, Stat),
+}
+
+impl Found {
+    /// Counts its follower as long as there is one.
+    fn seated(self, seat: Seat) -> Self {
+        match self {
+            Self::Open(cursor) => Self::Open(cursor.seated(seat)),
+            Self::AtRest(cursor, stat) => Self::AtRest(cursor.seated(seat), stat),
+        }
+    }
 }
 
 /// How an appender wants a resource.
@@ -132,7 +152,7 @@ enum Try {
     Again(CancellationToken),
     /// The resource is lost or held by the same appender, which may pass.
     Pass(Arc<Resource>, CancellationToken),
-    /// Nobody has it here.
+    /// Nobody has it here, and there is room for one more.
     Open(Opening),
 }
 
@@ -140,8 +160,11 @@ impl Hub {
     pub(crate) fn new(storage: Box<dyn DynStorage>, config: Config) -> Self {
         Self {
             storage,
-            config,
             live: Mutex::default(),
+            followers: Followers::new(config.limits),
+            appends: Budget::new(config.limits.appends),
+            incomplete: Budget::new(config.limits.incomplete),
+            config,
             adopted: OnceCell::new(),
             events: broadcast::channel(EVENTS).0,
             soft: CancellationToken::new(),
@@ -197,7 +220,9 @@ impl Hub {
     /// As [`adopt`](Self::adopt), whatever stood at the key.
     fn keep_lost(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: Key, stat: &Stat) {
         let place = Place::Lost(None);
-        let resource = Arc::new(Resource::new(key.clone(), stat, stat.owner, place, self.config.tail_cache));
+        // It is there, whether there is room for it or not.
+        let counted = one_append(&self.appends).ok();
+        let resource = Arc::new(Resource::new(key.clone(), stat, stat.owner, place, self.config.tail_cache, counted));
         self.start_grace(&resource, &resource.held(), &Handle::current());
         live.insert(key, Entry::Open(resource));
     }
@@ -299,7 +324,10 @@ impl Hub {
                     held.place = Place::Passing { settled: settled.clone(), left };
                     return Ok(Try::Pass(Arc::clone(resource), settled));
                 }
-                None if attach.finish.is_none() => return Ok(Try::Open(self.opening(&mut live, key))),
+                None if attach.finish.is_none() => {
+                    let counted = one_append(&self.appends)?;
+                    return Ok(Try::Open(self.opening(&mut live, key, Some(counted))));
+                }
                 None => {}
             }
         }
@@ -319,7 +347,8 @@ impl Hub {
             at_once.cancel();
             return Ok(Try::Again(at_once));
         }
-        Ok(Try::Open(self.opening(&mut live, key)))
+        let counted = one_append(&self.appends)?;
+        Ok(Try::Open(self.opening(&mut live, key, Some(counted))))
     }
 
     /// Makes durable what an earlier connection of an appender had stored: being told its length is an acknowledgement.
@@ -331,10 +360,10 @@ impl Hub {
     }
 
     /// Takes a key that nobody has.
-    fn opening(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: &Key) -> Opening {
+    fn opening(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: &Key, counted: Option<Share>) -> Opening {
         let settled = CancellationToken::new();
         live.insert(key.clone(), Entry::Opening { settled: settled.clone(), since: Some(Instant::now()) });
-        Opening { hub: Arc::clone(self), key: key.clone(), settled }
+        Opening { hub: Arc::clone(self), key: key.clone(), settled, counted }
     }
 
     /// Keeps a resource for its appender, which was lost or has parked it.
@@ -400,6 +429,11 @@ impl Hub {
     ///
     /// Cancel safe.
     pub(crate) async fn follow(self: &Arc<Self>, key: &Key) -> Result<Option<Found>> {
+        let seat = self.followers.seat(key)?;
+        Ok(self.look_up(key).await?.map(|found| found.seated(seat)))
+    }
+
+    async fn look_up(self: &Arc<Self>, key: &Key) -> Result<Option<Found>> {
         self.adopt_all().await?;
         loop {
             let opening = match self.live().get(key) {
@@ -424,7 +458,7 @@ impl Hub {
                 }
                 // Another node left it.
                 State::Lost | State::Parked => self.adopt(key.clone(), &stat),
-                _ => return Ok(Some(Found::AtRest(stat))),
+                _ => return Ok(Some(Found::AtRest(Cursor::at_rest(self, key, &stat), stat))),
             }
         }
     }
@@ -433,10 +467,12 @@ impl Hub {
     ///
     /// Cancel safe.
     pub(crate) async fn follow_within(self: &Arc<Self>, key: &Key, limit: Duration) -> Result<Option<Found>> {
+        // Whoever waits costs as much as whoever follows.
+        let seat = self.followers.seat(key)?;
         let mut events = self.subscribe();
         let waiting = async {
             loop {
-                if let Some(found) = self.follow(key).await? {
+                if let Some(found) = self.look_up(key).await? {
                     return Ok(Some(found));
                 }
                 loop {
@@ -451,12 +487,13 @@ impl Hub {
                 }
             }
         };
-        tokio::select! {
+        let found: Result<Option<Found>> = tokio::select! {
             biased;
             found = waiting => found,
             () = self.soft.cancelled() => Err(ErrorKind::ShuttingDown.into()),
             () = tokio::time::sleep(limit) => Ok(None),
-        }
+        };
+        Ok(found?.map(|found| found.seated(seat)))
     }
 
     /// What is known of a resource.
@@ -483,7 +520,7 @@ impl Hub {
                     Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(hangs()),
                     Some(Entry::Opening { settled, .. }) => settled.clone(),
                     // Nobody opens it meanwhile: the storage would fence an appender that is live here.
-                    None => break Err(self.opening(&mut live, key)),
+                    None => break Err(self.opening(&mut live, key, None)),
                 }
             };
             self.until(&opening).await?;
@@ -594,8 +631,9 @@ impl Hub {
         let settled = CancellationToken::new();
         live.insert(resource.key.clone(), Entry::Opening { settled: settled.clone(), since: None });
         drop(live);
+        let counted = resource.held().counted.take();
         self.end(resource, resource.len(), Phase::Cut(ErrorKind::Storage));
-        Some(Opening { hub: Arc::clone(self), key: resource.key.clone(), settled })
+        Some(Opening { hub: Arc::clone(self), key: resource.key.clone(), settled, counted })
     }
 
     /// Takes a resource out of the open ones and tells its followers, as one step.
@@ -604,6 +642,8 @@ impl Hub {
         if matches!(live.get(&resource.key), Some(Entry::Open(here)) if Arc::ptr_eq(here, resource)) {
             live.remove(&resource.key);
         }
+        // Whoever is told the end may begin anew at once.
+        resource.held().counted = None;
         resource.progress.send_if_modified(|progress| {
             // The first end is the true one.
             let first = progress.phase.is_open();
@@ -660,23 +700,27 @@ struct Opening {
     hub: Arc<Hub>,
     key: Key,
     settled: CancellationToken,
+    /// Counts the resource that it is to become, or has been.
+    counted: Option<Share>,
 }
 
 impl Opening {
     /// Gives what turned out to be lost its grace.
-    fn adopt(self, stat: &Stat) {
+    fn adopt(mut self, stat: &Stat) {
+        self.counted = None;
         if !self.hub.soft.is_cancelled() {
             // In the place of this opening, so that no other one comes in between.
             self.hub.keep_lost(&mut self.hub.live(), self.key.clone(), stat);
         }
     }
 
-    fn opened(self, mut append: Box<dyn DynAppend>, owner: Option<Owner>) -> Attached {
+    fn opened(mut self, mut append: Box<dyn DynAppend>, owner: Option<Owner>) -> Attached {
         let stat = append.stat();
         let resumed = owner.is_some() && stat.owner == owner;
         append.claim(owner);
         let tail_cache = self.hub.config.tail_cache;
-        let resource = Arc::new(Resource::new(self.key.clone(), &stat, owner, Place::Taken, tail_cache));
+        let resource =
+            Arc::new(Resource::new(self.key.clone(), &stat, owner, Place::Taken, tail_cache, self.counted.take()));
         let (holder, over) = {
             let held = resource.held();
             (held.holder, held.over.clone())
@@ -693,6 +737,7 @@ impl Drop for Opening {
             live.remove(&self.key);
         }
         drop(live);
+        self.counted = None;
         self.settled.cancel();
     }
 }

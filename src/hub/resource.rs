@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::Tail;
 use super::{Phase, Progress};
+use crate::budget::Share;
 use crate::error::{ErrorKind, Result};
 use crate::id::Owner;
 use crate::key::Key;
@@ -35,6 +36,8 @@ pub(super) struct Held {
     pub(super) over: CancellationToken,
     pub(super) place: Place,
     pub(super) tail: Tail,
+    /// Counts the resource until it is at rest.
+    pub(super) counted: Option<Share>,
 }
 
 /// What stands at the appender's place.
@@ -55,7 +58,14 @@ pub(super) enum Place {
 }
 
 impl Resource {
-    pub(super) fn new(key: Key, stat: &Stat, owner: Option<Owner>, place: Place, tail_cache: usize) -> Self {
+    pub(super) fn new(
+        key: Key,
+        stat: &Stat,
+        owner: Option<Owner>,
+        place: Place,
+        tail_cache: usize,
+        counted: Option<Share>,
+    ) -> Self {
         let (phase, opened_at) = match place {
             Place::Lost(_) => (Phase::Lost, None),
             _ => (Phase::Live, Some(stat.len)),
@@ -72,6 +82,7 @@ impl Resource {
                 over: ended.child_token(),
                 place,
                 tail: Tail::new(stat.len, tail_cache),
+                counted,
             }),
             ended,
         }

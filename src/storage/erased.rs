@@ -59,7 +59,8 @@ impl<S> Guarded<S> {
 
 /// Nothing has been done, and may be tried again.
 pub(crate) fn hangs() -> Error {
-    Error::new(ErrorKind::Overloaded).with_detail("the storage does not answer; try again later")
+    let why = "a call takes longer than it may";
+    Error::new(ErrorKind::Overloaded).with_detail("the storage does not answer; try again later").with_source(why)
 }
 
 /// What was begun has failed.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::frame::{Breach, Decoder, Event, Kind, Role, apply_mask, close_payload, put_header};
 use super::pieces::Pieces;
+use crate::budget::{Budget, Share};
 
 /// Reads go through the stack in this size, so that an idle connection holds no buffer.
 const SMALL_READ: usize = 4 * 1024;
@@ -76,6 +78,10 @@ pub(crate) struct Conn<IO> {
     heard: u64,
     /// The message that is arriving, for those who want whole ones.
     message: Pieces,
+    /// What that message takes of a budget that the connection shares with others, if it does.
+    arriving: Option<Share>,
+    /// The same for the messages that were handed out last: they are in memory until more is asked for.
+    handed_out: Option<Share>,
     /// That message is complete, and had no room in the batch before it.
     message_waits: bool,
     /// What came behind a batch of messages and is told next.
@@ -95,9 +101,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             unflushed: false,
             heard: 0,
             message: Pieces::default(),
+            arriving: None,
+            handed_out: None,
             message_waits: false,
             behind: None,
         }
+    }
+
+    /// Takes what messages need from a budget, once they are larger than a read.
+    pub(crate) fn sharing(self, budget: &Arc<Budget>) -> Self {
+        Self { arriving: Some(budget.share()), handed_out: Some(budget.share()), ..self }
     }
 
     /// Grows whenever bytes arrive from the peer.
@@ -181,9 +194,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
 
     /// The complete messages that have arrived, as one: no more of them than make `most` bytes, but at least one.
     pub(crate) fn poll_message(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Message> {
+        if let Some(handed_out) = &mut self.handed_out {
+            handed_out.clear();
+        }
         let mut whole = Pieces::default();
         if std::mem::take(&mut self.message_waits) {
             whole.append(&mut self.message);
+            self.hand_out();
         }
         loop {
             if whole.is_empty()
@@ -204,7 +221,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                 Err(Breach { code, reason }) => Inbound::Breach { code, reason },
             };
             match next {
-                Inbound::Data { payload, end: false, .. } => self.message.push(payload),
+                Inbound::Data { payload, end: false, .. } => match self.hold(&payload) {
+                    None => {}
+                    Some(breach) if whole.is_empty() => return Poll::Ready(Message::Other(breach)),
+                    breach => {
+                        self.behind = breach;
+                        return Poll::Ready(Message::Data(whole));
+                    }
+                },
                 Inbound::Data { payload, end: true, .. } => {
                     if !whole.is_empty() && whole.len() + self.message.len() + payload.len() > most {
                         self.message.push(payload);
@@ -212,6 +236,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                         return Poll::Ready(Message::Data(whole));
                     }
                     whole.append(&mut self.message);
+                    self.hand_out();
                     whole.push(payload);
                 }
                 Inbound::Pong if !whole.is_empty() => {}
@@ -311,6 +336,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
 
     /// As [`close`](Self::close), with no close frame of its own (one is queued or was sent).
     pub(crate) async fn end(mut self, patience: Duration) {
+        // What has come of a message is of no use any more, and others may need its room.
+        (self.message, self.inbuf) = Default::default();
+        (self.arriving, self.handed_out) = (None, None);
         let ending = async {
             self.flush(patience).await?;
             self.io.shutdown().await?;
@@ -324,6 +352,30 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             }
         };
         let _ = tokio::time::timeout(patience, pin!(ending)).await;
+    }
+
+    /// Keeps a piece of a message that is not complete, or says why it can't.
+    fn hold(&mut self, payload: &Bytes) -> Option<Inbound> {
+        if let Some(arriving) = &mut self.arriving {
+            let free = LARGE_READ.saturating_sub(self.message.len());
+            if !arriving.grow(payload.len().saturating_sub(free)) {
+                let reason = "too many large messages arrive at once: try again later, or send smaller ones".into();
+                return Some(Inbound::Breach { code: 1013, reason });
+            }
+        }
+        if payload.len() < LARGE_READ / 2 {
+            // It may be all that keeps a whole read alive: what the peer sent between the pieces was dropped.
+            self.message.push_small(payload);
+        } else {
+            self.message.push(payload.clone());
+        }
+        None
+    }
+
+    fn hand_out(&mut self) {
+        if let (Some(arriving), Some(handed_out)) = (&mut self.arriving, &mut self.handed_out) {
+            arriving.move_to(handed_out);
+        }
     }
 
     fn decoded(&mut self) -> Result<Option<Inbound>, Breach> {

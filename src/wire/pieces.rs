@@ -38,7 +38,8 @@ impl Pieces {
         }
     }
 
-    fn push_small(&mut self, piece: &[u8]) {
+    /// Copies a piece, so that it keeps no buffer alive.
+    pub(crate) fn push_small(&mut self, piece: &[u8]) {
         if self.open.len() >= GATHER {
             self.seal();
         }

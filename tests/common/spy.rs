@@ -43,6 +43,8 @@ pub struct Watch {
     calls: Arc<watch::Sender<Calls>>,
     /// Syncs fail from now on.
     pub fail_syncs: Arc<AtomicBool>,
+    /// Reads find no room for them from now on.
+    pub refuse_reads: Arc<AtomicBool>,
     /// Syncs take a permit, and give it back.
     syncing: Arc<Semaphore>,
     meanwhile: Arc<Mutex<Option<Hook>>>,
@@ -54,7 +56,14 @@ impl<S> Spy<S> {
     pub fn new(inner: S) -> Self {
         let calls = Arc::new(watch::Sender::new(Calls::default()));
         let syncing = Arc::new(Semaphore::new(1000));
-        Self { inner, watch: Watch { calls, fail_syncs: Arc::default(), syncing, meanwhile: Arc::default() } }
+        let watch = Watch {
+            calls,
+            fail_syncs: Arc::default(),
+            refuse_reads: Arc::default(),
+            syncing,
+            meanwhile: Arc::default(),
+        };
+        Self { inner, watch }
     }
 }
 
@@ -109,6 +118,9 @@ impl<S: Storage> Storage for Spy<S> {
 
     async fn read(&self, key: &Key, life: Life, range: Range<u64>) -> Result<ByteStream> {
         self.watch.count(|calls| calls.reads += 1);
+        if self.watch.refuse_reads.load(Ordering::Relaxed) {
+            return Err(ErrorKind::Overloaded.into());
+        }
         self.watch.pass().await;
         let bytes = self.inner.read(key, life, range).await;
         self.watch.pass().await;

@@ -2,6 +2,7 @@
 //! browsers send one.
 
 mod assets;
+pub(crate) mod connections;
 mod listing;
 pub(crate) mod token;
 mod viewer;

@@ -36,6 +36,10 @@ const GRACE: Duration = Duration::from_secs(7);
 const STALL: Duration = Duration::from_secs(60);
 /// How long a request's head may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most streams of one HTTP/2 connection at a time.
+const STREAMS: u32 = 200;
+/// How much a client may send on one of them ahead of what was taken, in bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
 
 /// Serves a folder of resources that can be appended to and followed while they grow.
 ///
@@ -222,6 +226,12 @@ impl Server {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT).enable_connect_protocol();
+        // So that one append that is stored slowly can't use up the connection that others share.
+        builder
+            .http2()
+            .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(2 * STREAMS * STREAM_WINDOW);
         let watcher = graceful.watcher();
         tokio::spawn(async move {
             // hyper's own limit begins with the first byte.

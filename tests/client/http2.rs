@@ -396,7 +396,7 @@ async fn fault_31_readers_that_take_nothing_starve_nobody_on_their_connection() 
     let streams = layer.streams();
     let host = Host::new(layer, CLEAR).await;
     let client = host.client().build().unwrap();
-    let data = pattern(0, 16 << 20);
+    let data = pattern(0, 3 << 20);
     let mut appender = streams.append("a").into_future().await.unwrap();
     appender.append(data.clone()).await.unwrap();
     appender.finish().await.unwrap();
@@ -533,6 +533,32 @@ async fn answers_that_are_no_consent_are_refused() {
         let (error, ()) =
             within(async { tokio::join!(async { client.follow(&server.url).await.unwrap_err() }, serving) }).await;
         assert_eq!(error.kind(), kind, "{told}: {error}");
+    }
+}
+
+#[cfg(feature = "cli")]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_programs_speak_it_by_alpn_or_by_option() {
+    use crate::programs::{APPEND, FOLLOW, end, start};
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, &IDENTITY.1).unwrap();
+    let ca = ca.to_str().unwrap();
+    for (how, option, version) in [
+        (CLEAR, "--http2-prior-knowledge", Version::HTTP_2),
+        (CLEAR, "--http1.1", Version::HTTP_11),
+        (TLS, "-v", Version::HTTP_2),
+        (TLS, "--http1.1", Version::HTTP_11),
+    ] {
+        let host = Host::new(memory_layer(), how).await;
+        let url = host.url("a");
+        let mut child = start(APPEND, &[option, "--ca-file", ca, &url]);
+        child.stdin.take().unwrap().write_all(b"by a program").await.unwrap();
+        let (code, _, said) = end(child).await;
+        assert_eq!(code, Some(0), "{option}: {said}");
+        let (code, out, said) = end(start(FOLLOW, &[option, "--ca-file", ca, &url])).await;
+        assert_eq!((code, out), (Some(0), b"by a program".to_vec()), "{option}: {said}");
+        assert_eq!(host.versions(), [version; 2], "{option}");
     }
 }
 

@@ -335,14 +335,14 @@ async fn a_place_that_was_given_back_is_taken_again() {
     let open = async || client.follow(&server.url).await.unwrap();
     let serve = async {
         let mut connection = server.accept().await;
-        (connection.follow(0).await, connection.follow(0).await, connection)
+        (connection.follow().await, connection.follow().await, connection)
     };
     let ((_first, mut second, mut connection), (_kept, given_up)) =
         within(async { tokio::join!(serve, async { (open().await, open().await) }) }).await;
     // Two are all that the server allows.
     drop(given_up);
     second.over().await;
-    within(async { tokio::join!(open(), connection.follow(0)) }).await;
+    within(async { tokio::join!(open(), connection.follow()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -421,7 +421,7 @@ async fn the_connection_ends_with_its_last_stream() {
     let client = quick().http2_prior_knowledge().build().unwrap();
     let serving = async {
         let mut connection = server.accept().await;
-        let streams = [connection.follow(0).await, connection.follow(0).await];
+        let streams = [connection.follow().await, connection.follow().await];
         (connection, streams)
     };
     let opening = async { (client.follow(&server.url).await.unwrap(), client.follow(&server.url).await.unwrap()) };
@@ -562,26 +562,33 @@ async fn the_programs_speak_it_by_alpn_or_by_option() {
     }
 }
 
-/// A connection whose server is gone without a word is found out, and nobody comes back on it.
+/// A connection whose server is gone without a word is found out, and nobody comes back on it, not even those who give
+/// up while others still hope.
 #[tokio::test]
 async fn fault_30_a_dead_connection_is_replaced() {
     let server = H2Server::new().await;
     let client = quick().http2_prior_knowledge().silence_timeout(Duration::from_millis(600)).build().unwrap();
-    let (mut follower, (mut first, mut stream)) = within(async {
-        tokio::join!(async { client.follow(&server.url).await.unwrap() }, async {
-            let mut connection = server.accept().await;
-            let stream = connection.follow(0).await;
-            (connection, stream)
-        })
-    })
-    .await;
-    stream.say(b"one ");
-    assert_eq!(within(follower.next_chunk()).await.unwrap().unwrap().bytes, "one ");
+    let open = async || client.follow(&server.url).await.unwrap();
+    let serve = async {
+        let mut connection = server.accept().await;
+        (connection.follow().await, connection.follow().await, connection)
+    };
+    let ((mut one, mut two, mut first), (mut early, mut late)) =
+        within(async { tokio::join!(serve, async { (open().await, open().await) }) }).await;
+    one.say(b"one ");
+    assert_eq!(within(early.next_chunk()).await.unwrap().unwrap().bytes, "one ");
+    // It is pinged since nothing has come for a while; the other has just heard something when all falls silent.
+    within(one.recv.data()).await.unwrap().unwrap();
+    two.say(b"one ");
+    assert_eq!(within(late.next_chunk()).await.unwrap().unwrap().bytes, "one ");
     first.freeze.send(()).await.unwrap();
     let mut second = server.accept().await;
-    let mut stream = second.follow(4).await;
-    stream.say(b"two");
-    assert_eq!(within(follower.next_chunk()).await.unwrap().unwrap().bytes, "two");
+    let mut streams = [second.follow().await, second.follow().await];
+    streams.iter_mut().for_each(|stream| stream.say(b"two"));
+    for follower in [&mut early, &mut late] {
+        let chunk = within(follower.next_chunk()).await.unwrap().unwrap();
+        assert_eq!((&chunk.bytes[..], chunk.next_offset), (&b"two"[..], 7));
+    }
     assert!(first.requests.try_recv().is_err());
 }
 
@@ -640,8 +647,8 @@ impl H2Connection {
         within(self.requests.recv()).await
     }
 
-    /// Grants the next one who asks to follow, from this offset.
-    async fn follow(&mut self, offset: usize) -> H2Stream {
+    /// Grants the next one who asks to follow, from where it asks.
+    async fn follow(&mut self) -> H2Stream {
         let (request, mut respond) = self.next().await.unwrap();
         let protocol = request.extensions().get::<h2::ext::Protocol>().unwrap();
         assert_eq!((request.method(), protocol.as_str()), (&Method::CONNECT, "websocket"));
@@ -649,8 +656,10 @@ impl H2Connection {
         assert_eq!(request.headers()["x-verb"], "FOLLOW");
         let answer = Response::builder().header("sec-websocket-protocol", "httpfstream.v1").body(()).unwrap();
         let send = respond.send_response(answer, false).unwrap();
-        let mut stream = H2Stream { send, recv: request.into_body() };
+        let asked = request.uri().query().unwrap_or_default().split('&');
+        let offset = asked.filter_map(|option| option.strip_prefix("offset=")).next().unwrap_or("0");
         let begin = format!(r#"{{"offset":{offset},"life":"{LIFE}","state":"live"}}"#);
+        let mut stream = H2Stream { send, recv: request.into_body() };
         stream.send.send_data(frame(0x80 | TEXT, begin.as_bytes()).into(), false).unwrap();
         stream
     }

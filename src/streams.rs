@@ -20,6 +20,7 @@ use crate::intent::{Intent, Verb};
 use crate::key::Key;
 use crate::options::Options;
 use crate::respond::problem;
+use crate::storage::erased::Guarded;
 use crate::storage::{End, EntryStream, Life, Open, Stat, State, Storage};
 
 /// How long what was cut at the end of a shutdown's grace may take to go.
@@ -148,6 +149,17 @@ impl StreamsBuilder {
         self
     }
 
+    /// How long one call of the storage may take, a single read, append or sync. One that takes longer fails, for this
+    /// resource only: whoever asked is told that the storage does not answer (503, or close code 1011). Nobody else gets
+    /// the resource before the call has ended.
+    ///
+    /// Default: 60 seconds.
+    #[must_use]
+    pub fn storage_timeout(mut self, limit: Duration) -> Self {
+        self.config.patience = limit;
+        self
+    }
+
     /// Makes the handle.
     pub fn build(self) -> Streams {
         Streams { hub: Arc::new((self.make)(self.config)) }
@@ -202,8 +214,9 @@ impl Streams {
             durability: Durability::default(),
             grace: Duration::from_secs(30),
             parking: Duration::from_secs(600),
+            patience: Duration::from_secs(60),
         };
-        let make = Box::new(move |config| Hub::new(Box::new(storage), config));
+        let make = Box::new(move |config: Config| Hub::new(Box::new(Guarded::new(storage, config.patience)), config));
         StreamsBuilder { make, config }
     }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::resource::Place;
 use super::{Hub, Phase, Resource};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::erased::{BoxFuture, DynAppend};
+use crate::storage::erased::{BoxFuture, DynAppend, hung};
 use crate::storage::{End, Open, Stat, State};
 use crate::streams::{Durability, Event};
 
@@ -176,7 +177,9 @@ impl Lease {
             }
             end_it(hub, resource, append, end).await
         };
-        let ended = self.hub.tasks.spawn(ending).await;
+        let ending = self.hub.tasks.spawn(ending);
+        // If that takes too long it goes on to its end all the same, and whoever comes back is told of it.
+        let ended = timeout(self.hub.config.patience, ending).await.map_err(|_| hung())?;
         ended.unwrap_or_else(|panicked| {
             // Nobody knows how it ended, but it has.
             self.hub.end(&self.resource, self.resource.len(), Phase::Cut(ErrorKind::Storage));
@@ -262,7 +265,7 @@ impl Drop for Lease {
 pub(super) async fn end_lost(hub: Arc<Hub>, resource: Arc<Resource>, append: Option<Box<dyn DynAppend>>) {
     let append = match append {
         Some(append) => Ok(append),
-        None => hub.storage.open(&resource.key, Open::Takeover).await,
+        None => hub.settled(&resource, hub.storage.open(&resource.key, Open::Takeover)).await,
     };
     match append {
         Ok(append) if append.stat().life == resource.life => {
@@ -296,7 +299,7 @@ pub(super) async fn stop_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Opti
 /// Ends the storage's appender, then the live resource. In this order: whoever finds it no longer live finds the
 /// storage at rest.
 async fn end_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Box<dyn DynAppend>, end: End) -> Result<Stat> {
-    let ended = append.finish(end).await;
+    let ended = hub.settled(&resource, append.finish(end)).await;
     match &ended {
         Ok(stat) => {
             // An appender that was lost without a byte leaves the resource as it was, and its followers are told that.

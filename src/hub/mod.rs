@@ -5,18 +5,20 @@
 //! is queued per follower.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, broadcast, watch};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Owner;
 use crate::key::Key;
-use crate::storage::erased::{BoxFuture, DynAppend, DynStorage};
+use crate::storage::erased::{BoxFuture, DynAppend, DynStorage, hangs};
 use crate::storage::{Life, Open, Stat, State, stream};
 use crate::streams::{Durability, Event};
 
@@ -45,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) grace: Duration,
     /// How long a resource may be parked.
     pub(crate) parking: Duration,
+    /// How long the storage may take.
+    pub(crate) patience: Duration,
 }
 
 pub(crate) struct Hub {
@@ -65,8 +69,12 @@ pub(crate) struct Hub {
 }
 
 enum Entry {
-    /// The storage is being asked; the token is cancelled when it has answered.
-    Opening(CancellationToken),
+    /// The storage is being asked. `since` is when that began; `None`: it hangs.
+    Opening {
+        /// Cancelled when it has answered.
+        settled: CancellationToken,
+        since: Option<Instant>,
+    },
     /// Live or lost.
     Open(Arc<Resource>),
 }
@@ -161,7 +169,9 @@ impl Hub {
     pub(crate) async fn adopt_all(self: &Arc<Self>) -> Result<()> {
         let adopting = async || {
             let mut lost = self.storage.lost();
-            while let Some(found) = stream::next(&mut lost).await {
+            let next =
+                async |lost: &mut _| timeout(self.config.patience, stream::next(lost)).await.map_err(|_| hangs());
+            while let Some(found) = next(&mut lost).await? {
                 match found {
                     Ok((key, stat)) => self.adopt(key, &stat),
                     // Whoever asks for it is told; the others must not wait for that.
@@ -207,7 +217,7 @@ impl Hub {
             let opened = match tried {
                 Try::Done(attached) => return Ok(attached),
                 Try::Again(settled) => {
-                    settled.cancelled().await;
+                    self.until(&settled).await?;
                     continue;
                 }
                 Try::Pass(resource, settled) => {
@@ -243,7 +253,9 @@ impl Hub {
                     Ok(Some(opening.opened(append, owner)))
                 }),
             };
-            if let Some(attached) = opened.await.map_err(Error::storage)?? {
+            // If that takes too long it goes on to its end, for nobody.
+            let opened = timeout(self.config.patience, opened).await.map_err(|_| hangs())?;
+            if let Some(attached) = opened.map_err(Error::storage)?? {
                 return Ok(attached);
             }
         }
@@ -253,9 +265,12 @@ impl Hub {
         {
             let mut live = self.live();
             match live.get(key) {
+                Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(hangs()),
                 // Whoever may come back waits for what its own older connection has begun.
-                Some(Entry::Opening(settled)) if attach.owner.is_some() => return Ok(Try::Again(settled.clone())),
-                Some(Entry::Opening(_)) => return Err(ErrorKind::Busy.into()),
+                Some(Entry::Opening { settled, .. }) if attach.owner.is_some() => {
+                    return Ok(Try::Again(settled.clone()));
+                }
+                Some(Entry::Opening { .. }) => return Err(ErrorKind::Busy.into()),
                 Some(Entry::Open(resource)) => {
                     if !attach.may_have(resource.owner) {
                         return Err(ErrorKind::Busy.into());
@@ -318,7 +333,7 @@ impl Hub {
     /// Takes a key that nobody has.
     fn opening(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: &Key) -> Opening {
         let settled = CancellationToken::new();
-        live.insert(key.clone(), Entry::Opening(settled.clone()));
+        live.insert(key.clone(), Entry::Opening { settled: settled.clone(), since: Some(Instant::now()) });
         Opening { hub: Arc::clone(self), key: key.clone(), settled }
     }
 
@@ -389,11 +404,12 @@ impl Hub {
         loop {
             let opening = match self.live().get(key) {
                 Some(Entry::Open(resource)) => return Ok(Some(Found::Open(Cursor::live(self, resource)))),
-                Some(Entry::Opening(settled)) => Some(settled.clone()),
+                Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(hangs()),
+                Some(Entry::Opening { settled, .. }) => Some(settled.clone()),
                 None => None,
             };
             if let Some(settled) = opening {
-                settled.cancelled().await;
+                self.until(&settled).await?;
                 continue;
             }
             let Some(stat) = self.storage.stat(key).await? else { return Ok(None) };
@@ -464,12 +480,13 @@ impl Hub {
                 let mut live = self.live();
                 match live.get(key) {
                     Some(Entry::Open(resource)) => break Ok(Arc::clone(resource)),
-                    Some(Entry::Opening(settled)) => settled.clone(),
+                    Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(hangs()),
+                    Some(Entry::Opening { settled, .. }) => settled.clone(),
                     // Nobody opens it meanwhile: the storage would fence an appender that is live here.
                     None => break Err(self.opening(&mut live, key)),
                 }
             };
-            opening.cancelled().await;
+            self.until(&opening).await?;
         };
         let (hub, key) = (Arc::clone(self), key.clone());
         // A task of its own: once the storage has deleted it, the followers are told, whoever still waits for that.
@@ -487,7 +504,7 @@ impl Hub {
             hub.emit(Event::Deleted { key });
             Ok(())
         });
-        deleting.await.map_err(Error::storage)?
+        timeout(self.config.patience, deleting).await.map_err(|_| hangs())?.map_err(Error::storage)?
     }
 
     /// A cursor on a resource that another node appends to, or another hub on the same storage.
@@ -544,6 +561,43 @@ impl Hub {
         }
     }
 
+    /// Whether the storage takes too long.
+    fn is_overdue(&self, since: Option<Instant>) -> bool {
+        since.is_none_or(|since| since.elapsed() >= self.config.patience)
+    }
+
+    /// Waits for what has begun at a key.
+    ///
+    /// Cancel safe.
+    async fn until(&self, settled: &CancellationToken) -> Result<()> {
+        timeout(self.config.patience, settled.cancelled()).await.map_err(|_| hangs())
+    }
+
+    /// Awaits what the storage does to a resource. If that takes too long the followers are told so, and the key stays
+    /// taken until it is done.
+    async fn settled<T>(self: &Arc<Self>, resource: &Arc<Resource>, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        if let Ok(done) = timeout(self.config.patience, work.as_mut()).await {
+            return done;
+        }
+        tracing::error!(key = %resource.key, "the storage does not answer; the resource is out of order until it does");
+        let _taken = self.take(resource);
+        work.await
+    }
+
+    /// Ends a resource that the storage hangs on, and takes its key, unless it has ended already.
+    fn take(self: &Arc<Self>, resource: &Arc<Resource>) -> Option<Opening> {
+        let mut live = self.live();
+        if !matches!(live.get(&resource.key), Some(Entry::Open(here)) if Arc::ptr_eq(here, resource)) {
+            return None;
+        }
+        let settled = CancellationToken::new();
+        live.insert(resource.key.clone(), Entry::Opening { settled: settled.clone(), since: None });
+        drop(live);
+        self.end(resource, resource.len(), Phase::Cut(ErrorKind::Storage));
+        Some(Opening { hub: Arc::clone(self), key: resource.key.clone(), settled })
+    }
+
     /// Takes a resource out of the open ones and tells its followers, as one step.
     fn end(&self, resource: &Arc<Resource>, len: u64, phase: Phase) {
         let mut live = self.live();
@@ -573,7 +627,7 @@ impl Hub {
         let live = self.live();
         let open = live.values().filter_map(|entry| match entry {
             Entry::Open(resource) => Some(Arc::clone(resource)),
-            Entry::Opening(_) => None,
+            Entry::Opening { .. } => None,
         });
         // In an order that a simulation can repeat.
         let mut open: Vec<_> = open.collect();
@@ -635,7 +689,7 @@ impl Opening {
 impl Drop for Opening {
     fn drop(&mut self) {
         let mut live = self.hub.live();
-        if matches!(live.get(&self.key), Some(Entry::Opening(_))) {
+        if matches!(live.get(&self.key), Some(Entry::Opening { .. })) {
             live.remove(&self.key);
         }
         drop(live);
@@ -655,7 +709,7 @@ impl Passing {
     /// `None`: the resource has ended meanwhile, or begun another life; look again.
     async fn run(self, attach: Attach) -> Result<Option<Attached>> {
         let resource = &self.resource;
-        let mut append = self.hub.storage.open(&resource.key, Open::Takeover).await?;
+        let mut append = self.hub.settled(resource, self.hub.storage.open(&resource.key, Open::Takeover)).await?;
         let stat = append.stat();
         if stat.life != resource.life {
             self.hub.end(resource, resource.len(), Phase::Cut(ErrorKind::NotFound));

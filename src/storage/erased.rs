@@ -1,14 +1,20 @@
-//! [`Storage`] as an object, so that nothing above it is generic over it.
+//! [`Storage`] as an object, so that nothing above it is generic over it, and with its failures contained: a panic is an
+//! error, and so is a call that takes too long.
 
 use std::fs::File;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::Range;
-use std::pin::Pin;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_core::Stream;
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::Owner;
 use crate::key::Key;
 
@@ -33,58 +39,149 @@ pub(crate) trait DynAppend: Send + 'static {
     fn finish(self: Box<Self>, end: End) -> BoxFuture<'static, Result<Stat>>;
 }
 
-impl<S: Storage> DynStorage for S {
-    fn open<'a>(&'a self, key: &'a Key, how: Open) -> BoxFuture<'a, Result<Box<dyn DynAppend>>> {
-        Box::pin(async move { Ok(Box::new(Storage::open(self, key, how).await?) as _) })
-    }
+/// A storage whose panics are errors, and whose calls end in time; but for those that nobody may give up before they have
+/// ended: [`open`](DynStorage::open), [`delete`](DynStorage::delete) and [`finish`](DynAppend::finish).
+pub(crate) struct Guarded<S> {
+    storage: S,
+    limit: Duration,
+}
 
-    fn stat<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stat>>> {
-        Box::pin(Storage::stat(self, key))
-    }
+struct GuardedAppend<A> {
+    append: A,
+    limit: Duration,
+}
 
-    fn read<'a>(&'a self, key: &'a Key, life: Life, range: Range<u64>) -> BoxFuture<'a, Result<ByteStream>> {
-        Box::pin(Storage::read(self, key, life, range))
-    }
-
-    fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<()>> {
-        Box::pin(Storage::delete(self, key))
-    }
-
-    fn follow(&self, key: &Key, life: Life, from: u64) -> StatStream {
-        Storage::follow(self, key, life, from)
-    }
-
-    fn file<'a>(&'a self, key: &'a Key, life: Life) -> BoxFuture<'a, Result<Option<File>>> {
-        Box::pin(Storage::file(self, key, life))
-    }
-
-    fn lost(&self) -> EntryStream {
-        Storage::lost(self)
-    }
-
-    fn list(&self, prefix: &str) -> EntryStream {
-        Storage::list(self, prefix)
+impl<S> Guarded<S> {
+    pub(crate) fn new(storage: S, limit: Duration) -> Self {
+        Self { storage, limit }
     }
 }
 
-impl<A: Append> DynAppend for A {
+/// Nothing has been done, and may be tried again.
+pub(crate) fn hangs() -> Error {
+    Error::new(ErrorKind::Overloaded).with_detail("the storage does not answer; try again later")
+}
+
+/// What was begun has failed.
+pub(crate) fn hung() -> Error {
+    Error::new(ErrorKind::Storage).with_detail("the storage does not answer")
+}
+
+fn panicked() -> Error {
+    // What it said went where all panics go.
+    Error::storage("the storage panicked")
+}
+
+/// A call whose panic is an error.
+async fn caught<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut call = pin!(call);
+    poll_fn(|cx| {
+        // It isn't polled again, and the contract has a failed appender poisoned.
+        let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)));
+        polled.unwrap_or_else(|_| Poll::Ready(Err(panicked())))
+    })
+    .await
+}
+
+/// A call that is given up when it takes too long.
+async fn within<T>(limit: Duration, late: fn() -> Error, call: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout(limit, caught(call)).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// What is read, piece by piece. Ends behind an error.
+struct GuardedBytes {
+    bytes: Option<ByteStream>,
+    limit: Duration,
+    /// Since it was asked for the next piece.
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stream for GuardedBytes {
+    type Item = Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let Some(bytes) = &mut this.bytes else { return Poll::Ready(None) };
+        let next = match catch_unwind(AssertUnwindSafe(|| bytes.as_mut().poll_next(cx))) {
+            Ok(Poll::Ready(next)) => next,
+            Ok(Poll::Pending) => {
+                let late = this.late.get_or_insert_with(|| Box::pin(sleep(this.limit)));
+                if late.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                Some(Err(hung()))
+            }
+            Err(_) => Some(Err(panicked())),
+        };
+        this.late = None;
+        if !matches!(next, Some(Ok(_))) {
+            this.bytes = None;
+        }
+        Poll::Ready(next)
+    }
+}
+
+impl<S: Storage> DynStorage for Guarded<S> {
+    fn open<'a>(&'a self, key: &'a Key, how: Open) -> BoxFuture<'a, Result<Box<dyn DynAppend>>> {
+        Box::pin(async move {
+            let append = caught(async { self.storage.open(key, how).await }).await?;
+            Ok(Box::new(GuardedAppend { append, limit: self.limit }) as _)
+        })
+    }
+
+    fn stat<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stat>>> {
+        Box::pin(within(self.limit, hangs, async { self.storage.stat(key).await }))
+    }
+
+    fn read<'a>(&'a self, key: &'a Key, life: Life, range: Range<u64>) -> BoxFuture<'a, Result<ByteStream>> {
+        Box::pin(async move {
+            let bytes = within(self.limit, hung, async { self.storage.read(key, life, range).await }).await?;
+            Ok(Box::pin(GuardedBytes { bytes: Some(bytes), limit: self.limit, late: None }) as _)
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<()>> {
+        Box::pin(caught(async { self.storage.delete(key).await }))
+    }
+
+    fn follow(&self, key: &Key, life: Life, from: u64) -> StatStream {
+        self.storage.follow(key, life, from)
+    }
+
+    fn file<'a>(&'a self, key: &'a Key, life: Life) -> BoxFuture<'a, Result<Option<File>>> {
+        Box::pin(within(self.limit, hangs, async move { self.storage.file(key, life).await }))
+    }
+
+    fn lost(&self) -> EntryStream {
+        self.storage.lost()
+    }
+
+    fn list(&self, prefix: &str) -> EntryStream {
+        self.storage.list(prefix)
+    }
+}
+
+impl<A: Append> DynAppend for GuardedAppend<A> {
     fn stat(&self) -> Stat {
-        Append::stat(self)
+        self.append.stat()
     }
 
     fn claim(&mut self, owner: Option<Owner>) {
-        Append::claim(self, owner);
+        self.append.claim(owner);
     }
 
     fn append<'a>(&'a mut self, data: &'a [Bytes]) -> BoxFuture<'a, Result<u64>> {
-        Box::pin(Append::append(self, data))
+        Box::pin(within(self.limit, hung, async { self.append.append(data).await }))
     }
 
     fn sync(&self) -> BoxFuture<'static, Result<u64>> {
-        Box::pin(Append::sync(self))
+        match catch_unwind(AssertUnwindSafe(|| self.append.sync())) {
+            Ok(sync) => Box::pin(within(self.limit, hung, sync)),
+            Err(_) => Box::pin(std::future::ready(Err(panicked()))),
+        }
     }
 
     fn finish(self: Box<Self>, end: End) -> BoxFuture<'static, Result<Stat>> {
-        Box::pin(Append::finish(*self, end))
+        Box::pin(caught(async move { self.append.finish(end).await }))
     }
 }

@@ -32,8 +32,9 @@
 //!    Opening and releasing without appending leaves the resource as it was (an absent one absent).
 //! 7. **Finish** is atomic. A finished, interrupted or lost resource continues at its end, in its life, when opened
 //!    again; a sealed one fails with [`Sealed`](ErrorKind::Sealed).
-//! 8. **A hanging backend** is the hub's to bear: it answers at once, but gives a resource to nobody else before the
-//!    storage has confirmed that the old call ended or is fenced.
+//! 8. **A hanging backend** is the hub's to bear: it answers after
+//!    [`storage_timeout`](crate::StreamsBuilder::storage_timeout), but gives a resource to nobody else before the storage has
+//!    confirmed that the old call ended or is fenced. So is one that panics.
 
 use std::fmt;
 use std::fs::File;

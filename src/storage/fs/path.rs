@@ -170,7 +170,7 @@ impl Dir {
             if segments.peek().is_none() {
                 break;
             }
-            let next = openat(at.as_fd(self), segment, DIR, Mode::empty())?;
+            let next = enter(at.as_fd(self), segment)?;
             let name = folder(at.as_fd(self), segment, &next)?;
             if name.is_none_or(|name| !known.lock().contains(&name)) {
                 fsync(at.as_fd(self))?;
@@ -242,21 +242,10 @@ impl Dir {
             if segments.peek().is_none() {
                 return Ok(Parent::Dir(at, segment));
             }
-            at = match openat(at.as_fd(self), segment, DIR, Mode::empty()) {
+            at = match enter(at.as_fd(self), segment) {
                 Ok(fd) => Handle::Sub(fd),
                 Err(Errno::NOENT) => return Ok(Parent::Absent),
                 Err(Errno::LOOP) => return Ok(Parent::Symlink),
-                // A symlink that is asked to be a directory is reported like a file that is.
-                Err(Errno::NOTDIR) => match statat(at.as_fd(self), segment, AtFlags::SYMLINK_NOFOLLOW) {
-                    // A directory by now: it was something else a moment ago, most likely a symlink.
-                    Ok(stat)
-                        if matches!(FileType::from_raw_mode(stat.st_mode), FileType::Symlink | FileType::Directory) =>
-                    {
-                        return Ok(Parent::Symlink);
-                    }
-                    Err(Errno::NOENT) => return Ok(Parent::Absent),
-                    _ => return Err(conflict()),
-                },
                 Err(errno) => return Err(error(errno.into())),
             };
         }
@@ -270,14 +259,14 @@ impl Dir {
             if segments.peek().is_none() {
                 return Ok((at, segment));
             }
-            let next = match openat(at.as_fd(self), segment, DIR, Mode::empty()) {
+            let next = match enter(at.as_fd(self), segment) {
                 Err(Errno::NOENT) => {
                     // Made durable with the file's name, see `sync_parent`.
                     match mkdirat(at.as_fd(self), segment, DIR_MODE) {
                         Ok(()) | Err(Errno::EXIST) => {}
                         Err(errno) => return Err(errno.into()),
                     }
-                    openat(at.as_fd(self), segment, DIR, Mode::empty())?
+                    enter(at.as_fd(self), segment)?
                 }
                 other => other?,
             };
@@ -285,6 +274,20 @@ impl Dir {
         }
         Err(io::ErrorKind::InvalidInput.into())
     }
+}
+
+/// Opens a folder of resources. A symlink is `LOOP`, whatever else is no folder is `NOTDIR`.
+fn enter(parent: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    let opened = openat(parent, name, DIR, Mode::empty());
+    // A symlink that is asked to be a directory is reported like a file that is.
+    if let Err(Errno::NOTDIR) = opened {
+        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        // A directory by now: it was something else a moment ago, most likely a symlink.
+        if matches!(FileType::from_raw_mode(stat.st_mode), FileType::Symlink | FileType::Directory) {
+            return Err(Errno::LOOP);
+        }
+    }
+    opened
 }
 
 enum Parent<'k> {
@@ -317,6 +320,8 @@ pub(super) fn error(source: io::Error) -> Error {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => ErrorKind::Full,
         Some(Errno::NAMETOOLONG) => ErrorKind::PathTooLong,
         Some(Errno::ISDIR | Errno::NOTDIR | Errno::NXIO | Errno::EXIST | Errno::OPNOTSUPP) => ErrorKind::Conflict,
+        // A symlink, which is never followed.
+        Some(Errno::LOOP) => ErrorKind::NotFound,
         Some(Errno::MFILE | Errno::NFILE) => ErrorKind::Overloaded,
         // Where the system denies a permission that is the operator's matter, and none of the client's credentials.
         _ => ErrorKind::Storage,

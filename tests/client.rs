@@ -2,6 +2,7 @@
 #![cfg(feature = "client")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
 #[path = "client/peer.rs"]
 #[allow(dead_code)]
 mod peer;
@@ -12,6 +13,9 @@ mod append;
 mod follow;
 #[path = "client/handshake.rs"]
 mod handshake;
+#[cfg(feature = "tls")]
+#[path = "client/http2.rs"]
+mod http2;
 #[cfg(feature = "cli")]
 #[path = "client/programs.rs"]
 pub(crate) mod programs;

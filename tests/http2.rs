@@ -4,6 +4,7 @@
 mod common;
 
 use bytes::Bytes;
+use common::http2_frames::{DATA, Frames, RST_STREAM, binary};
 use common::{Raw, Server, fs_layer, memory_layer, pattern, serve, soon};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
@@ -147,5 +148,90 @@ async fn a_body_that_is_given_up_with_no_error_is_not_finished() {
             }
         }
         assert_eq!(server.at_rest("a").await.unwrap().state, ended, "{reason:?}");
+    }
+}
+
+/// A resource that is at rest, of as many bytes.
+async fn stored(server: &Server, len: usize) -> Vec<u8> {
+    let data = pattern(0, len);
+    let mut appender = server.streams.append("a").into_future().await.unwrap();
+    appender.append(data.clone()).await.unwrap();
+    appender.finish().await.unwrap();
+    data
+}
+
+/// With the smallest windows there are, and a peer that gives the connection its window back, and all streams but one
+/// theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn fault_31_a_stream_that_is_stalled_holds_nothing_of_the_connections_window() {
+    let server = serve(memory_layer()).await;
+    let data = stored(&server, 1 << 20).await;
+    let mut client = Frames::connect(server.addr).await;
+    let stalled = client.websocket("/a?verb=FOLLOW").await;
+    let mut others = Vec::new();
+    for _ in 0..7 {
+        others.push(client.websocket("/a?verb=FOLLOW").await);
+    }
+    let mut ended = 0;
+    while ended < others.len() {
+        let (kind, _, stream, payload) = client.next().await;
+        assert_ne!(kind, RST_STREAM);
+        if kind != DATA {
+            continue;
+        }
+        if !payload.is_empty() {
+            client.grant(0, payload.len()).await;
+        }
+        if stream != stalled {
+            if !payload.is_empty() {
+                client.grant(stream, payload.len()).await;
+            }
+            ended += usize::from(payload.ends_with(&[0x03, 0xe8]) && binary(&client.got[&stream]).len() == data.len());
+        }
+    }
+    for stream in others {
+        assert!(binary(&client.got[&stream]) == data);
+    }
+    assert_eq!(client.got[&stalled].len(), 65_535, "all that its own window allows");
+    // It goes on where it stood.
+    client.grant(stalled, 2 << 20).await;
+    client.grant(0, 2 << 20).await;
+    while binary(&client.got[&stalled]).len() < data.len() {
+        client.next().await;
+    }
+    assert!(binary(&client.got[&stalled]) == data);
+}
+
+/// Where the connection's window is what binds, all followers come on alike.
+#[tokio::test(flavor = "multi_thread")]
+async fn followers_share_the_window_of_their_connection() {
+    const FOLLOWERS: usize = 8;
+    let server = serve(memory_layer()).await;
+    let data = stored(&server, 2 << 20).await;
+    let mut client = Frames::connect(server.addr).await;
+    for _ in 0..FOLLOWERS {
+        let stream = client.websocket("/a?verb=FOLLOW").await;
+        client.grant(stream, 8 << 20).await;
+    }
+    let (mut taken, mut worst, mut ended) = (0, 0, 0);
+    while ended < FOLLOWERS {
+        let (kind, _, stream, payload) = client.next().await;
+        if kind != DATA {
+            continue;
+        }
+        ended += usize::from(payload.ends_with(&[0x03, 0xe8]) && binary(&client.got[&stream]).len() == data.len());
+        // A small step at a time, once everything that was granted is here.
+        taken += payload.len();
+        if taken >= 16 * 1024 {
+            client.grant(0, std::mem::take(&mut taken)).await;
+        }
+        if client.got.len() == FOLLOWERS {
+            let (least, most) = (client.got.values().map(Vec::len).min(), client.got.values().map(Vec::len).max());
+            worst = worst.max(most.unwrap() - least.unwrap());
+        }
+    }
+    assert!(worst <= 512 * 1024, "one was {worst} bytes ahead of another");
+    for got in client.got.values() {
+        assert!(binary(got) == data);
     }
 }

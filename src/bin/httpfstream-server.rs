@@ -37,10 +37,11 @@ const GRACE: Duration = Duration::from_secs(7);
 const STALL: Duration = Duration::from_secs(60);
 /// How often a client is asked over HTTP/2 whether it is still there.
 const PING: Duration = Duration::from_secs(30);
-/// What a client may have going on one connection over HTTP/2, and how much of each answer waits in memory for one that
-/// takes nothing.
+/// What a client may have going on one connection over HTTP/2; how much of each answer waits in memory for one that takes
+/// nothing, and how much it may send on each ahead of what was taken, in bytes.
 const STREAMS: u32 = 100;
 const SEND_BUFFER: usize = 64 * 1024;
+const STREAM_WINDOW: u32 = 256 * 1024;
 /// Followers of all resources, unless one may have more.
 const TOTAL_FOLLOWERS: usize = 50_000;
 
@@ -282,7 +283,10 @@ impl Server {
             .keep_alive_interval(PING)
             .enable_connect_protocol()
             .max_concurrent_streams(STREAMS)
-            .max_send_buf_size(SEND_BUFFER);
+            .max_send_buf_size(SEND_BUFFER)
+            .initial_stream_window_size(STREAM_WINDOW)
+            // So that one append that is stored slowly can't use up the connection that others share.
+            .initial_connection_window_size(2 * STREAMS * STREAM_WINDOW);
         let watcher = graceful.watcher();
         tokio::spawn(async move {
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::Client;
+use super::pool::Pool;
 use super::retry::Retry;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 
@@ -23,8 +24,19 @@ pub(super) struct Settings {
     pub(super) max_message_size: u64,
     pub(super) max_unacknowledged: usize,
     pub(super) retry: Retry,
+    pub(super) version: Version,
+    pub(super) pool: Pool,
     #[cfg(feature = "tls")]
     pub(super) tls: super::tls::Tls,
+}
+
+/// Which HTTP is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Version {
+    /// What the server picks by ALPN; HTTP/1.1 in clear text.
+    Negotiated,
+    Http1,
+    Http2,
 }
 
 impl Settings {
@@ -83,6 +95,8 @@ impl ClientBuilder {
                 max_message_size: i64::MAX as u64,
                 max_unacknowledged: 8 * 1024 * 1024,
                 retry: Retry::default(),
+                version: Version::Negotiated,
+                pool: Pool::default(),
                 #[cfg(feature = "tls")]
                 tls: super::tls::Tls::default(),
             },
@@ -90,7 +104,8 @@ impl ClientBuilder {
         }
     }
 
-    /// A closure that is asked for headers before each connection, for credentials that expire. Default: none.
+    /// A closure that is asked for headers before each connection of a stream, shared or not, for credentials that
+    /// expire. Default: none.
     ///
     /// Its headers replace those of the same name from [`header`](Self::header). If it fails, so does the call that
     /// needed the connection, with the kind [`Unauthorized`](ErrorKind::Unauthorized), and a stream that needed a new
@@ -160,9 +175,9 @@ impl ClientBuilder {
     }
 
     /// How long a server of ours may be silent while a stream is open, before its connection is given up: it is pinged
-    /// each third of that time. At least 3 ms. Default: 90 s.
+    /// each third of that time, an HTTP/2 connection each sixth. At least 6 ms. Default: 90 s.
     pub fn silence_timeout(mut self, limit: Duration) -> Self {
-        self.settings.silence_timeout = limit.clamp(Duration::from_millis(3), Duration::from_secs(24 * 60 * 60));
+        self.settings.silence_timeout = limit.clamp(Duration::from_millis(6), Duration::from_secs(24 * 60 * 60));
         self
     }
 
@@ -201,6 +216,21 @@ impl ClientBuilder {
         let first = first.clamp(*range.start(), *range.end());
         self.settings.retry.first = first;
         self.settings.retry.longest = longest.clamp(first, *range.end());
+        self
+    }
+
+    /// Speaks HTTP/1.1 only, with a connection for each stream. Default: over TLS also HTTP/2, if the server wants it
+    /// (see [the module](super#http2)), in clear text HTTP/1.1.
+    pub fn http1_only(mut self) -> Self {
+        self.settings.version = Version::Http1;
+        self
+    }
+
+    /// Speaks HTTP/2 only, in clear text too, where nothing tells whether the server does (RFC 9113 section 3.3). A
+    /// server that doesn't, or that allows no WebSockets over it (RFC 8441), is a [`Protocol`](ErrorKind::Protocol)
+    /// error. Default: as for [`http1_only`](Self::http1_only), of which the last one counts.
+    pub fn http2_prior_knowledge(mut self) -> Self {
+        self.settings.version = Version::Http2;
         self
     }
 

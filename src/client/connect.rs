@@ -1,6 +1,7 @@
 //! TCP to the server, with TLS where the URL asks for it, up to hyper's side of it.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,14 +13,21 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::builder::Settings;
+use super::builder::{Settings, Version};
+use super::http2::{self, Shared};
 use super::url::Target;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The most that hyper buffers of an answer's head.
-const MAX_HEAD: usize = 64 * 1024;
+pub(super) const MAX_HEAD: usize = 64 * 1024;
 /// The most headers of an answer.
 const MAX_HEADERS: usize = 100;
+
+/// A connection as it was made.
+pub(super) enum Made {
+    Http1(Connection),
+    Http2(Arc<Shared>),
+}
 
 /// Sends one request; hyper runs the connection in a task, which ends with the handle.
 pub(super) struct Connection {
@@ -27,16 +35,16 @@ pub(super) struct Connection {
     pub(super) driver: AbortOnDropHandle<()>,
 }
 
-/// Connects within the time limit.
-pub(super) async fn connect(settings: &Settings, target: &Target) -> Result<Connection> {
+/// Connects within the time limit. `None` if it is HTTP/2, on which the server allows no WebSockets.
+pub(super) async fn connect(settings: &Settings, target: &Target, version: Version) -> Result<Option<Made>> {
     let limit = settings.connect_timeout;
-    match timeout(limit, Box::pin(start(settings, target, limit))).await {
-        Ok(connection) => connection,
+    match timeout(limit, Box::pin(start(settings, target, version, limit))).await {
+        Ok(made) => made,
         Err(elapsed) => Err(failed(format!("no connection to {} within {limit:?}", target.host), elapsed)),
     }
 }
 
-async fn start(settings: &Settings, target: &Target, limit: Duration) -> Result<Connection> {
+async fn start(settings: &Settings, target: &Target, version: Version, limit: Duration) -> Result<Option<Made>> {
     let stream = tcp(target, limit).await.map_err(|error| {
         failed(format!("no connection to {} port {} could be made", target.host, target.port), error)
     })?;
@@ -44,11 +52,10 @@ async fn start(settings: &Settings, target: &Target, limit: Duration) -> Result<
     told.map_err(|error| failed("the connection can't be set up".to_owned(), error))?;
     #[cfg(feature = "tls")]
     if target.tls {
-        return handshake(settings.tls.connect(&target.host, stream).await?).await;
+        let (stream, http2) = settings.tls.connect(&target.host, stream, version).await?;
+        return handshake(settings, stream, http2 || version == Version::Http2).await;
     }
-    #[cfg(not(feature = "tls"))]
-    let _ = settings;
-    handshake(stream).await
+    handshake(settings, stream, version == Version::Http2).await
 }
 
 /// Tries the host's addresses one after the other; a dead one can't use up the time of those behind it.
@@ -68,10 +75,13 @@ async fn tcp(target: &Target, limit: Duration) -> io::Result<TcpStream> {
     Err(last)
 }
 
-async fn handshake<IO>(io: IO) -> Result<Connection>
+async fn handshake<IO>(settings: &Settings, io: IO, http2: bool) -> Result<Option<Made>>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    if http2 {
+        return Ok(http2::handshake(io, settings.silence_timeout).await?.map(Made::Http2));
+    }
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
@@ -82,7 +92,7 @@ where
         // Whoever awaits the answer or its body is told of an error there.
         let _ = connection.with_upgrades().await;
     });
-    Ok(Connection { sender, driver: AbortOnDropHandle::new(driver) })
+    Ok(Some(Made::Http1(Connection { sender, driver: AbortOnDropHandle::new(driver) })))
 }
 
 fn failed(what: String, source: impl Into<crate::error::BoxError>) -> Error {

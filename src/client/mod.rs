@@ -24,6 +24,19 @@
 //! inside the URL is refused: URLs end up in logs. Send credentials as headers ([`ClientBuilder::header_provider`]).
 //! Redirects are never followed, because the credentials would go to wherever they point.
 //!
+//! # HTTP/2
+//! Over TLS the server picks (ALPN, RFC 7301), and if it picks HTTP/2, all streams of one [`Client`] to one host and port
+//! share a connection (RFC 8441), as many as the server allows at once and at most 1,000; then there is a further one. A
+//! server that picks HTTP/2 but allows no WebSockets over it is spoken to in HTTP/1.1, where each stream has its own
+//! connection. In clear text that is so unless [`http2_prior_knowledge`](ClientBuilder::http2_prior_knowledge) is
+//! chosen. Everything else is the same in both.
+//!
+//! Readers that take nothing don't hold up those that share their connection: each has 1 MiB of its own that the server
+//! may send ahead, and that is the memory that it takes at most, beside what waits for the user. The other way, how much
+//! the server accepts is the server's choice: where it lets a single append use up the connection, one that it doesn't
+//! store fast enough holds up the others. The connection ends with its last stream; when it breaks, all that were on it
+//! go on together on the next.
+//!
 //! # Broken connections
 //! Appenders and followers survive them, and restarts of the server, with no byte lost or repeated, if the server speaks
 //! `httpfstream.v1`. A new connection is tried for two minutes, or [as long as is wanted](ClientBuilder::retry_for).
@@ -45,6 +58,8 @@ mod close;
 mod connect;
 mod control;
 mod follow;
+mod http2;
+mod pool;
 mod refusal;
 mod request;
 mod retry;
@@ -111,7 +126,8 @@ where
 
 /// Appends to streams and follows them, with its own credentials and limits.
 ///
-/// Cloning is cheap, and clones share everything. Each stream has its own connections, one after the other.
+/// Cloning is cheap, and clones share everything, connections included where there are several streams on one (see
+/// [the module](self#http2)).
 #[derive(Clone)]
 pub struct Client {
     settings: Arc<Settings>,

@@ -1,26 +1,35 @@
-//! The request and the check of its answer: the opening handshake of RFC 6455 section 4.1.
+//! The request and the check of its answer: the opening handshake of RFC 6455 section 4.1, or of RFC 8441 section 5.
 
 use std::fmt::{Display, Write as _};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Empty;
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::builder::Settings;
-use super::connect::{Connection, connect};
+use super::builder::{Settings, Version as Allowed};
+use super::connect::Connection;
+use super::http2::{Place, Unanswered, cause};
+use super::pool::{Pool, Via};
 use super::refusal::refusal;
 use super::url::Target;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::id::AppenderId;
+use crate::storage::State;
 use crate::wire::Conn;
 use crate::wire::frame::Role;
 
@@ -32,7 +41,17 @@ const APPENDER_ID: HeaderName = HeaderName::from_static("appender-id");
 /// The resumable subprotocol.
 const V1: HeaderValue = HeaderValue::from_static(crate::asked::V1);
 
-pub(super) type WebSocket = Conn<TokioIo<Upgraded>>;
+/// On how many connections a request is tried that a server of HTTP/2 has left untouched.
+const TRIES: usize = 3;
+
+pub(super) type WebSocket = Conn<Socket>;
+
+/// A connection of one's own, or a stream of a shared one.
+#[derive(Debug)]
+pub(super) struct Socket {
+    io: TokioIo<Upgraded>,
+    _place: Option<Place>,
+}
 
 /// What is asked of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,17 +105,70 @@ pub(super) enum Dialect {
 /// A server's consent.
 #[expect(clippy::large_enum_variant, reason = "one per connection, and taken apart at once")]
 pub(super) enum Answer {
-    /// The connection is a WebSocket now. `length` is the resource's, where the answer's head tells it.
-    Upgraded { conn: WebSocket, dialect: Dialect, length: Option<u64> },
+    /// The connection is a WebSocket now. `length` is the resource's, where the answer's head tells it, and so is
+    /// `ended` if nothing will come after what is there: which over HTTP/1.1 would be in a body.
+    Upgraded { conn: WebSocket, dialect: Dialect, length: Option<u64>, ended: Option<State> },
     /// 200: the resource is in the body. Reading it needs the driver.
     Plain { response: Response<Incoming>, driver: AbortOnDropHandle<()> },
 }
 
 /// Connects, asks, and checks the answer.
-pub(super) async fn send(settings: &Settings, target: &Target, verb: Verb, options: &Options) -> Result<Answer> {
+pub(super) async fn send(settings: &Arc<Settings>, target: &Target, verb: Verb, options: &Options) -> Result<Answer> {
+    let headers = settings.headers().await?;
+    let limit = settings.response_timeout.saturating_add(options.patience);
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let headers = headers.clone();
+        let place = match Box::pin(Pool::via(settings, target)).await? {
+            Via::Http1(connection) => return http1(settings, target, verb, options, headers, connection).await,
+            Via::Http2(place) => place,
+        };
+        let request = request(headers, target, verb, options, None)?;
+        let exchange = async {
+            match place.send(request).await {
+                Ok(response) if response.status() == StatusCode::OK => Ok(Ok(response)),
+                Ok(response) => Ok(Err(refusal(response).await)),
+                Err(unanswered) => Err(unanswered),
+            }
+        };
+        let Ok(answered) = timeout(limit, exchange).await else {
+            // As like as not it is the connection that is stuck.
+            place.retire();
+            return Err(unanswered(limit));
+        };
+        let response = match answered {
+            Ok(response) => response?,
+            Err(Unanswered { error, lost, untouched, http1 }) => {
+                let fall_back = http1 && settings.version == Allowed::Negotiated;
+                if fall_back {
+                    settings.pool.wants_http1(target);
+                }
+                // A connection that others had before may have been dead for long, and to follow changes nothing.
+                let harmless = lost && verb == Verb::Follow && !place.first;
+                if tries < TRIES && (fall_back || untouched || harmless) {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "asking again on another connection");
+                    continue;
+                }
+                return Err(broken(error));
+            }
+        };
+        let dialect = dialect(response.headers())?;
+        return upgraded(settings, response, dialect, Some(place)).await;
+    }
+}
+
+async fn http1(
+    settings: &Settings,
+    target: &Target,
+    verb: Verb,
+    options: &Options,
+    headers: HeaderMap,
+    connection: Connection,
+) -> Result<Answer> {
+    let Connection { mut sender, driver } = connection;
     let key = generate_key();
-    let request = request(settings.headers().await?, target, verb, options, &key)?;
-    let Connection { mut sender, driver } = connect(settings, target).await?;
+    let request = request(headers, target, verb, options, Some(&key))?;
     let limit = settings.response_timeout.saturating_add(options.patience);
     let exchange = async {
         let response = sender.send_request(request).await.map_err(broken)?;
@@ -105,40 +177,44 @@ pub(super) async fn send(settings: &Settings, target: &Target, verb: Verb, optio
             _ => Err(refusal(response).await),
         }
     };
-    let response = match timeout(limit, exchange).await {
-        Ok(response) => response?,
-        Err(_) => {
-            let detail = format!("the server did not answer within {limit:?}");
-            return Err(Error::new(ErrorKind::TimedOut).with_detail(detail));
-        }
-    };
+    let response = timeout(limit, exchange).await.map_err(|_| unanswered(limit)).flatten()?;
     if response.status() == StatusCode::OK {
         return Ok(Answer::Plain { response, driver });
     }
-    let dialect = check_upgrade(response.headers(), &key)?;
-    let length = response.headers().get(UPLOAD_OFFSET).and_then(|length| length.to_str().ok()?.parse().ok());
-    let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
-    let conn = Conn::new(TokioIo::new(upgraded), Role::Client, settings.max_message_size);
-    Ok(Answer::Upgraded { conn, dialect, length })
+    check_upgrade(response.headers(), &key)?;
+    let dialect = dialect(response.headers())?;
+    upgraded(settings, response, dialect, None).await
 }
 
+async fn upgraded(
+    settings: &Settings,
+    response: Response<Incoming>,
+    dialect: Dialect,
+    place: Option<Place>,
+) -> Result<Answer> {
+    let told = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let length = told(UPLOAD_OFFSET).and_then(|length| length.parse().ok());
+    let state: Option<State> = told(STREAM_STATE).and_then(|state| state.parse().ok());
+    let ended = state.filter(|state| !state.is_open());
+    let io = TokioIo::new(hyper::upgrade::on(response).await.map_err(broken)?);
+    let conn = Conn::new(Socket { io, _place: place }, Role::Client, settings.max_message_size);
+    Ok(Answer::Upgraded { conn, dialect, length, ended })
+}
+
+/// The request, with `key` as an upgrade of HTTP/1.1, without as an extended CONNECT.
 fn request(
     mut headers: HeaderMap,
     target: &Target,
     verb: Verb,
     options: &Options,
-    key: &str,
+    key: Option<&str>,
 ) -> Result<Request<Empty<bytes::Bytes>>> {
     let verb = match verb {
         Verb::Append => "APPEND",
         Verb::Follow => "FOLLOW",
     };
-    headers.insert(header::HOST, target.authority.clone());
     headers.insert(X_VERB, HeaderValue::from_static(verb));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).map_err(malformed)?);
     headers.insert(header::SEC_WEBSOCKET_PROTOCOL, V1);
     if let Some(id) = &options.id {
         headers.insert(APPENDER_ID, id.clone());
@@ -149,9 +225,26 @@ fn request(
         (options, Some(_)) => PathAndQuery::try_from(format!("{}&{options}", target.path)).map_err(malformed)?,
     };
     let mut request = Request::new(Empty::new());
-    *request.uri_mut() = Uri::from(path);
+    if let Some(key) = key {
+        headers.insert(header::HOST, target.authority.clone());
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).map_err(malformed)?);
+        *request.uri_mut() = Uri::from(path);
+    } else {
+        *request.method_mut() = Method::CONNECT;
+        *request.version_mut() = Version::HTTP_2;
+        request.extensions_mut().insert(Protocol::from_static("websocket"));
+        let uri = Uri::builder().scheme(if target.tls { "https" } else { "http" });
+        *request.uri_mut() =
+            uri.authority(target.authority.as_bytes()).path_and_query(path).build().map_err(malformed)?;
+    }
     *request.headers_mut() = headers;
     Ok(request)
+}
+
+fn unanswered(limit: Duration) -> Error {
+    Error::new(ErrorKind::TimedOut).with_detail(format!("the server did not answer within {limit:?}"))
 }
 
 fn malformed(error: impl Into<BoxError>) -> Error {
@@ -159,17 +252,20 @@ fn malformed(error: impl Into<BoxError>) -> Error {
 }
 
 /// Refuses a 101 that a WebSocket server would not have sent for this very request.
-fn check_upgrade(headers: &HeaderMap, key: &str) -> Result<Dialect> {
-    let refused = |why: &'static str| Err::<Dialect, _>(Error::new(ErrorKind::Protocol).with_detail(why));
+fn check_upgrade(headers: &HeaderMap, key: &str) -> Result<()> {
     if !has_token(headers, &header::UPGRADE, "websocket") || !has_token(headers, &header::CONNECTION, "upgrade") {
         return refused("the server switched to something else than WebSocket");
     }
     let mut accepts = headers.get_all(header::SEC_WEBSOCKET_ACCEPT).iter();
     match (accepts.next(), accepts.next()) {
-        (Some(accept), None) if accept.as_bytes() == derive_accept_key(key.as_bytes()).as_bytes() => {}
-        (None, _) => return refused("the server's upgrade has no Sec-WebSocket-Accept"),
-        _ => return refused("the server's upgrade has a wrong Sec-WebSocket-Accept"),
+        (Some(accept), None) if accept.as_bytes() == derive_accept_key(key.as_bytes()).as_bytes() => Ok(()),
+        (None, _) => refused("the server's upgrade has no Sec-WebSocket-Accept"),
+        _ => refused("the server's upgrade has a wrong Sec-WebSocket-Accept"),
     }
+}
+
+/// What a server that consents will speak: it must be something that was asked for.
+fn dialect(headers: &HeaderMap) -> Result<Dialect> {
     if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
         return refused("the server's upgrade has an extension that was not asked for");
     }
@@ -182,16 +278,55 @@ fn check_upgrade(headers: &HeaderMap, key: &str) -> Result<Dialect> {
     }
 }
 
+fn refused<T>(why: &'static str) -> Result<T> {
+    Err(Error::new(ErrorKind::Protocol).with_detail(why))
+}
+
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(token))
 }
 
 fn broken(error: hyper::Error) -> Error {
-    let (kind, detail) = if error.is_parse() {
-        (ErrorKind::Protocol, "the head of the server's answer is too large, or not HTTP")
-    } else {
-        (ErrorKind::Connection, "the connection broke before the server answered")
+    // What HTTP/2 calls an error of the protocol doesn't mend by itself, whoever found it.
+    let breach = cause(&error).is_some_and(|cause| {
+        matches!(cause.reason(), Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::HTTP_1_1_REQUIRED))
+    });
+    let (kind, detail) = match error.is_parse() || breach {
+        true => (ErrorKind::Protocol, "the head of the server's answer is too large, or not HTTP"),
+        false => (ErrorKind::Connection, "the connection broke before the server answered"),
     };
     Error::new(kind).with_detail(detail).with_source(error)
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }

@@ -10,7 +10,11 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, Error as TlsError};
 
+use super::builder::Version;
 use crate::error::{BoxError, Error, ErrorKind, Result};
+
+/// HTTP/2 as ALPN names it (RFC 9113 section 3.2).
+const H2: &[u8] = b"h2";
 
 /// Which certificates are trusted. The system's are read at the first use, so that nobody pays who needs no TLS.
 #[derive(Default)]
@@ -35,14 +39,28 @@ impl Tls {
         if self.roots.len() == before { Err(bad()) } else { Ok(()) }
     }
 
-    pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
+    /// Offers what may be spoken (ALPN, RFC 7301). True if the server picked HTTP/2.
+    pub(super) async fn connect(
+        &self,
+        host: &str,
+        stream: TcpStream,
+        version: Version,
+    ) -> Result<(TlsStream<TcpStream>, bool)> {
         let config = self.config().map_err(|error| failed("the system's root certificates can't be used", error))?;
+        let mut config = ClientConfig::clone(&config);
+        config.alpn_protocols = match version {
+            Version::Negotiated => vec![H2.to_vec(), b"http/1.1".to_vec()],
+            Version::Http1 => vec![b"http/1.1".to_vec()],
+            Version::Http2 => vec![H2.to_vec()],
+        };
         let name = ServerName::try_from(host.to_owned())
             .map_err(|error| failed("the URL's host is no name that a certificate could have", error))?;
-        TlsConnector::from(config)
+        let stream = TlsConnector::from(Arc::new(config))
             .connect(name, stream)
             .await
-            .map_err(|error| failed("no TLS connection could be made: is the server's certificate trusted?", error))
+            .map_err(|error| failed("no TLS connection could be made: is the server's certificate trusted?", error))?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(H2);
+        Ok((stream, http2))
     }
 
     fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
@@ -54,13 +72,11 @@ impl Tls {
             self.roots.iter().cloned(),
             Arc::clone(&provider),
         )?;
-        let mut config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
-        // An upgrade (RFC 6455) needs HTTP/1.1.
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::clone(self.config.get_or_init(|| Arc::new(config))))
     }
 }

@@ -7,9 +7,8 @@ use http::uri::PathAndQuery;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 
 /// A URL in the parts that a connection and a request need.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Target {
-    #[cfg(feature = "tls")]
     pub(super) tls: bool,
     /// A name or an address, without the brackets of IPv6.
     pub(super) host: String,
@@ -52,7 +51,6 @@ impl Target {
             return Err(bad("the URL names no host"));
         }
         Ok(Self {
-            #[cfg(feature = "tls")]
             tls,
             host: host.to_owned(),
             port,

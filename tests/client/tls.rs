@@ -13,9 +13,8 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use crate::peer::{Peer, TEXT, close, frame, within};
 
-/// A server with a fresh certificate for `localhost`: confirms one append, or is followed. Returns its port, the
-/// certificate in PEM and DER, and what it got.
-async fn serve() -> (u16, String, Vec<u8>, JoinHandle<Option<Vec<u8>>>) {
+/// A server's side with a fresh certificate for `localhost`, which comes with it in PEM and DER.
+pub(crate) fn config(protocols: &[&str]) -> (Arc<ServerConfig>, String, Vec<u8>) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let (pem, der) = (made.cert.pem(), made.cert.der().clone());
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -25,12 +24,19 @@ async fn serve() -> (u16, String, Vec<u8>, JoinHandle<Option<Vec<u8>>>) {
         .with_no_client_auth()
         .with_single_cert(vec![der.clone()], key)
         .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    (Arc::new(config), pem, der.to_vec())
+}
+
+/// A server for HTTP/1.1: confirms one append, or is followed. Returns its port, the
+/// certificate in PEM and DER, and what it got.
+async fn serve() -> (u16, String, Vec<u8>, JoinHandle<Option<Vec<u8>>>) {
+    let (config, pem, der) = config(&["http/1.1"]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let task = tokio::spawn(async move {
         let (io, _) = within(listener.accept()).await.unwrap();
-        let io = within(TlsAcceptor::from(Arc::new(config)).accept(io)).await.ok()?;
+        let io = within(TlsAcceptor::from(config).accept(io)).await.ok()?;
         let mut peer = Peer::new(io).await;
         peer.upgrade("").await;
         let got = if peer.header("x-verb") == Some("APPEND") {
@@ -43,7 +49,7 @@ async fn serve() -> (u16, String, Vec<u8>, JoinHandle<Option<Vec<u8>>>) {
         peer.drain().await;
         Some(got)
     });
-    (port, pem, der.to_vec(), task)
+    (port, pem, der, task)
 }
 
 #[tokio::test]

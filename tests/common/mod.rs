@@ -13,6 +13,7 @@ use httpfstream::{HttpFStreamLayer, Streams, storage};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 
+pub mod http2_frames;
 pub mod log;
 pub mod plain;
 pub mod spy;

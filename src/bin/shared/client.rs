@@ -36,6 +36,14 @@ pub(crate) struct ClientArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 120, env = "HTTPFSTREAM_RETRY_FOR")]
     retry_for: u32,
 
+    /// Speak HTTP/2 in clear text too; over TLS it is spoken anyway if the server wants it
+    #[arg(long, conflicts_with = "http1")]
+    http2_prior_knowledge: bool,
+
+    /// Speak HTTP/1.1 only
+    #[arg(long = "http1.1")]
+    http1: bool,
+
     /// Where the resource is: http://, https://, ws:// or wss://
     #[arg(value_parser = url)]
     pub(crate) url: Uri,
@@ -52,6 +60,12 @@ impl ClientArgs {
         let mut builder = Client::builder()
             .connect_timeout(Duration::from_secs(self.connect_timeout.into()))
             .retry_for(Duration::from_secs(self.retry_for.into()));
+        if self.http2_prior_knowledge {
+            builder = builder.http2_prior_knowledge();
+        }
+        if self.http1 {
+            builder = builder.http1_only();
+        }
         // A variable that is set to nothing is not set.
         if let Some(token) = self.token.as_deref().filter(|token| !token.is_empty()) {
             builder = builder.header(AUTHORIZATION, format!("Bearer {token}"));

@@ -115,7 +115,7 @@ impl AppendRequest {
             answer = Box::pin(send(&settings, &target, Verb::Append, &options)).await;
         }
         let (conn, dialect, length) = match answer? {
-            Answer::Upgraded { conn, dialect, length } => (conn, dialect, length),
+            Answer::Upgraded { conn, dialect, length, .. } => (conn, dialect, length),
             Answer::Plain { .. } => {
                 return Err(Error::new(ErrorKind::Status)
                     .with_detail("the server answered 200 to an APPEND instead of upgrading the connection"));

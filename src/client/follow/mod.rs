@@ -106,10 +106,12 @@ impl Follower {
         follower
     }
 
-    fn live(conn: WebSocket, dialect: Dialect, silence: Duration, skip: u64) -> Self {
+    fn live(conn: WebSocket, dialect: Dialect, ended: Option<State>, silence: Duration, skip: u64) -> Self {
         let (sender, pieces) = mpsc::channel(QUEUE);
         let task = AbortOnDropHandle::new(tokio::spawn(run_plain(conn, sender, dialect, silence)));
-        Self::new(Source::Live { pieces, _task: task }, skip)
+        let mut follower = Self::new(Source::Live { pieces, _task: task }, skip);
+        follower.state = ended;
+        follower
     }
 
     fn plain(response: Response<Incoming>, driver: AbortOnDropHandle<()>, skip: u64) -> Self {

@@ -104,14 +104,14 @@ impl FollowRequest {
             _ => return Err(unspoken("what was asked for")),
         };
         Ok(match answer {
-            Answer::Upgraded { conn, dialect, .. } => Follower::live(conn, dialect, silence, skip),
+            Answer::Upgraded { conn, dialect, ended, .. } => Follower::live(conn, dialect, ended, silence, skip),
             Answer::Plain { response, driver } => Follower::plain(response, driver, skip),
         })
     }
 }
 
 /// Asks until the resource is there, as long as it may take.
-async fn ask(settings: &Settings, target: &Target, options: &Options, wait: Duration) -> Result<Answer> {
+async fn ask(settings: &Arc<Settings>, target: &Target, options: &Options, wait: Duration) -> Result<Answer> {
     let began = Instant::now();
     let mut attempts = Attempts::new(ASK_AGAIN);
     let mut known = false;

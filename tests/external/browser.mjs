@@ -9,6 +9,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import { join } from 'node:path';
 import { checks as plain } from './browser_http.mjs';
+import { checks as websockets } from './browser_ws.mjs';
 import {
     Server, answers, arrived, badge, browser, closePage, flags, follower, main, newPage, reached, repo, result, rows, sha,
     shownBytes, showsBytes, showsRow, started, view, within,
@@ -879,7 +880,7 @@ let code = 0;
 let current = '';
 try {
     const only = flags.filter((flag) => !flag.startsWith('--'));
-    const all = { ...checks, ...plain };
+    const all = { ...checks, ...plain, ...websockets };
     const names = Object.keys(all).filter((name) => only.length === 0 || only.some((part) => name.includes(part)));
     if (names.length === 0) throw new Error('no checks');
     for (const name of names) {

@@ -53,6 +53,8 @@
 //! of that runtime.
 
 mod append;
+#[cfg(test)]
+mod autobahn;
 mod builder;
 mod close;
 mod connect;

@@ -6,6 +6,8 @@
 //! payload on as it arrives, allocates nothing for an idle connection, and writes a frame's header and its pieces
 //! with one `writev`.
 
+#[cfg(test)]
+pub(crate) mod autobahn;
 pub(crate) mod conn;
 pub(crate) mod frame;
 pub(crate) mod pieces;

@@ -59,6 +59,9 @@
 pub mod client;
 pub mod docs;
 pub mod error;
+#[cfg(all(feature = "client", any(fuzzing, test)))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod key;
 pub mod storage;
 

@@ -45,6 +45,11 @@ pub(super) async fn connect(settings: &Settings, target: &Target, version: Versi
 }
 
 async fn start(settings: &Settings, target: &Target, version: Version, limit: Duration) -> Result<Option<Made>> {
+    #[cfg(any(fuzzing, test))]
+    if let Some(io) = crate::fuzzing::dial() {
+        let io = io.map_err(|error| failed("the server is not there".to_owned(), error))?;
+        return handshake(settings, io, version == Version::Http2).await;
+    }
     let stream = tcp(target, limit).await.map_err(|error| {
         failed(format!("no connection to {} port {} could be made", target.host, target.port), error)
     })?;

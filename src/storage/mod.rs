@@ -55,6 +55,8 @@ pub mod conformance;
 pub(crate) mod erased;
 #[cfg(unix)]
 mod fs;
+#[cfg(all(unix, any(fuzzing, test)))]
+pub(crate) use self::fs::fuzz;
 mod memory;
 pub(crate) mod stream;
 

@@ -63,6 +63,8 @@ use crate::id::Owner;
 use crate::key::Key;
 
 mod commit;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod lease;
 mod path;
 mod read;
@@ -493,12 +495,14 @@ impl Root {
         }
         if left.is_none() {
             left = match Record::open(&self.records, &rest_name(key)).map_err(error)? {
-                Looked::Garbled => Some((Slot::of_garbled(id, size, self.boot), size)),
-                Looked::Whole(rest) if rest.is_about(key, id) => match rest.slot.left(id, size, self.boot) {
+                Looked::Absent => None,
+                Looked::Whole(rest) if !rest.is_about(key, id) => None,
+                Looked::Whole(Record { slot, .. }) if !slot.kept.is_open() => match slot.left(id, size, self.boot) {
                     Left::As(slot, len) => Some((slot, len)),
                     Left::Undone => None,
                 },
-                Looked::Absent | Looked::Whole(_) => None,
+                // The slot that said how it ended can't be read, but the one before it can.
+                Looked::Garbled | Looked::Whole(_) => Some((Slot::of_garbled(id, size, self.boot), size)),
             };
         }
         let recorded_life = left.and_then(|(slot, _)| slot.life);
@@ -1054,6 +1058,28 @@ mod tests {
             append.append(&bytes(b"!")).await.unwrap();
             assert_eq!(append.finish(End::Finished).await.unwrap().life, stat.life);
             assert_eq!(content(&storage, &key).await.0.life, stat.life);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_whose_last_slot_cannot_be_read_never_makes_a_resource_whole() {
+        for len in [0, 3, 9] {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let mut append = storage.open(&key, Open::Create).await.unwrap();
+            append.append(&bytes(b"who knows")).await.unwrap();
+            append.finish(End::Interrupted).await.unwrap();
+            drop(storage);
+            // What was written before the end is the last that can be read.
+            let before = |slot| Slot { kept: Kept::Open, len, durable: len, existed: true, boot: [0xee; 16], ..slot };
+            rewrite(tmp.path(), &rest_name(&key), before);
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let (stat, all) = content(&storage, &key).await;
+            assert_eq!((stat.state, &all[..]), (State::Interrupted, &b"who knows"[..]));
+            let mut append = storage.open(&key, Open::Continue).await.unwrap();
+            append.append(&bytes(b"!")).await.unwrap();
+            assert_eq!(append.finish(End::Finished).await.unwrap().len, 10);
         }
     }
 

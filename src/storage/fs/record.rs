@@ -221,6 +221,12 @@ impl Record {
         (Arc::clone(&self.data), self.seq)
     }
 
+    /// Counts its writes.
+    #[cfg(any(fuzzing, test))]
+    pub(super) fn seq(&self) -> u64 {
+        self.seq
+    }
+
     pub(super) fn is_synced(&self) -> bool {
         self.synced == self.seq
     }
@@ -239,24 +245,7 @@ impl Record {
     /// As [`write_soon`](Self::write_soon), whatever became of the write before.
     pub(super) fn write_anyway(&mut self, slot: Slot) -> io::Result<()> {
         self.seq += 1;
-        let mut bytes = Vec::with_capacity(SLOT_LEN + SUM);
-        bytes.extend_from_slice(&self.seq.to_le_bytes());
-        bytes.push(match slot.kept {
-            Kept::Open => 0,
-            Kept::Rest(State::Finished | State::Live | State::Lost | State::Parked) => 1,
-            Kept::Rest(State::Interrupted) => 2,
-            Kept::Rest(State::Sealed) => 3,
-            Kept::Cut => 4,
-        });
-        bytes.extend_from_slice(&slot.life.map_or(0, Life::to_bits).to_le_bytes());
-        bytes.extend_from_slice(&slot.len.to_le_bytes());
-        bytes.extend_from_slice(&slot.durable.to_le_bytes());
-        bytes.extend_from_slice(&slot.boot);
-        bytes.push(u8::from(slot.existed));
-        bytes.push(u8::from(slot.owner.is_some()));
-        bytes.extend_from_slice(&slot.owner.map_or([0; 32], Owner::to_bytes));
-        seal(&mut bytes);
-        self.data.file.write_all_at(&bytes, SLOTS + self.seq % 2 * SLOT)?;
+        self.data.file.write_all_at(&encode_slot(self.seq, slot), SLOTS + self.seq % 2 * SLOT)?;
         self.slot = slot;
         Ok(())
     }
@@ -280,7 +269,7 @@ impl Record {
         Ok(Self::parse(file, &bytes).map_or(Looked::Garbled, Looked::Whole))
     }
 
-    fn parse(file: File, bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(file: File, bytes: &[u8]) -> Option<Self> {
         let head = bytes.strip_prefix(MAGIC)?;
         let id = u128::from_le_bytes(*head.first_chunk()?);
         let len = u32::from_le_bytes(*head.get(16..)?.first_chunk()?) as usize;
@@ -297,7 +286,29 @@ impl Record {
     }
 }
 
-fn parse_slot(bytes: &[u8]) -> Option<(u64, Slot)> {
+/// How a slot is written, with its checksum.
+pub(super) fn encode_slot(seq: u64, slot: Slot) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(SLOT_LEN + SUM);
+    bytes.extend_from_slice(&seq.to_le_bytes());
+    bytes.push(match slot.kept {
+        Kept::Open => 0,
+        Kept::Rest(State::Finished | State::Live | State::Lost | State::Parked) => 1,
+        Kept::Rest(State::Interrupted) => 2,
+        Kept::Rest(State::Sealed) => 3,
+        Kept::Cut => 4,
+    });
+    bytes.extend_from_slice(&slot.life.map_or(0, Life::to_bits).to_le_bytes());
+    bytes.extend_from_slice(&slot.len.to_le_bytes());
+    bytes.extend_from_slice(&slot.durable.to_le_bytes());
+    bytes.extend_from_slice(&slot.boot);
+    bytes.push(u8::from(slot.existed));
+    bytes.push(u8::from(slot.owner.is_some()));
+    bytes.extend_from_slice(&slot.owner.map_or([0; 32], Owner::to_bytes));
+    seal(&mut bytes);
+    bytes
+}
+
+pub(super) fn parse_slot(bytes: &[u8]) -> Option<(u64, Slot)> {
     let bytes = unseal(bytes)?;
     let seq = u64::from_le_bytes(*bytes.first_chunk()?);
     let kept = match bytes.get(8)? {
@@ -316,10 +327,14 @@ fn parse_slot(bytes: &[u8]) -> Option<(u64, Slot)> {
     let life = (life != 0).then_some(Life::from_bits(life));
     let owned = *bytes.get(58)? != 0;
     let owner = owned.then_some(Owner::from_bytes(*bytes.get(59..)?.first_chunk()?));
+    // What was not there before had no bytes and was not cut; and no record is written so often.
+    if !existed && (kept == Kept::Open && len > 0 || kept == Kept::Cut) || seq == u64::MAX {
+        return None;
+    }
     Some((seq, Slot { kept, life, len, durable, boot, existed, owner }))
 }
 
-fn seal(bytes: &mut Vec<u8>) {
+pub(super) fn seal(bytes: &mut Vec<u8>) {
     let sum = Sha256::digest(&bytes[..]);
     bytes.extend_from_slice(&sum[..SUM]);
 }
@@ -371,5 +386,17 @@ mod tests {
             assert!(matches!(Record::open(&dir, "r").unwrap(), Looked::Garbled), "{len} bytes");
         }
         assert!(matches!(Record::open(&dir, "absent").unwrap(), Looked::Absent));
+    }
+
+    #[test]
+    fn what_no_appender_writes_is_not_read() {
+        let new = Slot { existed: false, ..slot(0) };
+        let read = |slot| parse_slot(&encode_slot(1, slot)).map(|(_, slot)| slot);
+        assert_eq!(read(new), Some(new));
+        // After a power loss it would stand as it is, with a file that is longer than what is left of it.
+        assert_eq!(read(Slot { len: 1, ..new }), None);
+        assert_eq!(read(Slot { kept: Kept::Cut, ..new }), None);
+        // Nothing could come behind it.
+        assert_eq!(parse_slot(&encode_slot(u64::MAX, new)), None);
     }
 }

@@ -1,0 +1,242 @@
+//! Whatever servers say to the client.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::peer::{Answer, LIFE, Lines, Said, Script, decode, set_servers};
+use super::{Input, run};
+use crate::client::Client;
+use crate::error::ErrorKind;
+use crate::storage::State;
+
+/// The largest message that is accepted, in bytes.
+const MAX_MESSAGE: u64 = 100_000;
+const STATUSES: [u16; 16] = [200, 204, 302, 400, 401, 403, 404, 408, 409, 412, 413, 416, 426, 500, 503, 999];
+const TYPES: [&str; 4] = ["application/problem+json", "text/plain", "application/json", "text/html"];
+
+/// What a server's answer promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speaks {
+    V1,
+    Ours,
+    Original,
+    /// It answers with whatever, or doesn't upgrade.
+    Else,
+}
+
+/// The servers of one input, and what each says over its WebSocket.
+fn servers(input: &mut Input<'_>) -> (VecDeque<Script>, Vec<(Speaks, Vec<Said>)>) {
+    let (mut scripts, mut told) = (VecDeque::new(), Vec::new());
+    while !input.is_empty() && scripts.len() < 4 {
+        let (kind, step) = (input.byte(), input.byte());
+        let (speaks, answer, lines) = match kind % 8 {
+            0..=3 => {
+                (Speaks::V1, Answer::Upgrade("Sec-WebSocket-Protocol: httpfstream.v1\r\n"), Lines::parse(input, false))
+            }
+            4 => (
+                Speaks::Ours,
+                Answer::Upgrade("Stream-State: live\r\nUpload-Offset: 9\r\n"),
+                Lines::parse(input, false),
+            ),
+            5 => (Speaks::Original, Answer::Upgrade(""), Lines::parse(input, false)),
+            6 => {
+                let status = STATUSES[usize::from(kind >> 4)];
+                let kind = input.byte();
+                let (media, chunked) = (TYPES[usize::from(kind % 4)], kind & 4 != 0);
+                let len = usize::from(input.byte()) << (kind >> 5);
+                let len =
+                    if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {len}") };
+                let head = format!(
+                    "HTTP/1.1 {status} x\r\nContent-Type: {media}\r\n{len}\r\nStream-State: interrupted\r\n\r\n"
+                );
+                let body = input.take(input.0.len());
+                (Speaks::Else, Answer::Head([head.as_bytes(), body].concat()), Lines::default())
+            }
+            _ => {
+                let len = input.byte();
+                let head = input.take(usize::from(len) << 2).to_vec();
+                (Speaks::Else, Answer::Head(head), Lines::default())
+            }
+        };
+        told.push((speaks, decode(&lines.bytes, false, MAX_MESSAGE)));
+        scripts.push_back(Script::new(lines, Some(answer), step));
+    }
+    (scripts, told)
+}
+
+/// A client that comes back at once, but not for ever.
+fn client() -> Client {
+    let builder = Client::builder().retry_for(Duration::from_secs(60)).max_message_size(MAX_MESSAGE);
+    builder.retry_delays(Duration::from_secs(1), Duration::from_secs(30)).build().expect("a client")
+}
+
+/// Runs with these servers in the place of the network.
+fn with_servers<F: Future>(scripts: VecDeque<Script>, future: F) -> F::Output {
+    set_servers(Some(scripts));
+    let output = run(async {
+        let output = future.await;
+        // Connections that are still closing.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        output
+    });
+    set_servers(None);
+    output
+}
+
+/// A follower hands out what servers sent, each byte once, and says that it is the end only where a server said so.
+pub fn client_follow(data: &[u8]) -> bool {
+    let mut input = Input(data);
+    let options = input.byte();
+    let (scripts, told) = servers(&mut input);
+    let skip = u64::from(options & 3);
+    let mut request = client().follow("http://h/x");
+    if skip > 0 {
+        request = request.offset(skip);
+    }
+    if options & 4 != 0 {
+        request = request.wait(Duration::from_secs(100));
+    }
+    let (read, begin, end) = with_servers(scripts, async {
+        let mut follower = match request.await {
+            Ok(follower) => follower,
+            Err(error) => return (Vec::new(), None, Err(error.kind())),
+        };
+        let begin = follower.offset();
+        let mut read = Vec::new();
+        let end = loop {
+            match follower.next_chunk().await {
+                Ok(Some(chunk)) => {
+                    assert!(!chunk.bytes.is_empty());
+                    read.extend_from_slice(&chunk.bytes);
+                    assert_eq!(chunk.next_offset - begin, read.len() as u64);
+                }
+                Ok(None) => break Ok(follower.state()),
+                Err(error) => break Err(error.kind()),
+            }
+        };
+        // However often it is asked.
+        assert_eq!(follower.next_chunk().await.map_err(|error| error.kind()).map(|_| ()), end.map(|_| ()));
+        (read, Some(begin), end)
+    });
+    // Those that were refused before it began are passed over.
+    let began = told.iter().position(|(speaks, _)| *speaks != Speaks::Else);
+    let Some((first, (speaks, said))) = began.map(|at| (at, &told[at])) else {
+        return !read.is_empty();
+    };
+    match speaks {
+        // Whether it is this server or a plain answer before it that was read can't be told here.
+        Speaks::Else => {}
+        _ if first > 0 => {}
+        Speaks::V1 => {
+            // The others have nothing that a follower of this one would take.
+            let servers = told.iter().filter(|(speaks, _)| *speaks == Speaks::V1).map(|(_, said)| sent(said));
+            let (mut whole, mut ends) = (Vec::new(), vec![(0, false)]);
+            for (data, end) in servers {
+                whole.extend_from_slice(&data);
+                ends.push((whole.len(), end == Some(begin.unwrap_or(0) + whole.len() as u64)));
+            }
+            assert!(whole.starts_with(&read));
+            let here = ends.iter().filter(|(len, _)| *len == read.len());
+            assert!(here.clone().next().is_some(), "{} bytes of {ends:?}", read.len());
+            assert!(end.is_err() && end != Err(ErrorKind::Interrupted) || here.clone().any(|(_, ended)| *ended));
+        }
+        Speaks::Ours | Speaks::Original => {
+            let mut whole = Vec::new();
+            said.iter().for_each(|said| {
+                if let Said::Part { payload, .. } = said {
+                    whole.extend_from_slice(payload)
+                }
+            });
+            let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(whole.len());
+            assert!(read == whole[skipped..]);
+            let clean = matches!(said.last(), Some(Said::Close { code: Some(1000), .. })) && skipped as u64 == skip;
+            assert_eq!(end.is_ok(), clean, "{end:?}");
+        }
+    }
+    end.is_ok() && !read.is_empty() && told.len() > 1
+}
+
+/// The data of a connection up to where it ends or breaks, and the length at which it was said to end.
+fn sent(said: &[Said]) -> (Vec<u8>, Option<u64>) {
+    let (mut data, mut message, mut begun) = (Vec::new(), Vec::new(), false);
+    for said in said {
+        match said {
+            Said::Part { text: false, payload, .. } if begun => data.extend_from_slice(payload),
+            Said::Part { text: true, payload, end } => {
+                message.extend_from_slice(payload);
+                if message.len() > 16 * 1024 {
+                    break;
+                }
+                if *end {
+                    let parsed: Value = serde_json::from_slice(&message).unwrap_or_default();
+                    let state: Option<State> = parsed["state"].as_str().and_then(|state| state.parse().ok());
+                    let Some(state) = state else { break };
+                    message.clear();
+                    if !begun {
+                        begun = parsed["offset"].is_u64() && parsed["life"].is_string();
+                        if !begun {
+                            break;
+                        }
+                    } else if parsed.get("offset").is_some() || !state.is_open() {
+                        return (data, parsed["length"].as_u64().filter(|_| parsed.get("offset").is_none()));
+                    } else if parsed.get("length").is_some_and(|length| length.as_i64().is_none_or(|n| n < 0)) {
+                        break;
+                    }
+                }
+            }
+            Said::Ping(_) | Said::Pong(_) => {}
+            _ => break,
+        }
+    }
+    (data, None)
+}
+
+/// An appender that is told anything believes nothing but what can be, and that it is done only where a server said so.
+pub fn client_append(data: &[u8]) -> bool {
+    let mut input = Input(data);
+    let (options, len) = (input.byte(), input.byte());
+    let (scripts, told) = servers(&mut input);
+    let mut request = client().open_append("http://h/x");
+    if options & 1 != 0 {
+        request = request.appender_id("abcdefghijklmnopqrstuv".parse().expect("an id"));
+        request = request.resume(LIFE.parse().expect("a life"), u64::from(options >> 4));
+    }
+    let seal = options & 2 != 0;
+    let ended = with_servers(scripts, async {
+        let mut appender = request.await.map_err(|error| error.kind())?;
+        let begin = appender.offset();
+        for part in vec![7; len.into()].chunks(100) {
+            appender.append(part).await.map_err(|error| error.kind())?;
+            assert!(appender.acknowledged() <= appender.offset());
+            if options & 8 != 0 {
+                appender.flush().await.map_err(|error| error.kind())?;
+                assert!(!appender.is_resumable() || appender.acknowledged() == appender.offset());
+            }
+        }
+        let end = appender.offset();
+        assert_eq!(end - begin, u64::from(len));
+        if seal { appender.seal().await } else { appender.finish().await }.map_err(|error| error.kind())?;
+        Ok::<u64, ErrorKind>(end)
+    });
+    let Ok(end) = ended else { return false };
+    let confirmed = told.iter().any(|(speaks, said)| match speaks {
+        Speaks::V1 => {
+            let mut text = Vec::new();
+            said.iter().any(|said| match said {
+                Said::Part { text: true, payload, end: last } => {
+                    text.extend_from_slice(payload);
+                    let message = last.then(|| serde_json::from_slice::<Value>(&std::mem::take(&mut text)).ok());
+                    let message = message.flatten().unwrap_or_default();
+                    message["finished"] == true && message["ack"] == end
+                }
+                _ => false,
+            })
+        }
+        Speaks::Ours | Speaks::Original => !seal && matches!(said.last(), Some(Said::Close { code: Some(1000), .. })),
+        Speaks::Else => false,
+    });
+    assert!(confirmed, "finished without a word");
+    end > 0
+}

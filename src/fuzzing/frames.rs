@@ -1,0 +1,179 @@
+//! Frames into the append loop.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::peer::{Lines, Said, Script, decode};
+use super::{Input, run};
+use crate::append::{self, Dialect, Terms};
+use crate::hub::{Attach, Attached};
+use crate::key::Key;
+use crate::storage::{MemoryStorage, Open, State, stream};
+use crate::streams::Streams;
+
+/// A peer says anything to the append loop, in either dialect, in steps of any size: what is stored, how it ended and
+/// what the peer is told is what a simple decoder of all its bytes says.
+pub fn frames(data: &[u8]) -> bool {
+    let mut input = Input(data);
+    let (kind, limits, step) = (input.byte(), input.byte(), input.byte());
+    let dialect = match kind % 4 {
+        0 => Dialect::Original { bare: true },
+        1 => Dialect::Original { bare: false },
+        _ => Dialect::V1 { resumed: false },
+    };
+    let terms = Terms {
+        times: Default::default(),
+        max_message: [16, 1000, 70_000, u64::MAX][usize::from(limits % 4)],
+        max_resource: [20, 3000, 300_000, u64::MAX][usize::from(limits / 4 % 4)],
+        until: None,
+    };
+    let lines = Lines::parse(&mut input, true);
+    let said = decode(&lines.bytes, true, terms.max_message);
+    let expected = Expected::of(&said, dialect, terms.max_resource);
+    let got = run(append_all(Script::new(lines, None, step), terms, dialect));
+    if expected.overflows {
+        // How much of a stream fits depends on how it came.
+        assert!(dialect == Dialect::V1 { resumed: false }, "messages are stored whole");
+        assert!(expected.stored.starts_with(&got.stored) && got.stored.len() as u64 <= terms.max_resource);
+    } else {
+        assert!(got.stored == expected.stored, "stored {} bytes, expected {}", got.stored.len(), expected.stored.len());
+    }
+    let finished = matches!(got.state, Some(State::Finished | State::Sealed));
+    assert_eq!(finished, expected.finished, "{:?}", got.state);
+    assert!(finished || got.stored.is_empty() == got.state.is_none(), "{:?}", got.state);
+    check_told(&got, &expected, dialect, &said);
+    finished && !got.stored.is_empty()
+}
+
+struct Expected {
+    stored: Vec<u8>,
+    finished: bool,
+    /// The resource has no room for all of it.
+    overflows: bool,
+    /// So many pings come before the end.
+    pings: usize,
+    /// What it is closed with, if there is somebody to tell.
+    code: Option<u16>,
+}
+
+impl Expected {
+    fn of(said: &[Said], dialect: Dialect, max: u64) -> Self {
+        let mut expected = Self { stored: Vec::new(), finished: false, overflows: false, pings: 0, code: None };
+        let v1 = matches!(dialect, Dialect::V1 { .. });
+        let mut message = Vec::new();
+        for said in said {
+            match said {
+                Said::Part { text: true, payload, end } if v1 => {
+                    message.extend_from_slice(payload);
+                    if message.len() > 16 * 1024 {
+                        expected.code = Some(1009);
+                        return expected;
+                    }
+                    if *end {
+                        expected.finished = is_finish(&message);
+                        expected.code = Some(if expected.finished { 1000 } else { 1002 });
+                        return expected;
+                    }
+                }
+                Said::Part { payload, end, .. } => {
+                    message.extend_from_slice(payload);
+                    if *end || v1 {
+                        let too_much = (expected.stored.len() + message.len()) as u64 > max;
+                        if too_much && !v1 {
+                            expected.code = Some(1009);
+                            return expected;
+                        }
+                        expected.stored.append(&mut message);
+                        if too_much {
+                            expected.overflows = true;
+                            expected.code = Some(1009);
+                            return expected;
+                        }
+                    }
+                }
+                Said::Ping(_) => expected.pings += 1,
+                Said::Pong(_) => {}
+                Said::Close { code: Some(1000), between: false } => expected.code = Some(1002),
+                Said::Close { code: None, between: false } if !v1 => expected.code = Some(1002),
+                Said::Close { code: None, .. } if v1 => expected.code = Some(1001),
+                Said::Close { code: None | Some(1000), .. } => {
+                    expected.finished = true;
+                    expected.code = Some(1000);
+                }
+                Said::Close { code, .. } => expected.code = *code,
+                Said::Breach(code) => expected.code = Some(*code),
+                Said::Eof { between } => {
+                    expected.finished = *between && dialect == Dialect::Original { bare: true };
+                    expected.code = expected.finished.then_some(1000);
+                }
+            }
+        }
+        expected
+    }
+}
+
+fn is_finish(message: &[u8]) -> bool {
+    let Ok(message) = serde_json::from_slice::<Value>(message) else { return false };
+    message["finish"] == Value::Bool(true) && message.get("seal").is_none_or(Value::is_boolean)
+}
+
+struct Got {
+    stored: Vec<u8>,
+    state: Option<State>,
+    told: Vec<u8>,
+}
+
+async fn append_all(io: Script, terms: Terms, dialect: Dialect) -> Got {
+    let streams = Streams::new(MemoryStorage::new(u64::MAX));
+    let (hub, key) = (&streams.hub, Key::new("a").expect("a key"));
+    let Ok(Attached::Open { lease, .. }) = hub.attach(&key, Attach::new(Open::Continue)).await else {
+        panic!("not let in")
+    };
+    let heard = Arc::clone(&io.heard);
+    append::run(Arc::clone(hub), io, lease, terms, dialect).await;
+    hub.tasks.close();
+    hub.tasks.wait().await;
+    let mut got = Got { stored: Vec::new(), state: None, told: std::mem::take(&mut heard.lock().unwrap()) };
+    if let Some(stat) = hub.storage.stat(&key).await.expect("to look") {
+        got.state = Some(stat.state);
+        let mut pieces = hub.storage.read(&key, stat.life, 0..stat.len).await.expect("to read");
+        while let Some(piece) = stream::next(&mut pieces).await {
+            got.stored.extend_from_slice(&piece.expect("to read"));
+        }
+        assert_eq!(got.stored.len() as u64, stat.len);
+    }
+    got
+}
+
+/// What the peer was told is frames, with answers to its pings, acknowledgements of nothing but what is stored, and a
+/// close frame.
+fn check_told(got: &Got, expected: &Expected, dialect: Dialect, said: &[Said]) {
+    let v1 = matches!(dialect, Dialect::V1 { .. });
+    let (mut pongs, mut acked, mut closed, mut finished) = (Vec::new(), None, None, false);
+    for said in decode(&got.told, false, u64::MAX) {
+        match said {
+            Said::Pong(payload) => pongs.push(payload),
+            Said::Part { text: true, payload, end: true } if v1 => {
+                let message: Value = serde_json::from_slice(&payload).expect("JSON");
+                let offset = message[if acked.is_none() { "offset" } else { "ack" }].as_u64().expect("an offset");
+                assert!(acked <= Some(offset) && offset <= got.stored.len() as u64, "acknowledged {offset}");
+                acked = Some(offset);
+                finished |= message["finished"] == Value::Bool(true);
+            }
+            Said::Close { code, between: true } => closed = code,
+            Said::Eof { between: true } => {}
+            // The peer was silent for a while.
+            Said::Ping(payload) if payload.is_empty() && dialect != (Dialect::Original { bare: true }) => {}
+            other => panic!("the server said {other:?}"),
+        }
+    }
+    assert_eq!(closed, expected.code);
+    assert_eq!(finished, v1 && expected.finished);
+    assert!(!finished || acked == Some(got.stored.len() as u64));
+    // What was pinged while something failed is answered too; where nobody is told anything any more, the last pings
+    // needn't be.
+    let pings = said.iter().filter_map(|said| if let Said::Ping(payload) = said { Some(payload) } else { None });
+    assert!(pings.take(pongs.len()).eq(&pongs));
+    assert!(closed.is_none() || expected.overflows || pongs.len() >= expected.pings);
+}

@@ -1,0 +1,196 @@
+//! What a request's head asks for.
+
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header};
+
+use crate::asked::{Asked, Range, Reading};
+use crate::error::ErrorKind;
+use crate::hub::Begin;
+use crate::intent::{Intent, Rules, Verb};
+use crate::key::Key;
+
+/// Makes a request of text that looks like one: a method, a target and a version in the first line, then headers. Lines
+/// that can't be headers are left out. `None` if hyper would not let it through either.
+pub(super) fn request(text: &[u8]) -> Option<Request<()>> {
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let mut first = lines.next()?.split(|byte| *byte == b' ');
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(first.next()?).ok()?;
+    *request.uri_mut() = Uri::try_from(first.next()?).ok()?;
+    *request.version_mut() = match first.next() {
+        Some(b"0") => Version::HTTP_10,
+        Some(b"2") => Version::HTTP_2,
+        _ => Version::HTTP_11,
+    };
+    if request.method() == Method::CONNECT {
+        request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+    }
+    for line in lines.take(100) {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let name = HeaderName::from_bytes(&line[..colon]);
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
+        if let (Ok(name), Ok(value)) = (name, value) {
+            request.headers_mut().append(name, value);
+        }
+    }
+    Some(request)
+}
+
+/// A request means the same to the layer as to one who collects all that it says and compares.
+pub fn intent(data: &[u8]) -> bool {
+    let Some((&options, text)) = data.split_first() else { return false };
+    let Some(request) = request(text) else { return false };
+    let rules = Rules {
+        prefix: ["", "/a", "/a/b", ""][usize::from(options % 4)].into(),
+        plain: options & 4 != 0,
+        default_verb: [None, Some(Verb::Append), Some(Verb::Follow), Some(Verb::Delete)][usize::from(options >> 3) % 4],
+    };
+    let verbs = values(&request, "verb", Some("x-verb"));
+    let known = |value: &Vec<u8>| match value.to_ascii_uppercase().as_slice() {
+        b"APPEND" => Some(Verb::Append),
+        b"FOLLOW" => Some(Verb::Follow),
+        _ => None,
+    };
+    let verb = verbs.first().and_then(known);
+    let agree = verbs.iter().all(|other| known(other) == verb);
+    let upgrades = request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
+    let path = request
+        .uri()
+        .path()
+        .strip_prefix(&*rules.prefix)
+        .filter(|rest| rest.starts_with('/') || rules.prefix.is_empty());
+    let key = path.map(Key::from_url_path);
+    let intent = rules.intent(&request);
+    match &intent {
+        Intent::Pass => {
+            // Nothing is passed on that names one of our verbs, and nothing else.
+            let ours = key.is_some() && !verbs.is_empty() && agree && verb.is_some();
+            let over_http2 = request.method() == Method::CONNECT;
+            assert!(!ours || !(rules.plain || over_http2), "{request:?} passed");
+        }
+        Intent::Refuse(error) => {
+            assert!(key.is_some() && (upgrades || rules.plain));
+            match error.kind() {
+                ErrorKind::BadRequest => assert!(!agree),
+                kind => assert!(matches!(&key, Some(Err(error)) if error.kind() == kind)),
+            }
+        }
+        Intent::MethodNotAllowed { .. } => assert!(rules.plain && verb.is_some()),
+        Intent::Preflight => assert!(rules.plain && request.method() == Method::OPTIONS),
+        Intent::Socket { verb: meant, key: at, .. } => {
+            assert!(upgrades && agree && Some(*meant) == verb.or(rules.default_verb) && is(&key, at));
+        }
+        Intent::Plain { verb: meant, key: at } => {
+            assert!(rules.plain && agree && is(&key, at) && *meant != Verb::Delete);
+            assert!(verb.is_none_or(|verb| verb == *meant));
+            assert!(*meant == Verb::Append || matches!(*request.method(), Method::GET | Method::HEAD));
+        }
+        Intent::Serve { key: at } => {
+            assert!(rules.plain && verbs.is_empty() && is(&key, at));
+            assert!(matches!(*request.method(), Method::GET | Method::HEAD));
+        }
+        Intent::Delete { key: at } => {
+            assert!(rules.plain && verbs.is_empty() && is(&key, at) && *request.method() == Method::DELETE);
+        }
+    }
+    check_options(request) && matches!(intent, Intent::Socket { .. } | Intent::Plain { .. })
+}
+
+fn is(key: &Option<crate::Result<Key>>, at: &Key) -> bool {
+    matches!(key, Some(Ok(key)) if key == at)
+}
+
+/// Whether options were given and understood.
+fn check_options(request: Request<()>) -> bool {
+    let number = |name: &str, header: Option<&str>| {
+        let values = values(&request, name, header);
+        let first = values.first()?;
+        let text = std::str::from_utf8(first).ok()?;
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = digits.then(|| text.parse::<u64>().ok()).flatten();
+        Some(number.filter(|_| values.iter().all(|value| value == first)))
+    };
+    let (offset, tail) = (number("offset", Some("upload-offset")), number("tail", None));
+    let (lines, finish) = (number("lines", None), number("finish", None));
+    let wait = number("wait", None);
+    let (head, ()) = request.into_parts();
+    let mut understood = false;
+    match Asked::to_append(&head) {
+        Ok(asked) => {
+            assert_eq!((asked.offset.map(Some), asked.finish.map(Some)), (offset, finish));
+            assert!(asked.finish.is_none() || asked.life.is_some());
+            understood |= asked.offset.is_some();
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::BadRequest),
+    }
+    match Asked::to_follow(&head) {
+        Ok(asked) => {
+            let begin = match (offset, tail, lines) {
+                (None, None, None) => Begin::Start,
+                (Some(Some(offset)), None, None) => Begin::Offset(offset),
+                (None, Some(Some(tail)), None) => Begin::Tail(tail),
+                (None, None, Some(Some(lines))) => Begin::Lines(lines),
+                other => panic!("{other:?} was taken for {:?}", asked.begin),
+            };
+            assert_eq!(asked.begin, begin);
+            assert!(wait.is_none() || asked.wait.map(|wait| Some(wait.as_secs())) == wait);
+            understood |= asked.begin != Begin::Start;
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::BadRequest),
+    }
+    for verb in [Verb::Append, Verb::Follow] {
+        if let Ok(asked) = Asked::of(&head, verb) {
+            let offered = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().any(|offer| {
+                offer.as_bytes().split(|byte| *byte == b',').any(|name| name.trim_ascii() == b"httpfstream.v1")
+            });
+            assert_eq!(asked.v1, offered);
+            assert!(asked.v1 || asked == Asked::default());
+        }
+    }
+    match Reading::of(&head) {
+        Ok(reading) => {
+            let range = head.headers.get(header::RANGE).map(HeaderValue::as_bytes);
+            assert!(range.is_some() || reading.range == Range::No);
+            if let (Range::From(Begin::Offset(first)), Some(range)) = (reading.range, range) {
+                let text = std::str::from_utf8(range).expect("ASCII");
+                let (_, text) = text.split_once('=').expect("a unit");
+                let digits = text.trim().split('-').next().expect("a first byte");
+                assert_eq!(digits.trim_start_matches('0'), first.to_string().trim_start_matches('0'));
+            }
+            assert!(reading.last.is_none() || reading.events);
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::BadRequest),
+    }
+    understood
+}
+
+/// All values of an option: of its header trimmed, then of the query decoded once.
+fn values(request: &Request<()>, name: &str, header: Option<&str>) -> Vec<Vec<u8>> {
+    let headers = header.into_iter().flat_map(|header| request.headers().get_all(header));
+    let mut values: Vec<Vec<u8>> = headers.map(|value| value.as_bytes().trim_ascii().to_vec()).collect();
+    for pair in request.uri().query().unwrap_or_default().split('&') {
+        let (found, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if unescape(found) == name.as_bytes() {
+            values.push(unescape(value));
+        }
+    }
+    values
+}
+
+/// As far as there is something to decode.
+fn unescape(text: &str) -> Vec<u8> {
+    let (bytes, mut at, mut out) = (text.as_bytes(), 0, Vec::new());
+    while at < bytes.len() {
+        let digits = bytes.get(at + 1..at + 3).map(|digits| [digits[0], digits[1]].map(|d| char::from(d).to_digit(16)));
+        match digits {
+            Some([Some(high), Some(low)]) if bytes[at] == b'%' => {
+                out.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            _ => {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,217 @@
+//! What the fuzz targets do with bookkeeping records: see [`crate::fuzzing`].
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::record::{Kept, Left, Record, Slot, encode_slot, open_name, parse_slot, rest_name, seal};
+use super::{FsStorage, boot_id, identity};
+use crate::key::Key;
+use crate::storage::{Append, End, Open, Stat, State, Storage, stream};
+
+/// Where the slots are, and how long one is with its checksum.
+const SLOTS: [usize; 2] = [8192, 12288];
+const SLOT_LEN: usize = 91;
+
+/// Makes a record's bytes of an input: its head and two slots as they are, each sealed with a right checksum if a bit of
+/// the first byte says so. A fuzzer doesn't guess checksums. Other bits make the head that of `about`, and a slot one
+/// of this boot.
+fn record_of(data: &[u8], about: Option<(&Key, u128)>) -> Vec<u8> {
+    let (flags, rest) = data.split_first().unwrap_or((&0, &[]));
+    let (slots, head) = rest.split_at(rest.len().min(2 * SLOT_LEN));
+    let mut record = match about.filter(|_| flags & 8 == 0) {
+        Some((key, id)) => {
+            let len = (key.as_str().len() as u32).to_le_bytes();
+            [b"HFSrec2\n", &id.to_le_bytes()[..], &len, key.as_str().as_bytes()].concat()
+        }
+        None => head.to_vec(),
+    };
+    if flags & 1 != 0 {
+        seal(&mut record);
+    }
+    for (i, slot) in slots.chunks(SLOT_LEN).enumerate() {
+        if record.len() < SLOTS[i] {
+            record.resize(SLOTS[i], 0);
+        }
+        let mut slot = slot.to_vec();
+        if let (Some(boot), true) = (slot.get_mut(41..57), flags & (16 << i) != 0) {
+            boot.copy_from_slice(&boot_id());
+        }
+        if flags & (2 << i) != 0 {
+            seal(&mut slot);
+        }
+        record.extend_from_slice(&slot);
+    }
+    record
+}
+
+/// Whatever stands in a record is read as what it says, or not at all; and what is left of the resource is the same
+/// however often it is asked, and never more than its file.
+pub fn record(data: &[u8]) -> bool {
+    thread_local! {
+        static FILE: File = File::open("/dev/null").expect("a file");
+    }
+    let bytes = record_of(data, None);
+    let file = FILE.with(|file| file.try_clone()).expect("a file");
+    let Some(record) = Record::parse(file, &bytes) else { return false };
+    // The head, read by its offsets.
+    let len = u32::from_le_bytes(bytes[24..28].try_into().unwrap()) as usize;
+    assert_eq!(&bytes[..8], b"HFSrec2\n");
+    assert_eq!(record.id.to_le_bytes(), bytes[8..24]);
+    assert_eq!(record.key.as_str().as_bytes(), &bytes[28..28 + len]);
+    // The slot is that of the greater sequence number whose checksum is right, and writes back to the same bytes but for
+    // what counts as true and what nobody reads.
+    let slots = SLOTS.map(|at| bytes.get(at..at + SLOT_LEN + 16));
+    let parsed = slots.map(|slot| parse_slot(slot?));
+    let newest = parsed.iter().flatten().map(|(seq, _)| *seq).max().expect("a slot");
+    assert_eq!(record.seq(), newest);
+    assert!(parsed.iter().flatten().any(|(seq, slot)| *seq == newest && *slot == record.slot));
+    for (slot, parsed) in slots.iter().zip(parsed) {
+        let Some((seq, parsed)) = parsed else { continue };
+        let slot = slot.expect("what was parsed");
+        let written = encode_slot(seq, parsed);
+        assert_eq!(parse_slot(&written), Some((seq, parsed)));
+        assert_eq!(slot[..57], written[..57]);
+        assert!(slot[58] == 0 || slot[59..SLOT_LEN] == written[59..SLOT_LEN]);
+    }
+    check_left(record.slot, record.id, &bytes)
+}
+
+/// Asks with files and boots that the input itself gives.
+fn check_left(slot: Slot, id: u128, bytes: &[u8]) -> bool {
+    let mut undone = false;
+    let some = u64::from(bytes[bytes.len() - 1]);
+    for size in [0, 1, some, slot.len, slot.durable, slot.len.saturating_add(some), slot.durable / 2, u64::MAX] {
+        for boot in [slot.boot, [1; 16], [2; 16]] {
+            let left = slot.left(id, size, boot);
+            assert_eq!(left, slot.left(id, size, boot));
+            let Left::As(stands, len) = left else {
+                // Nothing was added, and nothing is missing.
+                assert!(slot.kept == Kept::Open && len_of(slot, size, boot) == slot.len);
+                undone = true;
+                continue;
+            };
+            assert!(len <= size);
+            if let Kept::Rest(_) = slot.kept {
+                assert_eq!((stands.kept, len), (slot.kept, size));
+                assert!(size >= slot.len || stands.life != slot.life, "a cut file is in another life");
+                continue;
+            }
+            assert_eq!(len, len_of(slot, size, boot));
+            assert_eq!(stands.kept.is_open(), slot.owner.is_some());
+            assert!(stands != slot || len == size, "it is left as it is, with a file that is too long");
+            let settled = stands.left(id, len, boot);
+            match settled {
+                // It was kept for its owner, and has come to as much as before.
+                Left::Undone => assert!(stands.kept == Kept::Open && len == stands.len),
+                Left::As(again, same) => {
+                    assert_eq!(same, len);
+                    assert_eq!((again.kept, again.life, again.owner), (stands.kept, stands.life, stands.owner));
+                }
+            }
+        }
+    }
+    undone
+}
+
+/// How much of an open resource is left.
+fn len_of(slot: Slot, size: u64, boot: [u8; 16]) -> u64 {
+    if slot.boot == boot { size } else { size.min(slot.durable) }
+}
+
+/// A root of files with any records is opened and settled, tells the same before and after, and can be appended to or
+/// says why not; its files hold a prefix of what they held.
+pub fn root(data: &[u8]) -> bool {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    thread_local! {
+        static RUNTIME: RefCell<tokio::runtime::Runtime> = RefCell::new(
+            tokio::runtime::Builder::new_current_thread().build().expect("a runtime")
+        );
+    }
+    struct Folder(PathBuf);
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+    let memory = Path::new("/dev/shm");
+    let above = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let name = format!("httpfstream-fuzz-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let folder = Folder(above.join(name));
+    let (&kind, data) = data.split_first().unwrap_or((&0, &[]));
+    let (&len, data) = data.split_first().unwrap_or((&0, &[]));
+    let content: Vec<u8> = (0..len).collect();
+    let records = folder.0.join(".httpfstream/records");
+    std::fs::create_dir_all(&records).expect("a folder");
+    let key = Key::new("a").expect("a key");
+    let path = folder.0.join("a");
+    std::fs::write(&path, &content).expect("to write");
+    let id = identity(&File::open(&path).expect("a file")).expect("an identity");
+    let (first, second) = data.split_at(data.len() / 2);
+    let mut left = None;
+    if kind & 1 == 0 {
+        let (name, bytes) = (records.join(open_name(&key)), record_of(first, Some((&key, id))));
+        std::fs::write(&name, &bytes).expect("to write");
+        let record = Record::parse(File::open(&name).expect("a file"), &bytes);
+        left = record.filter(|record| record.is_about(&key, id)).map(|record| {
+            match record.slot.left(id, content.len() as u64, boot_id()) {
+                Left::As(_, len) => Some(len),
+                Left::Undone => record.slot.existed.then_some(content.len() as u64),
+            }
+        });
+    }
+    if kind & 2 != 0 {
+        std::fs::write(records.join(rest_name(&key)), record_of(second, Some((&key, id)))).expect("to write");
+    }
+    RUNTIME.with_borrow(|runtime| runtime.block_on(check_root(&folder.0, &key, &content, left)))
+}
+
+/// `left` is how much of it there is, if its record tells.
+async fn check_root(folder: &Path, key: &Key, content: &[u8], left: Option<Option<u64>>) -> bool {
+    let storage = FsStorage::open(folder).expect("a root");
+    let seen = check_stat(&storage, key, content).await;
+    drop(storage);
+    if let Some(left) = left {
+        assert_eq!(seen.as_ref().map(|stat| stat.len), left);
+        assert_eq!(std::fs::metadata(folder.join("a")).ok().map(|meta| meta.len()), left);
+    }
+    // Settling again changes nothing.
+    let storage = FsStorage::open(folder).expect("a root");
+    let again = check_stat(&storage, key, content).await;
+    let told = |stat: &Option<Stat>| stat.as_ref().map(|stat| (stat.life, stat.len, stat.state, stat.owner));
+    assert_eq!(told(&seen), told(&again));
+    let mut lost = storage.lost();
+    while let Some(found) = stream::next(&mut lost).await {
+        assert_eq!(found.expect("what is lost").1.state, State::Lost);
+    }
+    let before = seen.as_ref().map_or(0, |stat| stat.len);
+    let sealed = seen.as_ref().is_some_and(|stat| stat.state == State::Sealed);
+    match Storage::open(&storage, key, Open::Takeover).await {
+        Ok(mut appender) => {
+            assert!(!sealed);
+            let appended = appender.append(&[bytes::Bytes::from_static(b"new")]).await;
+            assert_eq!(appended.expect("to append"), before + 3);
+            let stat = appender.finish(End::Finished).await.expect("to finish");
+            assert_eq!((stat.len, stat.state), (before + 3, State::Finished));
+            let read = std::fs::read(folder.join("a")).expect("to read");
+            assert_eq!(read, [&content[..before as usize], b"new"].concat());
+        }
+        Err(error) => assert!(sealed, "{error:?}"),
+    }
+    seen.is_some_and(|stat| stat.state == State::Lost)
+}
+
+async fn check_stat(storage: &FsStorage, key: &Key, content: &[u8]) -> Option<Stat> {
+    let stat = storage.stat(key).await.expect("to look");
+    if let Some(stat) = &stat {
+        assert!(stat.len <= content.len() as u64);
+        let mut pieces = storage.read(key, stat.life, 0..stat.len).await.expect("to read");
+        let mut read = Vec::new();
+        while let Some(piece) = stream::next(&mut pieces).await {
+            read.extend_from_slice(&piece.expect("to read"));
+        }
+        assert_eq!(read, content[..stat.len as usize]);
+    }
+    stat
+}

@@ -1,0 +1,3 @@
+#![no_main]
+
+httpfstream_fuzz::target!(client_append);

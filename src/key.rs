@@ -175,6 +175,11 @@ mod tests {
         assert_eq!(Key::from_url_path("/..a/b..").unwrap().as_str(), "..a/b..");
         assert_eq!(Key::from_url_path("/%2525").unwrap().as_str(), "%25", "decoded once, not twice");
         assert_eq!(Key::new("a%2Fb").unwrap().as_str(), "a%2Fb", "a name is not decoded");
+        let key = Key::new("a b").unwrap();
+        assert_eq!(
+            (key.as_ref(), key.to_string(), format!("{key:?}")),
+            ("a b", "a b".to_owned(), "\"a b\"".to_owned())
+        );
     }
 
     #[test]
@@ -213,6 +218,8 @@ mod tests {
         let long = format!("/{}", "x".repeat(254)).repeat(16);
         assert_eq!(kind(&long), None);
         assert_eq!(kind(&format!("{long}/{}", "x".repeat(20))), Some(ErrorKind::PathTooLong));
+        // The same in three times as many characters.
+        assert_eq!(kind(&long.replace('x', "%78")), None);
         assert_eq!(kind(&"/%78".repeat(4000)), Some(ErrorKind::PathTooLong));
     }
 }

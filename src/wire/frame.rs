@@ -368,6 +368,70 @@ mod tests {
         assert_eq!(run(&split, 9, 101).2, Ok(()));
     }
 
+    /// All that is in the bytes, one event after the other, and whether they end between two messages.
+    fn decode(role: Role, input: &[u8]) -> (Vec<Result<Event, Breach>>, bool) {
+        let mut decoder = Decoder::new(role, 1 << 20);
+        let mut buf = BytesMut::from(input);
+        let events = std::iter::from_fn(|| decoder.decode(&mut buf).transpose()).take(9).collect();
+        (events, decoder.between_messages())
+    }
+
+    fn data(payload: &'static [u8], end: bool, text: bool) -> Result<Event, Breach> {
+        Ok(Event::Data { payload: Bytes::from_static(payload), end, text })
+    }
+
+    #[test]
+    fn an_end_is_between_messages_or_inside_one() {
+        assert_eq!(decode(Role::Server, b""), (vec![], true));
+        assert_eq!(decode(Role::Server, &frame(0x82, b"whole")), (vec![data(b"whole", true, false)], true));
+        // Its head only; some of it; some of the message.
+        assert_eq!(decode(Role::Server, &frame(0x82, b"whole")[..6]), (vec![], false));
+        assert_eq!(decode(Role::Server, &frame(0x81, b"whole")[..7]), (vec![data(b"w", false, true)], false));
+        assert_eq!(decode(Role::Server, &frame(0x01, b"some")), (vec![data(b"some", false, true)], false));
+        // Nothing of a frame is nothing to tell, but that a message has ended is.
+        assert_eq!(decode(Role::Server, &frame(0x02, b"")), (vec![], false));
+        assert_eq!(decode(Role::Server, &frame(0x81, b"")), (vec![data(b"", true, true)], true));
+        let fragments = [frame(0x01, b"te"), frame(0x80, b"xt"), frame(0x82, b"b")].concat();
+        let events = vec![data(b"te", false, true), data(b"xt", true, true), data(b"b", true, false)];
+        assert_eq!(decode(Role::Server, &fragments), (events, true));
+    }
+
+    #[test]
+    fn control_frames_have_up_to_125_bytes() {
+        let ping = frame(0x89, &[b'p'; 125]);
+        assert_eq!(decode(Role::Server, &ping).0, [Ok(Event::Ping(Bytes::from(vec![b'p'; 125])))]);
+        assert_eq!(decode(Role::Server, &ping[..130]).0, []);
+        assert_eq!(decode(Role::Server, &frame(0x88, b"")).0, [Ok(Event::Close(None))]);
+        let mut decoder = Decoder::new(Role::Server, 1);
+        assert_eq!(
+            decoder.decode(&mut BytesMut::from(&frame(0x88, b"\x03\xe8bye")[..])),
+            Ok(Some(Event::Close(Some(1000))))
+        );
+        assert_eq!(decoder.close_reason(), "bye");
+    }
+
+    #[test]
+    fn what_one_side_writes_the_other_reads() {
+        for (mask, reads, other) in [(Some(MASK), Role::Server, Role::Client), (None, Role::Client, Role::Server)] {
+            for (kind, event) in [
+                (Kind::Text, data(b"hello", true, true)),
+                (Kind::Binary, data(b"hello", true, false)),
+                (Kind::Ping, Ok(Event::Ping(Bytes::from_static(b"hello")))),
+                (Kind::Pong, Ok(Event::Pong)),
+            ] {
+                let mut buf = BytesMut::new();
+                put_header(&mut buf, kind, 5, mask);
+                let mut payload = *b"hello";
+                apply_mask(&mut payload, mask.unwrap_or_default());
+                buf.extend_from_slice(&payload);
+                assert_eq!(decode(reads, &buf), (vec![event], true), "{kind:?}");
+                // A server's frames are not masked, a client's are.
+                let refused = decode(other, &buf).0.remove(0);
+                assert_eq!(refused.map_err(|breach| breach.code), Err(1002), "{kind:?}");
+            }
+        }
+    }
+
     #[test]
     fn close_reasons_are_cut_on_a_character() {
         let payload = close_payload(1011, &"é".repeat(100));

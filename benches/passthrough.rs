@@ -104,7 +104,7 @@ mod served_get_falls_through {
     }
 
     fn runtime() -> Runtime {
-        tokio::runtime::Builder::new_current_thread().build().unwrap()
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
     }
 
     #[divan::bench(sample_size = 16, sample_count = 2000)]

@@ -45,6 +45,8 @@
 //! as one piece, and waits for the number's next change. Nothing is queued per follower. So nobody waits for anybody,
 //! nobody misses or repeats a byte, and a slow follower simply reads larger pieces later.
 //!
+//! It runs within tokio, with time enabled, as `#[tokio::main]` and every server has it.
+//!
 //! # Features
 //!
 //! None is on by default.

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::env;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
@@ -43,7 +44,15 @@ async fn main() -> Result<(), BoxError> {
     let listener = TcpListener::bind(address).await?;
     println!("https://localhost:{}", listener.local_addr()?.port());
     loop {
-        let (stream, _) = listener.accept().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Too many open files, say: the others go on.
+                eprintln!("{error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
         let _ = stream.set_nodelay(true);
         let (acceptor, service) = (acceptor.clone(), service.clone());
         tokio::spawn(async move {

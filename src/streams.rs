@@ -197,10 +197,15 @@ impl StreamsBuilder {
     /// resource only: whoever asked is told that the storage does not answer (503, or close code 1011). Nobody else gets
     /// the resource before the call has ended.
     ///
-    /// Default: 60 seconds.
+    /// That takes a storage whose calls hang without blocking the runtime's threads.
+    /// [`FsStorage`](crate::storage::FsStorage) writes small appends on these threads unless it is
+    /// [told not to](crate::storage::FsStorageBuilder::inline_appends); and each of its calls that hangs holds a thread of
+    /// the blocking pool, also once it has been answered.
+    ///
+    /// Default: 60 seconds; at least a millisecond.
     #[must_use]
     pub fn storage_timeout(mut self, limit: Duration) -> Self {
-        self.config.patience = limit;
+        self.config.patience = limit.max(Duration::from_millis(1));
         self
     }
 

@@ -74,9 +74,9 @@ mod conformance {
     }
 
     /// A root in a folder of its own.
-    fn file_store(preallocate: bool) -> (FsStorage, FsStorage, Released) {
+    fn file_store(preallocate: bool, inline: bool) -> (FsStorage, FsStorage, Released) {
         let dir = tempfile::tempdir().unwrap();
-        let one = FsStorage::builder(dir.path()).preallocate(preallocate).open().unwrap();
+        let one = FsStorage::builder(dir.path()).preallocate(preallocate).inline_appends(inline).open().unwrap();
         (one.clone(), one, Released(dir))
     }
 
@@ -102,14 +102,21 @@ mod conformance {
 
     httpfstream::storage_conformance! {
         mod files {
-            async || file_store(true);
+            async || file_store(true, true);
             without cap = "it is full when the disk is: tests/external/disk.sh";
         }
     }
 
     httpfstream::storage_conformance! {
         mod files_without_preallocation {
-            async || file_store(false);
+            async || file_store(false, true);
+            without cap = "it is full when the disk is: tests/external/disk.sh";
+        }
+    }
+
+    httpfstream::storage_conformance! {
+        mod files_by_the_blocking_pool {
+            async || file_store(true, false);
             without cap = "it is full when the disk is: tests/external/disk.sh";
         }
     }

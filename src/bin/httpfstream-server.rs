@@ -32,9 +32,10 @@ use self::shared::exit::{FAILED, FINISHED};
 const PROGRAM: &str = "httpfstream-server";
 /// What a shutdown leaves to those who are not done; it has to be over in ten seconds.
 const GRACE: Duration = Duration::from_secs(7);
-/// How long a reader may take nothing of what is to be sent to it.
+/// How long a reader may take nothing of what is to be sent to it. (Seen: with 60 s, readers with a full buffer that took
+/// some all the time were closed, too. The kernel counts from its first probe of a closed window.)
 #[cfg(target_os = "linux")]
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_secs(600);
 /// How often a client is asked over HTTP/2 whether it is still there.
 const PING: Duration = Duration::from_secs(30);
 /// What a client may have going on one connection over HTTP/2; how much of each answer waits in memory for one that takes
@@ -117,7 +118,8 @@ struct Args {
 
     /// How long the head of a request may take, and a connection may be idle, in seconds. (Between two requests over HTTP/2
     /// it may be idle for four times as long.)
-    #[arg(long, env = "HTTPFSTREAM_HEAD_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, env = "HTTPFSTREAM_HEAD_TIMEOUT", value_name = "SECONDS", default_value_t = 30,
+        value_parser = clap::value_parser!(u32).range(1..))]
     head_timeout: u32,
 
     /// Log each request.

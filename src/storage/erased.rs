@@ -1,5 +1,6 @@
-//! [`Storage`] as an object, so that nothing above it is generic over it, and with its failures contained: a panic is an
-//! error, and so is a call that takes too long.
+//! [`Storage`] as an object, so that nothing above it is generic over it, and with its failures contained: a panic of its
+//! futures and of what it reads is an error, and so is a call that takes too long. (What only tells or lists is not
+//! guarded: `Append::stat`, `Append::claim`, and the streams of `follow`, `lost` and `list`.)
 
 use std::fs::File;
 use std::future::{Future, poll_fn};

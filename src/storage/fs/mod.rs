@@ -100,6 +100,7 @@ pub struct FsStorageBuilder {
     root: PathBuf,
     bookkeeping: String,
     preallocate: bool,
+    inline_appends: bool,
 }
 
 #[derive(Debug)]
@@ -110,6 +111,7 @@ struct Root {
     /// The name of the bookkeeping folder, which no key may hold.
     reserved: String,
     preallocate: bool,
+    inline_appends: bool,
     boot: [u8; 16],
     next_new: AtomicU64,
     /// The file system that this root is on.
@@ -158,6 +160,18 @@ impl FsStorageBuilder {
         self
     }
 
+    /// Whether small appends (up to 256 KiB) may be written on the threads of the runtime, which is several times cheaper
+    /// than handing them to its blocking pool. But where the file system stops answering, a network file system above
+    /// all, the threads that write stop with it, and with them all that the runtime does. Off, only the blocking pool's
+    /// threads do, one for each call that hangs (tokio has 512).
+    ///
+    /// Default: on.
+    #[must_use]
+    pub fn inline_appends(mut self, inline: bool) -> Self {
+        self.inline_appends = inline;
+        self
+    }
+
     /// Opens the root, making it where it is missing, and settles what a crash left behind. Blocks on the disk.
     ///
     /// # Errors
@@ -184,6 +198,7 @@ impl FsStorageBuilder {
             top,
             reserved: self.bookkeeping,
             preallocate: self.preallocate,
+            inline_appends: self.inline_appends,
             boot: boot_id(),
             next_new: AtomicU64::new(0),
             commits: Arc::new(Commits::new()),
@@ -207,7 +222,12 @@ impl FsStorage {
 
     /// Configures a storage in this root directory.
     pub fn builder(root: impl AsRef<Path>) -> FsStorageBuilder {
-        FsStorageBuilder { root: root.as_ref().to_owned(), bookkeeping: ".httpfstream".to_owned(), preallocate: true }
+        FsStorageBuilder {
+            root: root.as_ref().to_owned(),
+            bookkeeping: ".httpfstream".to_owned(),
+            preallocate: true,
+            inline_appends: true,
+        }
     }
 
     /// Runs what may block on the disk.
@@ -806,6 +826,7 @@ impl Append for FsAppend {
         let lease = &self.held.lease;
         let len = data.iter().map(|d| d.len() as u64).sum();
         if len <= MAX_INLINE
+            && lease.root.inline_appends
             && !lease.root.commits.is_syncing()
             && let Some(appended) = lease.append_inline(data, len, self.claimed)
         {

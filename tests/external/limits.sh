@@ -6,6 +6,9 @@
 count=${1:-10000}
 current="what this needs"
 command -v python3 >/dev/null || fail "no python3"
+# Root may have more.
+need=$((count + 1000))
+[ "$(ulimit -Hn)" = unlimited ] || [ "$(ulimit -Hn)" -ge "$need" ] || ulimit -Hn "$need" 2>/dev/null || true
 
 limits() {
     timeout 300 python3 "$(dirname "$0")/limits.py" "$1" "$bin/httpfstream-server" "$work" "$count"

@@ -31,13 +31,18 @@ class Refused(Exception):
         self.how, self.code = how, code
 
 
+class NoAnswer(Exception):
+    """The connection ended instead: hyper drops a head that is not written yet when its body fails."""
+
+
 def request(port, head):
     sock = socket.create_connection(("127.0.0.1", port), timeout=20)
     sock.sendall(head.encode() + b"\r\n\r\n")
     got = b""
     while b"\r\n\r\n" not in got:
         more = sock.recv(65536)
-        assert more, f"no answer to {head!r}"
+        if not more:
+            raise NoAnswer(head)
         got += more
     head, rest = got.split(b"\r\n\r\n", 1)
     return sock, int(head.split()[1]), head.decode().lower(), rest
@@ -193,6 +198,14 @@ def run_full():
         print(f"full after {taken} bytes {'without' if before else 'with'} preallocation, and on with more room")
 
 
+def look(port, path):
+    """Reads; once more if the one call that fails was of this very read."""
+    try:
+        return read(port, path)
+    except NoAnswer:
+        return read(port, path)
+
+
 def failing(call, number):
     """One run; how many calls failed, and how many requests."""
     root, trace = os.path.join(WORK, "root"), os.path.join(WORK, "trace")
@@ -230,7 +243,7 @@ def failing(call, number):
             finished.pop(path, None)
             if not end:
                 appender.lose()
-                while (found := read(port, path)) and found[0] == "live":
+                while (found := look(port, path)) and found[0] == "live":
                     pass
                 if not found or not found[1].endswith(data):
                     refused.append((path, "lost"))

@@ -221,5 +221,8 @@ mod tests {
         // The same in three times as many characters.
         assert_eq!(kind(&long.replace('x', "%78")), None);
         assert_eq!(kind(&"/%78".repeat(4000)), Some(ErrorKind::PathTooLong));
+        // What can't be a key for its length alone is not looked at.
+        assert_eq!(kind(&format!("/{}", "%zz".repeat(4096))), Some(ErrorKind::BadPath));
+        assert_eq!(kind(&format!("/{}x", "%zz".repeat(4096))), Some(ErrorKind::PathTooLong));
     }
 }

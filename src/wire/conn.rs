@@ -462,3 +462,346 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         Poll::Ready(Ok(filled.len()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::task::Waker;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// The other end, which does what it is told.
+    #[derive(Debug, Default)]
+    struct Peer {
+        /// What each read brings: nothing at all is the end. Then nothing has come yet.
+        reads: VecDeque<io::Result<Vec<u8>>>,
+        /// So many bytes more are taken, or none ever again.
+        room: Option<usize>,
+        written: Vec<u8>,
+        /// What is written is not gone yet, as in TLS.
+        holds_back: bool,
+    }
+
+    impl AsyncRead for Peer {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let Some(mut read) = self.reads.pop_front().transpose()? else { return Poll::Pending };
+            let rest = read.split_off(read.len().min(buf.remaining()));
+            if !rest.is_empty() {
+                self.reads.push_front(Ok(rest));
+            }
+            buf.put_slice(&read);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Peer {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            let Some(room) = &mut self.room else { return Poll::Ready(Ok(0)) };
+            let taken = buf.len().min(*room);
+            *room -= taken;
+            self.written.extend_from_slice(&buf[..taken]);
+            if taken > 0 { Poll::Ready(Ok(taken)) } else { Poll::Pending }
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if self.holds_back { Poll::Pending } else { Poll::Ready(Ok(())) }
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// A server's connection to one that sends this, read by read, and takes anything.
+    fn conn(reads: impl IntoIterator<Item = Vec<u8>>) -> Conn<Peer> {
+        let reads = reads.into_iter().map(Ok).collect();
+        Conn::new(Peer { reads, room: Some(usize::MAX), ..Peer::default() }, Role::Server, 1 << 20)
+    }
+
+    /// A client's frame; its mask changes nothing.
+    fn frame(first: u8, payload: impl AsRef<[u8]>) -> Vec<u8> {
+        let payload = payload.as_ref();
+        let mut out = BytesMut::new();
+        put_header(&mut out, Kind::Binary, payload.len(), Some([0; 4]));
+        out[0] = first;
+        out.extend_from_slice(payload);
+        out.to_vec()
+    }
+
+    const BINARY: u8 = 0x82;
+    const TEXT: u8 = 0x81;
+    const PONG: u8 = 0x8a;
+    const CLOSE: u8 = 0x88;
+    /// The first frame of a BINARY message, and its last.
+    const BEGIN: u8 = 0x02;
+    const END: u8 = 0x80;
+
+    fn sent(frames: &[Vec<u8>]) -> [Vec<u8>; 1] {
+        [frames.concat()]
+    }
+
+    /// Pings whose answers take so many bytes.
+    fn pings(answers: usize) -> Vec<Vec<u8>> {
+        let mut lens = vec![125; answers / 127];
+        lens.extend((answers % 127).checked_sub(2));
+        lens.into_iter().map(|len| frame(0x89, vec![b'p'; len])).collect()
+    }
+
+    #[derive(Debug, PartialEq, Eq)]
+    enum Told {
+        Waits,
+        Data(Vec<u8>),
+        Text(Vec<u8>),
+        Other(String),
+    }
+
+    fn data(bytes: impl AsRef<[u8]>) -> Told {
+        Told::Data(bytes.as_ref().to_vec())
+    }
+
+    fn other(inbound: &str) -> Told {
+        Told::Other(inbound.to_owned())
+    }
+
+    fn inbound(conn: &mut Conn<Peer>) -> Told {
+        match conn.poll_inbound(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => Told::Waits,
+            Poll::Ready(inbound) => Told::Other(format!("{inbound:?}")),
+        }
+    }
+
+    fn message(conn: &mut Conn<Peer>, most: usize) -> Told {
+        match conn.poll_message(&mut Context::from_waker(Waker::noop()), most) {
+            Poll::Pending => Told::Waits,
+            Poll::Ready(Message::Data(mut pieces)) => Told::Data(pieces.take_all().concat()),
+            Poll::Ready(Message::Other(inbound)) => Told::Other(format!("{inbound:?}")),
+        }
+    }
+
+    fn streamed(conn: &mut Conn<Peer>, most: usize) -> Told {
+        match conn.poll_streamed(&mut Context::from_waker(Waker::noop()), most) {
+            Poll::Pending => Told::Waits,
+            Poll::Ready(Streamed::Data(mut pieces)) => Told::Data(pieces.take_all().concat()),
+            Poll::Ready(Streamed::Text(text)) => Told::Text(text),
+            Poll::Ready(Streamed::Other(inbound)) => Told::Other(format!("{inbound:?}")),
+        }
+    }
+
+    /// Both ways to take BINARY messages.
+    const TAKES: [fn(&mut Conn<Peer>, usize) -> Told; 2] = [message, streamed];
+
+    #[test]
+    fn what_arrived_together_is_told_as_one_and_what_comes_behind_next() {
+        for take in TAKES {
+            let frames = [frame(BINARY, "a"), frame(PONG, ""), frame(BEGIN, "b"), frame(END, "c"), frame(CLOSE, "")];
+            let mut conn = conn(sent(&frames));
+            assert_eq!(take(&mut conn, 100), data("abc"));
+            assert_eq!(take(&mut conn, 100), other("Close(None)"));
+            assert_eq!(take(&mut conn, 100), Told::Waits);
+            assert_eq!(conn.heard(), 1);
+            conn.io.reads.extend([Ok(frame(PONG, "")), Ok(Vec::new())]);
+            assert_eq!(take(&mut conn, 100), other("Pong"));
+            assert_eq!(take(&mut conn, 100), other("Eof { between_messages: true }"));
+        }
+    }
+
+    #[test]
+    fn a_batch_holds_no_more_than_asked_for_but_one_message() {
+        let frames = [frame(BINARY, [b'a'; 10]), frame(BEGIN, [b'b'; 4]), frame(END, [b'c'; 6])];
+        let (first, second) = ([b'a'; 10], [&[b'b'; 4][..], &[b'c'; 6]].concat());
+        let mut all = conn(sent(&frames));
+        assert_eq!(message(&mut all, 20), data([&first[..], &second].concat()));
+        for most in [19, 10, 1] {
+            let mut each = conn(sent(&frames));
+            assert_eq!(message(&mut each, most), data(first), "{most}");
+            assert_eq!(message(&mut each, most), data(&second), "{most}");
+            assert_eq!(message(&mut each, most), Told::Waits);
+        }
+        // A stream has no messages.
+        let mut stream = conn(sent(&frames));
+        assert_eq!(streamed(&mut stream, 14), data([&first[..], b"bbbb"].concat()));
+        assert_eq!(streamed(&mut stream, 14), data(b"cccccc"));
+    }
+
+    /// A message that leaves the reader sure that there is more.
+    const LONG: [u8; 20_000] = [b'l'; 20_000];
+
+    #[test]
+    fn behind_a_full_read_what_else_has_come_is_taken_too() {
+        for take in TAKES {
+            let reads = || [frame(BINARY, LONG), frame(BINARY, "a"), frame(BINARY, "b")];
+            let most = LONG.len() + 64 * 1024;
+            let mut conn = conn(reads());
+            assert_eq!(take(&mut conn, most), data([&LONG[..], b"a"].concat()));
+            assert_eq!(conn.heard(), 3, "two reads for the long one");
+            // That was no full read: the next is by itself.
+            assert_eq!(take(&mut conn, most), data("b"));
+            assert_eq!(conn.heard(), 4);
+            conn.io.reads.extend(reads().map(Ok));
+            assert_eq!(take(&mut conn, most - 1), data(LONG), "there is no room for a full read more");
+            assert_eq!(take(&mut conn, most), data("a"));
+        }
+    }
+
+    #[test]
+    fn an_end_behind_a_batch_is_told_next() {
+        for take in TAKES {
+            for (rest, told) in [("", "Eof { between_messages: true }"), ("\u{2}", "Eof { between_messages: false }")] {
+                let mut conn = conn([[frame(BINARY, LONG), rest.into()].concat(), Vec::new()]);
+                assert_eq!(take(&mut conn, 1 << 20), data(LONG));
+                assert_eq!(conn.heard(), 2, "an end is no sign of life");
+                assert_eq!(take(&mut conn, 1 << 20), other(told));
+            }
+            let mut conn = conn([frame(BINARY, LONG)]);
+            conn.io.reads.push_back(Err(io::ErrorKind::ConnectionReset.into()));
+            assert_eq!(take(&mut conn, 1 << 20), data(LONG));
+            assert_eq!(take(&mut conn, 1 << 20), other("Broken(Kind(ConnectionReset))"));
+        }
+        let mut cut = conn([frame(BEGIN, "a"), Vec::new()]);
+        assert_eq!(message(&mut cut, 1), other("Eof { between_messages: false }"));
+    }
+
+    #[test]
+    fn whoever_reads_no_answers_is_not_read_when_4_kib_of_them_wait() {
+        let mut flood = pings(4096);
+        flood.extend([frame(0x89, ""), frame(CLOSE, "")]);
+        let mut deaf = conn(flood);
+        deaf.io.room = Some(0);
+        assert_eq!(inbound(&mut deaf), Told::Waits);
+        assert_eq!((deaf.io.reads.len(), deaf.out().len()), (1, 4098));
+        deaf.io.room = Some(usize::MAX);
+        assert_eq!(inbound(&mut deaf), other("Close(None)"));
+        assert_eq!(deaf.io.written.len(), 4098);
+        deaf.io.reads.extend(pings(4096).into_iter().map(Ok));
+        deaf.io.room = Some(0);
+        assert_eq!(inbound(&mut deaf), Told::Waits);
+        assert!(deaf.io.reads.is_empty(), "those that were written count no more");
+    }
+
+    #[test]
+    fn nor_behind_a_batch() {
+        for take in TAKES {
+            for (answers, told) in [(4096, data([&LONG[..], b"a"].concat())), (4098, data(LONG))] {
+                let mut deaf =
+                    conn([[vec![frame(BINARY, LONG)], pings(answers)].concat().concat(), frame(BINARY, "a")]);
+                deaf.io.room = Some(0);
+                assert_eq!(take(&mut deaf, 1 << 20), told, "{answers}");
+                assert_eq!(deaf.out().len(), answers);
+            }
+        }
+    }
+
+    #[test]
+    fn text_in_a_stream_comes_whole_and_has_at_most_16_kib() {
+        let text = |len: usize| [frame(0x01, vec![b't'; len - 9000]), frame(END, [b't'; 9000])].concat();
+        let mut conn = conn([frame(BINARY, "a"), text(16 * 1024), frame(TEXT, ""), text(16 * 1024 + 1)]);
+        assert_eq!(streamed(&mut conn, 100), data("a"));
+        assert_eq!(streamed(&mut conn, 100), Told::Text(vec![b't'; 16 * 1024]));
+        assert_eq!(streamed(&mut conn, 100), Told::Text(Vec::new()));
+        let Told::Other(breach) = streamed(&mut conn, 100) else { panic!("no breach") };
+        assert!(breach.contains("1009"), "{breach}");
+    }
+
+    #[test]
+    fn fault_43_a_message_takes_of_the_budget_from_64_kib_on_until_the_next_is_asked_for() {
+        let budget = Budget::new(1000);
+        let free = |bytes| {
+            let mut share = budget.share();
+            share.grow(bytes) && !share.grow(1)
+        };
+        let begin = frame(BEGIN, vec![b'm'; 64 * 1024 - 1]);
+        let mut conn = conn([begin.clone(), frame(0x00, "m")]).sharing(&budget);
+        assert_eq!(message(&mut conn, 1), Told::Waits);
+        assert!(free(1000));
+        conn.io.reads.push_back(Ok(frame(0x00, [b'm'; 600])));
+        assert_eq!(message(&mut conn, 1), Told::Waits);
+        assert!(free(400));
+        conn.io.reads.push_back(Ok(frame(END, "")));
+        assert_eq!(message(&mut conn, 1), data(vec![b'm'; 64 * 1024 + 600]));
+        assert!(free(400), "it is in memory still");
+        assert_eq!(message(&mut conn, 1), Told::Waits);
+        assert!(free(1000));
+        // What there is no room for is told after what came before it, if anything did.
+        let large = [begin, frame(0x00, [b'm'; 1002])].concat();
+        conn.io.reads.push_back(Ok(frame(BINARY, LONG)));
+        conn.io.reads.push_back(Ok(large.clone()));
+        assert_eq!(message(&mut conn, 1 << 20), data(LONG));
+        for _ in 0..2 {
+            let Told::Other(breach) = message(&mut conn, 1 << 20) else { panic!("no breach") };
+            assert!(breach.contains("1013"), "{breach}");
+            conn.message = Pieces::default();
+            conn.arriving.as_mut().unwrap().clear();
+            conn.io.reads.push_back(Ok(frame(0x00, vec![b'm'; 64 * 1024 + 1001])));
+        }
+    }
+
+    #[test]
+    fn only_pieces_of_half_a_read_and_more_are_kept_as_they_came() {
+        for (len, copied) in [(10_000, true), (32 * 1024 - 1, true), (32 * 1024, false), (60_000, false)] {
+            let payload = Bytes::from(vec![0; len]);
+            let mut conn = conn([]);
+            assert!(conn.hold(&payload).is_none());
+            assert_eq!((payload.is_unique(), conn.message.len()), (copied, len));
+        }
+    }
+
+    #[test]
+    fn flushed_is_what_the_peer_has() {
+        let mut conn = conn([frame(0x89, "p")]);
+        assert!(conn.is_flushed());
+        conn.put(Kind::Text, b"t");
+        assert!(!conn.is_flushed());
+        conn.io.holds_back = true;
+        assert_eq!(inbound(&mut conn), Told::Waits);
+        assert!(conn.out().is_empty() && !conn.is_flushed());
+        conn.io.holds_back = false;
+        assert_eq!(inbound(&mut conn), Told::Waits);
+        assert!(conn.is_flushed());
+        assert_eq!(conn.io.written, [0x81, 1, b't', 0x8a, 1, b'p']);
+    }
+
+    // The clock goes on when nothing else does.
+    #[tokio::test(start_paused = true)]
+    async fn a_flush_writes_all_and_waits_for_no_step_longer_than_it_may() {
+        let stall = Duration::from_secs(10);
+        let mut conn = conn([]);
+        for _ in 0..100 {
+            conn.put(Kind::Binary, &[0; 1000]);
+        }
+        conn.flush(stall).await.unwrap();
+        assert_eq!((conn.io.written.len(), conn.is_flushed()), (100 * 1004, true));
+        for (room, holds_back, kind) in [
+            (Some(5), false, io::ErrorKind::TimedOut),
+            (Some(6), true, io::ErrorKind::TimedOut),
+            (None, false, io::ErrorKind::WriteZero),
+        ] {
+            (conn.io.room, conn.io.holds_back) = (room, holds_back);
+            conn.put(Kind::Binary, &[0; 4]);
+            let start = tokio::time::Instant::now();
+            assert_eq!(conn.flush(stall).await.unwrap_err().kind(), kind);
+            assert_eq!(start.elapsed() >= stall, kind == io::ErrorKind::TimedOut);
+            conn.out = Pieces::default();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_close_is_sent_and_outlasts_what_the_peer_still_sends() {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let hour = Duration::from_secs(3600);
+        let closing = tokio::spawn(Conn::new(ours, Role::Server, 1).close(1000, "bye", hour));
+        theirs.write_all(&[0; 10_000]).await.unwrap();
+        let mut got = Vec::new();
+        theirs.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"\x88\x05\x03\xe8bye");
+        assert!(!closing.is_finished());
+        drop(theirs);
+        closing.await.unwrap();
+        // But not for ever.
+        let (ours, _theirs) = tokio::io::duplex(1024);
+        let start = tokio::time::Instant::now();
+        Conn::new(ours, Role::Server, 1).close(1000, "bye", hour).await;
+        assert_eq!(start.elapsed().as_secs(), 3600);
+    }
+}

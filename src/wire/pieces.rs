@@ -176,4 +176,77 @@ mod tests {
         assert!(got == expected);
         assert!(pieces.is_empty() && pieces.take_all().is_empty());
     }
+
+    #[test]
+    fn small_pieces_are_copied_together_and_large_ones_shared() {
+        let (small, large) = (Bytes::from(vec![1; 8 * 1024 - 1]), Bytes::from(vec![2; 8 * 1024]));
+        let mut pieces = Pieces::default();
+        assert!(pieces.is_empty());
+        for _ in 0..6 {
+            pieces.push(small.clone());
+        }
+        pieces.push(large.clone());
+        pieces.push(small.clone());
+        assert!(small.is_unique() && !large.is_unique() && !pieces.is_empty());
+        let parts = [5 * small.len(), small.len(), large.len(), small.len()];
+        let mut slices = [IoSlice::new(&[]); 5];
+        assert_eq!(pieces.chunks_vectored(&mut slices), 4);
+        assert_eq!(slices.map(|slice| slice.len()), [parts[0], parts[1], parts[2], parts[3], 0]);
+        assert_eq!(pieces.chunks_vectored(&mut slices[..2]), 2);
+        assert_eq!(pieces.take_all().iter().map(Bytes::len).collect::<Vec<_>>(), parts);
+        assert_eq!(pieces.chunks_vectored(&mut [IoSlice::new(&[])]), 0);
+    }
+
+    /// Small ones, a large one, and some that are open still: bytes that count.
+    fn some() -> (Pieces, Vec<u8>) {
+        let all: Vec<u8> = (0..30_000u32).map(|i| (i / 7) as u8).collect();
+        let mut pieces = Pieces::default();
+        for range in [0..5, 5..9_000, 9_000..9_500, 9_500..29_000] {
+            pieces.push(Bytes::copy_from_slice(&all[range]));
+        }
+        pieces.write_with(|buf| buf.extend_from_slice(&all[29_000..29_900]));
+        pieces.write_with(|buf| buf.extend_from_slice(&all[29_900..]));
+        assert_eq!(pieces.len(), all.len());
+        (pieces, all)
+    }
+
+    #[test]
+    fn any_range_can_be_copied() {
+        let (pieces, all) = some();
+        let cuts = [0, 1, 5, 6, 8_999, 9_000, 9_400, 9_500, 20_000, 29_000, 29_001, 30_000];
+        for start in cuts {
+            for end in cuts.into_iter().filter(|end| *end >= start) {
+                let mut copy = Pieces::default();
+                copy.push_small(b"before");
+                pieces.copy_range(start, end, &mut copy);
+                assert_eq!(copy.len(), 6 + end - start, "{start}..{end}");
+                assert!(copy.take_all().concat()[6..] == all[start..end], "{start}..{end}");
+            }
+        }
+        // What is large is shared.
+        let mut copy = Pieces::default();
+        pieces.copy_range(9_500, 9_500 + 8 * 1024, &mut copy);
+        assert_eq!(copy.chunk().as_ptr(), pieces.done[3].as_ptr());
+    }
+
+    #[test]
+    fn whole_pieces_are_dropped_from_the_front() {
+        let (mut pieces, all) = some();
+        for (cap, dropped) in [(30_000, 0), (29_999, 5), (21_000, 8_995), (20_999, 500), (1_000, 19_500), (999, 1_000)]
+        {
+            assert_eq!(pieces.trim(cap), dropped, "{cap}");
+            let mut left = Pieces::default();
+            pieces.copy_range(0, pieces.len(), &mut left);
+            assert!(left.take_all().concat() == all[all.len() - pieces.len()..], "{cap}");
+        }
+        assert!(pieces.is_empty());
+    }
+
+    #[test]
+    fn one_queue_goes_behind_another() {
+        let ((mut one, all), (mut other, _)) = (some(), some());
+        one.append(&mut other);
+        assert!(other.is_empty() && one.len() == 2 * all.len());
+        assert!(one.take_all().concat() == all.repeat(2));
+    }
 }

@@ -181,4 +181,35 @@ mod tests {
         let cut = frames(&mut Framer::new(false), &[b"x\xe2\x82"]);
         assert_eq!(cut, [(true, b"x".to_vec()), (false, b"\xe2\x82".to_vec())]);
     }
+
+    #[test]
+    fn frames_are_as_large_as_they_may_be() {
+        let lens = |original, bytes: Vec<u8>| -> Vec<usize> {
+            frames(&mut Framer::new(original), &[&bytes]).iter().map(|frame| frame.1.len()).collect()
+        };
+        assert_eq!(lens(true, vec![b'x'; 10_241]), [10_240, 1]);
+        assert_eq!(lens(false, vec![b'x'; 262_145]), [262_144, 1]);
+        // Only one beginning of a character is held back, and one behind which more would fit is no reason to cut.
+        let odd = [&[b'x'; 10_238][..], b"\xe2\x82\xe2\x82"].concat();
+        assert_eq!(lens(true, odd), [10_240, 2]);
+    }
+
+    #[test]
+    fn only_the_beginning_of_a_character_is_incomplete() {
+        for (bytes, expected) in [
+            (&b""[..], 0),
+            (b"a", 0),
+            (b"\xc3", 1),
+            ("é".as_bytes(), 0),
+            (b"a\xe2\x82", 2),
+            ("€".as_bytes(), 0),
+            (b"\xf0\x9f\x98", 3),
+            ("😀".as_bytes(), 0),
+            (b"\x80", 0),
+            (b"\xff", 0),
+            (b"\xc3\x28", 0),
+        ] {
+            assert_eq!(incomplete(bytes), expected, "{bytes:?}");
+        }
+    }
 }

@@ -3,9 +3,11 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Server, client_frame, pattern, serve, soon, stores};
 use httpfstream::storage::MemoryStorage;
-use httpfstream::{ErrorKind, HttpFStreamLayer, Streams};
+use httpfstream::{AppenderId, ErrorKind, HttpFStreamLayer, Streams};
 
 /// Follows to the end, upgraded or as a plain 200, and gives all the bytes.
 async fn followed(server: &Server, target: &str) -> Vec<u8> {
@@ -198,6 +200,39 @@ async fn fault_29_two_hubs_on_one_storage_are_refused_by_the_storage() {
     appender.append("y").await.unwrap();
     appender.finish().await.unwrap();
     assert_eq!(follower.to_end().await, (b"y".to_vec(), Some(1000)));
+}
+
+#[tokio::test]
+async fn fault_29_what_another_node_left_is_kept_for_its_appender() {
+    let storage = MemoryStorage::new(1 << 20);
+    let (one, two) = (Streams::new(storage.clone()), Streams::new(storage.clone()));
+    // It has looked for what was left before, and found nothing.
+    two.recover().await.unwrap();
+    let id = AppenderId::random().unwrap();
+    let mut appender = one.append("a").appender_id(id.clone()).await.unwrap();
+    appender.append("x").await.unwrap();
+    drop(appender);
+    soon("the shutdown", one.shutdown(Duration::ZERO)).await;
+    for _ in 0..2 {
+        assert_eq!(two.append("a").await.unwrap_err().kind(), ErrorKind::Busy);
+    }
+    let mut appender = two.append("a").appender_id(id).await.unwrap();
+    assert!(appender.is_resumed());
+    assert_eq!(appender.append("y").await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn fault_44_a_node_that_stops_follows_no_other() {
+    let storage = MemoryStorage::new(1 << 20);
+    let (one, two) = (Streams::new(storage.clone()), Streams::new(storage.clone()));
+    let mut appender = one.append("a").await.unwrap();
+    appender.append("x").await.unwrap();
+    assert_eq!(two.follow("a").await.unwrap().next_chunk().await.unwrap().unwrap(), "x");
+    soon("the shutdown", two.shutdown(Duration::ZERO)).await;
+    assert_eq!(two.follow("a").await.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    // What is at rest can be read to the last.
+    appender.finish().await.unwrap();
+    assert_eq!(two.follow("a").await.unwrap().next_chunk().await.unwrap().unwrap(), "x");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -326,3 +326,25 @@ async fn end_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Box<dyn DynAppen
     }
     ended
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::{Attach, Attached};
+    use crate::id::Owner;
+    use crate::key::Key;
+    use crate::storage::MemoryStorage;
+    use crate::streams::Streams;
+
+    #[tokio::test]
+    async fn what_was_deleted_is_not_parked() {
+        // A sync would tell it.
+        let streams = Streams::builder(MemoryStorage::new(1 << 20)).durability(Durability::Process).build();
+        let attach = Attach { owner: Some(Owner::ANYONE), ..Attach::new(Open::Continue) };
+        let attached = streams.hub.attach(&Key::new("a").unwrap(), attach).await.unwrap();
+        let Attached::Open { mut lease, .. } = attached else { panic!("it is finished") };
+        lease.append(&[Bytes::from_static(b"x")]).await.unwrap();
+        streams.delete("a").await.unwrap();
+        assert_eq!(lease.park().await.unwrap_err().kind(), ErrorKind::Fenced);
+    }
+}

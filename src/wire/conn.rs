@@ -595,10 +595,12 @@ mod tests {
     #[test]
     fn what_arrived_together_is_told_as_one_and_what_comes_behind_next() {
         for take in TAKES {
-            let frames = [frame(BINARY, "a"), frame(PONG, ""), frame(BEGIN, "b"), frame(END, "c"), frame(CLOSE, "")];
+            let close = frame(CLOSE, b"\x03\xe8bye");
+            let frames = [frame(BINARY, "a"), frame(PONG, ""), frame(BEGIN, "b"), frame(END, "c"), close];
             let mut conn = conn(sent(&frames));
             assert_eq!(take(&mut conn, 100), data("abc"));
-            assert_eq!(take(&mut conn, 100), other("Close(None)"));
+            assert_eq!(take(&mut conn, 100), other("Close(Some(1000))"));
+            assert_eq!(conn.close_reason(), "bye");
             assert_eq!(take(&mut conn, 100), Told::Waits);
             assert_eq!(conn.heard(), 1);
             conn.io.reads.extend([Ok(frame(PONG, "")), Ok(Vec::new())]);

@@ -258,17 +258,20 @@ impl FsStorage {
     fn entries(&self, look: impl FnOnce(&Root, &Entries) -> Result<()> + Send + 'static) -> EntryStream {
         let (send, receive) = tokio::sync::mpsc::channel(64);
         let root = Arc::clone(&self.root);
-        let look = move |root: &Root| {
-            if let Err(failed) = look(root, &send) {
+        let gate = root.gates.lists.clone();
+        let look = move || {
+            let looked = look(&root, &send);
+            // Whoever sees the end may open the root anew.
+            drop(root);
+            if let Err(failed) = looked {
                 let _ = send.blocking_send(Err(failed));
             }
         };
-        Box::pin(stream::unfold((Some((root, look)), receive), |(mut begin, mut receive)| async move {
-            if let Some((root, look)) = begin.take() {
-                let gate = root.gates.lists.clone();
-                if let Err(failed) = gate.begin(move || look(&root)).await {
-                    return Some((Err(failed), (None, receive)));
-                }
+        Box::pin(stream::unfold((Some((gate, look)), receive), |(mut begin, mut receive)| async move {
+            if let Some((gate, look)) = begin.take()
+                && let Err(failed) = gate.begin(look).await
+            {
+                return Some((Err(failed), (None, receive)));
             }
             Some((receive.recv().await?, (None, receive)))
         }))
@@ -519,7 +522,7 @@ impl Root {
             Found::Symlink => return Ok(NOTHING),
         };
         let id = identity(&file).map_err(error)?;
-        let open = Record::open(&self.records, &open_name(key)).map_err(error)?;
+        let open = Record::open(&self.records, &open_name(key), write).map_err(error)?;
         // After the record: what is appended from here on is in a file that only grows.
         let meta = file.metadata().map_err(error)?;
         let size = meta.len();
@@ -541,7 +544,7 @@ impl Root {
             Looked::Absent | Looked::Whole(_) => {}
         }
         if left.is_none() {
-            left = match Record::open(&self.records, &rest_name(key)).map_err(error)? {
+            left = match Record::open(&self.records, &rest_name(key), false).map_err(error)? {
                 Looked::Absent => None,
                 Looked::Whole(rest) if !rest.is_about(key, id) => None,
                 Looked::Whole(Record { slot, .. }) if !slot.kept.is_open() => match slot.left(id, size, self.boot) {
@@ -615,11 +618,11 @@ impl Root {
             if name.ends_with(".tmp") {
                 self.records.remove_file(&name)?;
             } else if name.ends_with(".rest") {
-                if Record::open(&self.records, &name)?.is_forgettable() {
+                if Record::open(&self.records, &name, false)?.is_forgettable() {
                     self.records.remove_file(&name)?;
                 }
             } else if name.ends_with(".open") {
-                let settled = match Record::open(&self.records, &name)? {
+                let settled = match Record::open(&self.records, &name, false)? {
                     Looked::Whole(record) if open_name(&record.key) == name => self.settle(&record.key),
                     _ => Err(std::io::Error::other("the record can't be read")),
                 };
@@ -637,7 +640,7 @@ impl Root {
     /// kept for its owner stays open, with all that is there. Idempotent.
     fn settle(&self, key: &Key) -> std::io::Result<()> {
         let (open, rest) = (open_name(key), rest_name(key));
-        let mut record = match Record::open(&self.records, &open)? {
+        let mut record = match Record::open(&self.records, &open, true)? {
             Looked::Absent => return Ok(()),
             Looked::Garbled => return self.settle_garbled(key),
             Looked::Whole(record) => record,
@@ -703,7 +706,7 @@ impl Root {
                 continue;
             }
             // One that can't be read is not kept for anybody.
-            let Ok(Looked::Whole(record)) = Record::open(&self.records, &name) else { continue };
+            let Ok(Looked::Whole(record)) = Record::open(&self.records, &name, false) else { continue };
             let found = self.find(&record.key).map(|found| found.map(|found| (record.key, found.stat)));
             let Some(entry) = found.transpose() else { continue };
             let live = entry.as_ref().is_ok_and(|(_, stat)| stat.state != State::Lost);
@@ -924,7 +927,7 @@ mod tests {
     /// Rewrites a record, as a crash between two system calls may leave it.
     fn rewrite(path: &Path, name: &str, change: impl FnOnce(Slot) -> Slot) {
         let records = Dir::open(&path.join(".httpfstream/records")).unwrap();
-        let Looked::Whole(mut record) = Record::open(&records, name).unwrap() else { panic!("no record {name}") };
+        let Looked::Whole(mut record) = Record::open(&records, name, true).unwrap() else { panic!("no record {name}") };
         let slot = change(record.slot);
         record.write(slot).unwrap();
     }
@@ -1394,7 +1397,8 @@ mod tests {
         let storage = FsStorage::open(tmp.path()).unwrap();
         for (append, synced) in sync_at_once(crowd(&storage).await).await {
             let lease = &append.held.lease;
-            let Looked::Whole(record) = Record::open(&storage.root.records, &open_name(&lease.key)).unwrap() else {
+            let Looked::Whole(record) = Record::open(&storage.root.records, &open_name(&lease.key), true).unwrap()
+            else {
                 panic!("no record")
             };
             assert_eq!(record.slot.durable, synced.unwrap());

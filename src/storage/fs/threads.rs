@@ -172,6 +172,7 @@ impl Drop for Here {
 #[cfg(test)]
 mod tests {
     use std::future::Future;
+    use std::io::{Read, Write};
     use std::sync::mpsc;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -200,8 +201,6 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             send.send(listener.local_addr().unwrap()).unwrap();
             let (mut first, _) = listener.accept().await.unwrap();
-            // The one task that there is to run: whoever runs it has been polling the sockets.
-            first.read_u8().await.unwrap();
             tokio::spawn(async move {
                 for _ in 0..3 {
                     let (mut socket, _) = listener.accept().await.unwrap();
@@ -210,7 +209,11 @@ mod tests {
                 }
                 served.send(()).unwrap();
             });
-            tokio::task::yield_now().await;
+            // Until the other thread sleeps: now whoever runs this is the one that polls the sockets.
+            for _ in 0..200 {
+                let byte = first.read_u8().await.unwrap();
+                first.write_u8(byte).await.unwrap();
+            }
             first.read_u8().await.unwrap();
             let here = inline.enter().expect("nobody else is here");
             hangs.send(()).unwrap();
@@ -218,14 +221,22 @@ mod tests {
             drop(here);
         });
         let addr = port.recv().unwrap();
-        let mut first = std::net::TcpStream::connect(addr).unwrap();
-        std::io::Write::write_all(&mut first, b"1").unwrap();
-        std::io::Write::write_all(&mut first, b"2").unwrap();
+        let connect = || {
+            let socket = std::net::TcpStream::connect(addr).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            socket
+        };
+        let mut first = connect();
+        for _ in 0..200 {
+            first.write_all(b"x").unwrap();
+            first.read_exact(&mut [0]).unwrap();
+        }
+        first.write_all(b"x").unwrap();
         hung.recv().unwrap();
         for _ in 0..3 {
-            let mut socket = std::net::TcpStream::connect(addr).unwrap();
-            std::io::Write::write_all(&mut socket, b"x").unwrap();
-            std::io::Read::read_exact(&mut socket, &mut [0]).unwrap();
+            let mut socket = connect();
+            socket.write_all(b"x").unwrap();
+            socket.read_exact(&mut [0]).unwrap();
         }
         done.recv().unwrap();
         assert!(runtime.block_on(async { inline.enter() }).is_none(), "a second thread would hang");

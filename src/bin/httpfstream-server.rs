@@ -32,8 +32,9 @@ use self::shared::exit::{FAILED, FINISHED};
 const PROGRAM: &str = "httpfstream-server";
 /// What a shutdown leaves to those who are not done; it has to be over in ten seconds.
 const GRACE: Duration = Duration::from_secs(7);
-/// How long a reader may take nothing of what is to be sent to it. (Seen: with 60 s, readers with a full buffer that took
-/// some all the time were closed, too. The kernel counts from its first probe of a closed window.)
+/// How long a reader may take nothing of what is to be sent to it. The kernel counts from its first probe of a closed
+/// window, which opens again when about half of the reader's buffer is free (measured); so with a full buffer it has to
+/// take that much in this time.
 #[cfg(target_os = "linux")]
 const STALL: Duration = Duration::from_secs(600);
 /// How often a client is asked over HTTP/2 whether it is still there.

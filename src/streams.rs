@@ -197,10 +197,11 @@ impl StreamsBuilder {
     /// resource only: whoever asked is told that the storage does not answer (503, or close code 1011). Nobody else gets
     /// the resource before the call has ended.
     ///
-    /// That takes a storage whose calls hang without blocking the runtime's threads.
-    /// [`FsStorage`](crate::storage::FsStorage) writes small appends on these threads unless it is
-    /// [told not to](crate::storage::FsStorageBuilder::inline_appends); and each of its calls that hangs holds a thread of
-    /// the blocking pool, also once it has been answered.
+    /// That takes a storage whose calls hang without blocking the runtime's threads. Of
+    /// [`FsStorage`](crate::storage::FsStorage)'s one may, in the whole process, if it isn't
+    /// [told not to](crate::storage::FsStorageBuilder::inline_appends): the appender that it belongs to is answered only once
+    /// the file system goes on. Each of its calls that hangs holds a thread of the blocking pool, also once it has been
+    /// answered; their number is bounded.
     ///
     /// Default: 60 seconds; at least a millisecond.
     #[must_use]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Answer, Frame, Raw, Server, pattern, serve, soon};
+use futures_util::StreamExt;
 use httpfstream::storage::{Append, ByteStream, End, EntryStream, Life, MemoryStorage, Open, Stat, State, Storage};
 use httpfstream::{Durability, ErrorKind, HttpFStreamLayer, Key, Result, Streams};
 use tokio::sync::watch;
@@ -26,6 +27,12 @@ enum Call {
     Append,
     Sync,
     Finish,
+    /// What an appender tells of itself.
+    Told,
+    Claim,
+    List,
+    /// The second entry of a list.
+    Listed,
 }
 
 /// What becomes of calls that concern `bad`.
@@ -62,11 +69,16 @@ impl Bad {
     }
 }
 
+fn pass_at_once(faults: &watch::Sender<Faults>, key: &Key, call: Call) {
+    let panics = key.as_str() == "bad" && faults.borrow().panic.contains(&call);
+    assert!(!panics, "a panic in {call:?}, as ordered");
+}
+
 async fn pass(faults: &watch::Sender<Faults>, key: &Key, call: Call) {
+    pass_at_once(faults, key, call);
     if key.as_str() != "bad" {
         return;
     }
-    assert!(!faults.borrow().panic.contains(&call), "a panic in {call:?}, as ordered");
     if faults.borrow().hang.contains(&call) {
         faults.send_modify(|faults| faults.hanging += 1);
         faults.subscribe().wait_for(|faults| !faults.hang.contains(&call)).await.unwrap();
@@ -102,7 +114,20 @@ impl Storage for Bad {
     }
 
     fn lost(&self) -> EntryStream {
-        self.inner.lost()
+        self.list("")
+    }
+
+    fn list(&self, prefix: &str) -> EntryStream {
+        let bad = Key::new("bad").unwrap();
+        pass_at_once(&self.faults, &bad, Call::List);
+        let faults = Arc::clone(&self.faults);
+        let entries = self.inner.list(prefix).enumerate().map(move |(at, entry)| {
+            if at == 1 {
+                pass_at_once(&faults, &bad, Call::Listed);
+            }
+            entry
+        });
+        Box::pin(entries)
     }
 }
 
@@ -116,10 +141,12 @@ impl Append for BadAppend {
     type Sync = Pin<Box<dyn Future<Output = Result<u64>> + Send>>;
 
     fn stat(&self) -> Stat {
+        pass_at_once(&self.faults, &self.key, Call::Told);
         self.inner.stat()
     }
 
     fn claim(&mut self, owner: Option<httpfstream::Owner>) {
+        pass_at_once(&self.faults, &self.key, Call::Claim);
         self.inner.claim(owner);
     }
 
@@ -331,8 +358,14 @@ async fn fault_34_a_panic_is_an_error_of_its_resource_only() {
     let (server, bad) = start(Durability::Acked).await;
     bad.panic(&[Call::Open]);
     assert_eq!(server.upgrade("/bad?verb=APPEND", &[]).await.0.status, 500);
+    bad.panic(&[Call::Told]);
+    assert_eq!(server.upgrade("/bad?verb=APPEND", &[]).await.0.status, 500);
     bad.panic(&[Call::Stat]);
     assert_eq!(server.get("/bad").await.status, 500);
+    bad.panic(&[Call::Claim]);
+    let mut appender = let_in(&server).await;
+    appender.send_frame(0x82, b"in whose name?").await;
+    assert_eq!(appender.to_end().await, (vec![], Some(1011)));
     bad.recover();
     let mut written = b"w".to_vec();
     append_and_finish(let_in(&server).await, &written).await;
@@ -369,4 +402,22 @@ async fn fault_34_a_panic_is_an_error_of_its_resource_only() {
     assert_eq!(server.get("/bad").await.body, written);
     let stat = server.streams.stat("bad").await.unwrap().unwrap();
     assert_eq!(stat.state, State::Finished);
+
+    // What lists ends with the error.
+    append_and_finish(server.append("/good").await, b"g").await;
+    for (call, before) in [(Call::List, 0), (Call::Listed, 1)] {
+        bad.panic(&[call]);
+        let listed: Vec<_> = server.streams.list("").collect().await;
+        assert_eq!(listed.iter().map(Result::is_ok).collect::<Vec<_>>(), [vec![true; before], vec![false]].concat());
+        bad.recover();
+    }
+    assert_eq!(server.streams.list("").count().await, 2);
+}
+
+#[tokio::test]
+async fn fault_34_a_panic_while_what_is_lost_is_looked_for_is_an_error() {
+    let bad = Bad { inner: MemoryStorage::new(1 << 20), faults: Arc::default() };
+    bad.panic(&[Call::List]);
+    let streams = Streams::builder(bad.clone()).build();
+    assert!(streams.recover().await.is_ok(), "the others must not wait for that");
 }

@@ -32,8 +32,9 @@ use self::shared::exit::{FAILED, FINISHED};
 const PROGRAM: &str = "httpfstream-server";
 /// What a shutdown leaves to those who are not done; it has to be over in ten seconds.
 const GRACE: Duration = Duration::from_secs(7);
-/// How long a reader may take nothing of what is to be sent to it. (Seen: with 60 s, readers with a full buffer that took
-/// some all the time were closed, too. The kernel counts from its first probe of a closed window.)
+/// How long a reader may take nothing of what is to be sent to it. The kernel counts from its first probe of a closed
+/// window, which opens again when about half of the reader's buffer is free (measured); so with a full buffer it has to
+/// take that much in this time.
 #[cfg(target_os = "linux")]
 const STALL: Duration = Duration::from_secs(600);
 /// How often a client is asked over HTTP/2 whether it is still there.
@@ -122,6 +123,12 @@ struct Args {
         value_parser = clap::value_parser!(u32).range(1..))]
     head_timeout: u32,
 
+    /// How long one call of the file system may take, in seconds. Whoever waits longer for one is told that the storage does
+    /// not answer, and may try again.
+    #[arg(long, env = "HTTPFSTREAM_STORAGE_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..))]
+    storage_timeout: u64,
+
     /// Log each request.
     #[arg(short, long)]
     verbose: bool,
@@ -150,13 +157,15 @@ fn main() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HTTPFSTREAM_LOG").unwrap_or_else(|_| level.into());
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).init();
-    let ran =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BoxError::from).and_then(|runtime| {
-            let ran = runtime.block_on(run(args));
-            // Whoever asked for an end at once doesn't want to wait for a disk.
-            runtime.shutdown_background();
-            ran
-        });
+    // One may have to wait for a disk; then another one has to be there for everything else.
+    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let ran = runtime.map_err(BoxError::from).and_then(|runtime| {
+        let ran = runtime.block_on(run(args));
+        // Whoever asked for an end at once doesn't want to wait for a disk.
+        runtime.shutdown_background();
+        ran
+    });
     exit(match ran {
         Ok(()) => FINISHED,
         Err(error) => {
@@ -180,6 +189,7 @@ async fn run(args: Args) -> Result<(), BoxError> {
         .max_appends(shares.appends)
         .max_followers(args.max_followers)
         .max_total_followers(args.max_followers.max(TOTAL_FOLLOWERS))
+        .storage_timeout(Duration::from_secs(args.storage_timeout))
         .build();
     streams.recover().await?;
     let mut layer = HttpFStreamLayer::from_streams(streams.clone())

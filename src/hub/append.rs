@@ -268,7 +268,7 @@ pub(super) async fn end_lost(hub: Arc<Hub>, resource: Arc<Resource>, append: Opt
         None => hub.settled(&resource, hub.storage.open(&resource.key, Open::Takeover)).await,
     };
     match append {
-        Ok(append) if append.stat().life == resource.life => {
+        Ok(append) if append.opened().life == resource.life => {
             let _ = end_it(hub, resource, append, End::Interrupted).await;
         }
         Ok(_) => hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::NotFound)),

@@ -268,7 +268,7 @@ impl Hub {
                         _ => {}
                     }
                     let append = hub.storage.open(&opening.key, wanted.how).await?;
-                    if check(&wanted, &append.stat())? {
+                    if check(&wanted, append.opened())? {
                         match hub.sync_before_told(append.as_ref()).await {
                             // Deleted or taken over meanwhile; look again.
                             Err(error) if error.kind() == ErrorKind::Fenced => return Ok(None),
@@ -354,7 +354,7 @@ impl Hub {
     /// Makes durable what an earlier connection of an appender had stored: being told its length is an acknowledgement.
     fn sync_before_told(&self, append: &dyn DynAppend) -> BoxFuture<'static, Result<u64>> {
         match self.config.durability {
-            Durability::Process => Box::pin(std::future::ready(Ok(append.stat().len))),
+            Durability::Process => Box::pin(std::future::ready(Ok(append.opened().len))),
             _ => append.sync(),
         }
     }
@@ -715,7 +715,7 @@ impl Opening {
     }
 
     fn opened(mut self, mut append: Box<dyn DynAppend>, owner: Option<Owner>) -> Attached {
-        let stat = append.stat();
+        let stat = append.opened().clone();
         let resumed = owner.is_some() && stat.owner == owner;
         append.claim(owner);
         let tail_cache = self.hub.config.tail_cache;
@@ -755,7 +755,7 @@ impl Passing {
     async fn run(self, attach: Attach) -> Result<Option<Attached>> {
         let resource = &self.resource;
         let mut append = self.hub.settled(resource, self.hub.storage.open(&resource.key, Open::Takeover)).await?;
-        let stat = append.stat();
+        let stat = append.opened().clone();
         if stat.life != resource.life {
             self.hub.end(resource, resource.len(), Phase::Cut(ErrorKind::NotFound));
             return Ok(None);

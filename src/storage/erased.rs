@@ -1,6 +1,5 @@
-//! [`Storage`] as an object, so that nothing above it is generic over it, and with its failures contained: a panic of its
-//! futures and of what it reads is an error, and so is a call that takes too long. (What only tells or lists is not
-//! guarded: `Append::stat`, `Append::claim`, and the streams of `follow`, `lost` and `list`.)
+//! [`Storage`] as an object, so that nothing above it is generic over it, and with its failures contained: a panic is an
+//! error, and so is a call that takes too long.
 
 use std::fs::File;
 use std::future::{Future, poll_fn};
@@ -33,7 +32,8 @@ pub(crate) trait DynStorage: Send + Sync + 'static {
 }
 
 pub(crate) trait DynAppend: Send + 'static {
-    fn stat(&self) -> Stat;
+    /// What it was when it was opened.
+    fn opened(&self) -> &Stat;
     fn claim(&mut self, owner: Option<Owner>);
     fn append<'a>(&'a mut self, data: &'a [Bytes]) -> BoxFuture<'a, Result<u64>>;
     fn sync(&self) -> BoxFuture<'static, Result<u64>>;
@@ -49,7 +49,10 @@ pub(crate) struct Guarded<S> {
 
 struct GuardedAppend<A> {
     append: A,
+    opened: Stat,
     limit: Duration,
+    /// It could not take the claim, and so may do nothing in its name.
+    unclaimed: bool,
 }
 
 impl<S> Guarded<S> {
@@ -90,24 +93,35 @@ async fn within<T>(limit: Duration, late: fn() -> Error, call: impl Future<Outpu
     timeout(limit, caught(call)).await.unwrap_or_else(|_| Err(late()))
 }
 
-/// What is read, piece by piece. Ends behind an error.
-struct GuardedBytes {
-    bytes: Option<ByteStream>,
-    limit: Duration,
+type Items<T> = Pin<Box<dyn Stream<Item = Result<T>> + Send>>;
+
+/// What is read, or told, piece by piece. Ends behind an error.
+struct GuardedStream<T> {
+    items: Option<Items<T>>,
+    /// For one piece.
+    limit: Option<Duration>,
     /// Since it was asked for the next piece.
     late: Option<Pin<Box<Sleep>>>,
 }
 
-impl Stream for GuardedBytes {
-    type Item = Result<Bytes>;
+/// What is told for as long as there is something to tell.
+fn told<T: Send + 'static>(make: impl FnOnce() -> Items<T>) -> Items<T> {
+    let items = catch_unwind(AssertUnwindSafe(make));
+    let items = items.unwrap_or_else(|_| Box::pin(super::stream::iter([Err(panicked())])));
+    Box::pin(GuardedStream { items: Some(items), limit: None, late: None })
+}
+
+impl<T> Stream for GuardedStream<T> {
+    type Item = Result<T>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let Some(bytes) = &mut this.bytes else { return Poll::Ready(None) };
-        let next = match catch_unwind(AssertUnwindSafe(|| bytes.as_mut().poll_next(cx))) {
+        let Some(items) = &mut this.items else { return Poll::Ready(None) };
+        let next = match catch_unwind(AssertUnwindSafe(|| items.as_mut().poll_next(cx))) {
             Ok(Poll::Ready(next)) => next,
             Ok(Poll::Pending) => {
-                let late = this.late.get_or_insert_with(|| Box::pin(sleep(this.limit)));
+                let Some(limit) = this.limit else { return Poll::Pending };
+                let late = this.late.get_or_insert_with(|| Box::pin(sleep(limit)));
                 if late.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }
@@ -117,7 +131,7 @@ impl Stream for GuardedBytes {
         };
         this.late = None;
         if !matches!(next, Some(Ok(_))) {
-            this.bytes = None;
+            this.items = None;
         }
         Poll::Ready(next)
     }
@@ -126,8 +140,13 @@ impl Stream for GuardedBytes {
 impl<S: Storage> DynStorage for Guarded<S> {
     fn open<'a>(&'a self, key: &'a Key, how: Open) -> BoxFuture<'a, Result<Box<dyn DynAppend>>> {
         Box::pin(async move {
-            let append = caught(async { self.storage.open(key, how).await }).await?;
-            Ok(Box::new(GuardedAppend { append, limit: self.limit }) as _)
+            let (append, opened) = caught(async {
+                let append = self.storage.open(key, how).await?;
+                let opened = append.stat();
+                Ok((append, opened))
+            })
+            .await?;
+            Ok(Box::new(GuardedAppend { append, opened, limit: self.limit, unclaimed: false }) as _)
         })
     }
 
@@ -138,7 +157,7 @@ impl<S: Storage> DynStorage for Guarded<S> {
     fn read<'a>(&'a self, key: &'a Key, life: Life, range: Range<u64>) -> BoxFuture<'a, Result<ByteStream>> {
         Box::pin(async move {
             let bytes = within(self.limit, hung, async { self.storage.read(key, life, range).await }).await?;
-            Ok(Box::pin(GuardedBytes { bytes: Some(bytes), limit: self.limit, late: None }) as _)
+            Ok(Box::pin(GuardedStream { items: Some(bytes), limit: Some(self.limit), late: None }) as _)
         })
     }
 
@@ -147,7 +166,7 @@ impl<S: Storage> DynStorage for Guarded<S> {
     }
 
     fn follow(&self, key: &Key, life: Life, from: u64) -> StatStream {
-        self.storage.follow(key, life, from)
+        told(|| self.storage.follow(key, life, from))
     }
 
     fn file<'a>(&'a self, key: &'a Key, life: Life) -> BoxFuture<'a, Result<Option<File>>> {
@@ -155,24 +174,27 @@ impl<S: Storage> DynStorage for Guarded<S> {
     }
 
     fn lost(&self) -> EntryStream {
-        self.storage.lost()
+        told(|| self.storage.lost())
     }
 
     fn list(&self, prefix: &str) -> EntryStream {
-        self.storage.list(prefix)
+        told(|| self.storage.list(prefix))
     }
 }
 
 impl<A: Append> DynAppend for GuardedAppend<A> {
-    fn stat(&self) -> Stat {
-        self.append.stat()
+    fn opened(&self) -> &Stat {
+        &self.opened
     }
 
     fn claim(&mut self, owner: Option<Owner>) {
-        self.append.claim(owner);
+        self.unclaimed = catch_unwind(AssertUnwindSafe(|| self.append.claim(owner))).is_err();
     }
 
     fn append<'a>(&'a mut self, data: &'a [Bytes]) -> BoxFuture<'a, Result<u64>> {
+        if self.unclaimed {
+            return Box::pin(std::future::ready(Err(panicked())));
+        }
         Box::pin(within(self.limit, hung, async { self.append.append(data).await }))
     }
 
@@ -184,6 +206,9 @@ impl<A: Append> DynAppend for GuardedAppend<A> {
     }
 
     fn finish(self: Box<Self>, end: End) -> BoxFuture<'static, Result<Stat>> {
+        if self.unclaimed {
+            return Box::pin(std::future::ready(Err(panicked())));
+        }
         Box::pin(caught(async move { self.append.finish(end).await }))
     }
 }

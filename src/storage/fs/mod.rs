@@ -69,15 +69,18 @@ mod lease;
 mod path;
 mod read;
 mod record;
+mod threads;
 
 use self::commit::Commits;
 use self::lease::{Lease, Opened};
 use self::path::{Dir, Folders, Found, conflict, error};
 use self::read::FileStream;
 use self::record::{Kept, Left, Looked, NO_BOOT, Record, Slot, first_bits, open_name, rest_name};
+use self::threads::{Gate, Gates, INLINE};
 
 /// The largest append that is written on the caller's thread. Larger ones, and all while this root syncs, go to the
-/// blocking pool: an inline write of 64 bytes was seen to stall for 33–136 ms behind another file's sync.
+/// blocking pool: an inline write of 64 bytes was seen to stall for 33–136 ms behind another file's sync. See also
+/// [`threads`].
 const MAX_INLINE: u64 = 256 * 1024;
 /// Coarser than the clock that file systems stamp births with.
 const BIRTH_TICK: Duration = Duration::from_secs(1);
@@ -88,7 +91,10 @@ const BIRTH_TICK: Duration = Duration::from_secs(1);
 /// Clones are handles on one root, which one process owns: a second [`open`](FsStorage::open) is refused as long as
 /// any clone lives.
 ///
-/// Calls need a tokio runtime: what may block runs on its blocking pool.
+/// Calls need a tokio runtime: what may block runs on its blocking pool. Of calls that change something, of reads, and of
+/// lists that are not yet taken, at most 128, 128 and 32 run at a time; others wait for their turn. So a file system that
+/// stops answering does not take the pool (512 threads, by tokio's default) from everybody else, and where it is frozen, it
+/// can still be read.
 #[derive(Clone, Debug)]
 pub struct FsStorage {
     root: Arc<Root>,
@@ -117,6 +123,7 @@ struct Root {
     /// The file system that this root is on.
     device: u64,
     commits: Arc<Commits>,
+    gates: Gates,
     folders: Folders,
     table: Mutex<Table>,
     _lock: File,
@@ -161,9 +168,10 @@ impl FsStorageBuilder {
     }
 
     /// Whether small appends (up to 256 KiB) may be written on the threads of the runtime, which is several times cheaper
-    /// than handing them to its blocking pool. But where the file system stops answering, a network file system above
-    /// all, the threads that write stop with it, and with them all that the runtime does. Off, only the blocking pool's
-    /// threads do, one for each call that hangs (tokio has 512).
+    /// than handing them to its blocking pool. One is at a time, in the whole process, and only in a runtime with several
+    /// threads. Where the file system stops answering (frozen, or a network file system without its server), that one
+    /// thread stops with it, with the task that it runs; all else goes on within a fifth of a second, with everything in
+    /// the blocking pool. Off, no thread of the runtime ever waits for an append.
     ///
     /// Default: on.
     #[must_use]
@@ -202,6 +210,7 @@ impl FsStorageBuilder {
             boot: boot_id(),
             next_new: AtomicU64::new(0),
             commits: Arc::new(Commits::new()),
+            gates: Gates::new(),
             folders: Folders::default(),
             table: Mutex::default(),
             _lock: lock,
@@ -233,22 +242,39 @@ impl FsStorage {
     /// Runs what may block on the disk.
     async fn blocking<T: Send + 'static>(
         &self,
+        gate: fn(&Gates) -> &Gate,
         run: impl FnOnce(&Arc<Root>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let root = Arc::clone(&self.root);
-        tokio::task::spawn_blocking(move || run(&root)).await.map_err(Error::storage)?
+        gate(&self.root.gates).run(move || run(&root)).await?
+    }
+
+    async fn find(&self, key: &Key) -> Result<Option<AtRest>> {
+        let key = key.clone();
+        self.blocking(|gates| &gates.reads, move |root| root.find(&key)).await
     }
 
     /// Looks for entries on the blocking pool, as fast as they are taken.
     fn entries(&self, look: impl FnOnce(&Root, &Entries) -> Result<()> + Send + 'static) -> EntryStream {
         let (send, receive) = tokio::sync::mpsc::channel(64);
         let root = Arc::clone(&self.root);
-        tokio::task::spawn_blocking(move || {
-            if let Err(failed) = look(&root, &send) {
+        let gate = root.gates.lists.clone();
+        let look = move || {
+            let looked = look(&root, &send);
+            // Whoever sees the end may open the root anew.
+            drop(root);
+            if let Err(failed) = looked {
                 let _ = send.blocking_send(Err(failed));
             }
-        });
-        Box::pin(stream::unfold(receive, |mut receive| async move { Some((receive.recv().await?, receive)) }))
+        };
+        Box::pin(stream::unfold((Some((gate, look)), receive), |(mut begin, mut receive)| async move {
+            if let Some((gate, look)) = begin.take()
+                && let Err(failed) = gate.begin(look).await
+            {
+                return Some((Err(failed), (None, receive)));
+            }
+            Some((receive.recv().await?, (None, receive)))
+        }))
     }
 }
 
@@ -260,7 +286,7 @@ impl Storage for FsStorage {
         // Goes with this future: what still waits for a thread then must not come between later opens.
         let wanted = Arc::new(());
         let wish = Arc::downgrade(&wanted);
-        let opened = self.blocking(move |root| root.open_lease(key, how, &wish)).await;
+        let opened = self.blocking(|gates| &gates.changes, move |root| root.open_lease(key, how, &wish)).await;
         drop(wanted);
         opened
     }
@@ -269,19 +295,24 @@ impl Storage for FsStorage {
         if let Some(lease) = self.root.held(key) {
             return Ok(Some(lease.stat()));
         }
-        let key = key.clone();
-        self.blocking(move |root| Ok(root.find(&key)?.map(|found| found.stat))).await
+        Ok(self.find(key).await?.map(|found| found.stat))
     }
 
     async fn read(&self, key: &Key, life: Life, range: Range<u64>) -> Result<ByteStream> {
         let (stat, file) = match self.root.held(key) {
             Some(lease) => {
-                lease.check_file()?;
+                let checked = INLINE.enter().map(|_here| lease.check_file());
+                match checked {
+                    Some(checked) => checked?,
+                    None => {
+                        let lease = Arc::clone(&lease);
+                        self.root.gates.reads.run(move || lease.check_file()).await??;
+                    }
+                }
                 (lease.stat(), Arc::clone(&lease.data.file))
             }
             None => {
-                let key = key.clone();
-                let found = self.blocking(move |root| root.find(&key)).await?.ok_or(ErrorKind::NotFound)?;
+                let found = self.find(key).await?.ok_or(ErrorKind::NotFound)?;
                 (found.stat, Arc::new(found.file))
             }
         };
@@ -289,21 +320,20 @@ impl Storage for FsStorage {
             return Err(ErrorKind::NotFound.into());
         }
         check_range(&range, stat.len)?;
-        Ok(Box::pin(FileStream::new(file, range.start, range.end)))
+        let gate = self.root.gates.reads.clone();
+        Ok(Box::pin(FileStream::new(file, range.start, range.end, gate)))
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
         let key = key.clone();
-        self.blocking(move |root| root.delete(&key)).await
+        self.blocking(|gates| &gates.changes, move |root| root.delete(&key)).await
     }
 
     async fn file(&self, key: &Key, life: Life) -> Result<Option<File>> {
-        let key = key.clone();
-        self.blocking(move |root| match root.find(&key)? {
+        match self.find(key).await? {
             Some(found) if found.stat.life == life => Ok(Some(found.file)),
             _ => Err(ErrorKind::NotFound.into()),
-        })
-        .await
+        }
     }
 
     fn lost(&self) -> EntryStream {
@@ -492,7 +522,7 @@ impl Root {
             Found::Symlink => return Ok(NOTHING),
         };
         let id = identity(&file).map_err(error)?;
-        let open = Record::open(&self.records, &open_name(key)).map_err(error)?;
+        let open = Record::open(&self.records, &open_name(key), write).map_err(error)?;
         // After the record: what is appended from here on is in a file that only grows.
         let meta = file.metadata().map_err(error)?;
         let size = meta.len();
@@ -514,7 +544,7 @@ impl Root {
             Looked::Absent | Looked::Whole(_) => {}
         }
         if left.is_none() {
-            left = match Record::open(&self.records, &rest_name(key)).map_err(error)? {
+            left = match Record::open(&self.records, &rest_name(key), false).map_err(error)? {
                 Looked::Absent => None,
                 Looked::Whole(rest) if !rest.is_about(key, id) => None,
                 Looked::Whole(Record { slot, .. }) if !slot.kept.is_open() => match slot.left(id, size, self.boot) {
@@ -588,11 +618,11 @@ impl Root {
             if name.ends_with(".tmp") {
                 self.records.remove_file(&name)?;
             } else if name.ends_with(".rest") {
-                if Record::open(&self.records, &name)?.is_forgettable() {
+                if Record::open(&self.records, &name, false)?.is_forgettable() {
                     self.records.remove_file(&name)?;
                 }
             } else if name.ends_with(".open") {
-                let settled = match Record::open(&self.records, &name)? {
+                let settled = match Record::open(&self.records, &name, false)? {
                     Looked::Whole(record) if open_name(&record.key) == name => self.settle(&record.key),
                     _ => Err(std::io::Error::other("the record can't be read")),
                 };
@@ -610,7 +640,7 @@ impl Root {
     /// kept for its owner stays open, with all that is there. Idempotent.
     fn settle(&self, key: &Key) -> std::io::Result<()> {
         let (open, rest) = (open_name(key), rest_name(key));
-        let mut record = match Record::open(&self.records, &open)? {
+        let mut record = match Record::open(&self.records, &open, true)? {
             Looked::Absent => return Ok(()),
             Looked::Garbled => return self.settle_garbled(key),
             Looked::Whole(record) => record,
@@ -676,7 +706,7 @@ impl Root {
                 continue;
             }
             // One that can't be read is not kept for anybody.
-            let Ok(Looked::Whole(record)) = Record::open(&self.records, &name) else { continue };
+            let Ok(Looked::Whole(record)) = Record::open(&self.records, &name, false) else { continue };
             let found = self.find(&record.key).map(|found| found.map(|found| (record.key, found.stat)));
             let Some(entry) = found.transpose() else { continue };
             let live = entry.as_ref().is_ok_and(|(_, stat)| stat.state != State::Lost);
@@ -828,14 +858,15 @@ impl Append for FsAppend {
         if len <= MAX_INLINE
             && lease.root.inline_appends
             && !lease.root.commits.is_syncing()
+            && let Some(_here) = INLINE.enter()
             && let Some(appended) = lease.append_inline(data, len, self.claimed)
         {
             return appended;
         }
-        self.busy = true;
         let (held, data, claim) = (Arc::clone(&self.held), data.to_vec(), self.claimed);
-        let appended = tokio::task::spawn_blocking(move || held.lease.append(&data, len, claim)).await;
-        let appended = appended.map_err(Error::storage)?;
+        let gate = lease.root.gates.changes.clone();
+        self.busy = true;
+        let appended = gate.run(move || held.lease.append(&data, len, claim)).await?;
         self.busy = false;
         appended
     }
@@ -853,7 +884,8 @@ impl Append for FsAppend {
         if self.busy {
             return Err(ErrorKind::Poisoned.into());
         }
-        let finished = tokio::task::spawn_blocking(move || {
+        let gate = self.held.lease.root.gates.changes.clone();
+        let finished = gate.run(move || {
             let finished = {
                 let _syncing = self.held.lease.root.commits.syncing();
                 self.held.lease.finish(end, self.claimed)
@@ -862,7 +894,7 @@ impl Append for FsAppend {
             self.held.leave();
             finished
         });
-        finished.await.map_err(Error::storage)?
+        finished.await?
     }
 }
 
@@ -895,7 +927,7 @@ mod tests {
     /// Rewrites a record, as a crash between two system calls may leave it.
     fn rewrite(path: &Path, name: &str, change: impl FnOnce(Slot) -> Slot) {
         let records = Dir::open(&path.join(".httpfstream/records")).unwrap();
-        let Looked::Whole(mut record) = Record::open(&records, name).unwrap() else { panic!("no record {name}") };
+        let Looked::Whole(mut record) = Record::open(&records, name, true).unwrap() else { panic!("no record {name}") };
         let slot = change(record.slot);
         record.write(slot).unwrap();
     }
@@ -1365,7 +1397,8 @@ mod tests {
         let storage = FsStorage::open(tmp.path()).unwrap();
         for (append, synced) in sync_at_once(crowd(&storage).await).await {
             let lease = &append.held.lease;
-            let Looked::Whole(record) = Record::open(&storage.root.records, &open_name(&lease.key)).unwrap() else {
+            let Looked::Whole(record) = Record::open(&storage.root.records, &open_name(&lease.key), true).unwrap()
+            else {
                 panic!("no record")
             };
             assert_eq!(record.slot.durable, synced.unwrap());

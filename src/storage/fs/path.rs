@@ -25,6 +25,11 @@ const MAX_RACES: usize = 100;
 const MAX_FOLDERS: usize = 10_000;
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
+/// To open a file for reading only must be enough to read it: on a frozen file system whatever may write waits.
+fn access(write: bool) -> OFlags {
+    if write { OFlags::RDWR } else { OFlags::RDONLY }
+}
+
 /// A directory that everything happens beneath.
 #[derive(Debug)]
 pub(super) struct Dir(OwnedFd);
@@ -109,7 +114,7 @@ impl Dir {
             Parent::Absent => return Ok(Found::Absent),
             Parent::Symlink => return Ok(Found::Symlink),
         };
-        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        let access = access(write);
         let fd = match openat(parent.as_fd(self), name, FILE | access, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(Found::Absent),
@@ -182,8 +187,8 @@ impl Dir {
     }
 
     /// Opens a file right beneath this directory.
-    pub(super) fn open_file(&self, name: &str) -> io::Result<Option<File>> {
-        match openat(&self.0, name, FILE | OFlags::RDWR, Mode::empty()) {
+    pub(super) fn open_file(&self, name: &str, write: bool) -> io::Result<Option<File>> {
+        match openat(&self.0, name, FILE | access(write), Mode::empty()) {
             Ok(fd) => Ok(Some(fd.into())),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno.into()),

@@ -9,9 +9,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_core::Stream;
-use tokio::task::JoinHandle;
 
+use super::threads::Gate;
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::erased::BoxFuture;
 
 /// What one read asks for.
 const CHUNK: u64 = 64 * 1024;
@@ -21,12 +22,14 @@ pub(super) struct FileStream {
     file: Arc<File>,
     at: u64,
     end: u64,
-    reading: Option<JoinHandle<io::Result<Vec<u8>>>>,
+    gate: Gate,
+    /// One that has to wait.
+    reading: Option<BoxFuture<'static, Result<io::Result<Vec<u8>>>>>,
 }
 
 impl FileStream {
-    pub(super) fn new(file: Arc<File>, at: u64, end: u64) -> Self {
-        Self { file, at, end, reading: None }
+    pub(super) fn new(file: Arc<File>, at: u64, end: u64, gate: Gate) -> Self {
+        Self { file, at, end, gate, reading: None }
     }
 }
 
@@ -43,25 +46,13 @@ impl Stream for FileStream {
             if let Some(reading) = &mut this.reading {
                 let read = ready!(Pin::new(reading).poll(cx));
                 this.reading = None;
-                break read.unwrap_or_else(|panicked| Err(io::Error::other(panicked)));
+                break read.unwrap_or_else(|failed| Err(io::Error::other(failed)));
             }
             if let Some(read) = read_cached(&this.file, want, this.at) {
                 break Ok(read);
             }
-            let (file, at) = (Arc::clone(&this.file), this.at);
-            this.reading = Some(tokio::task::spawn_blocking(move || {
-                let mut buf = vec![0; want];
-                loop {
-                    match file.read_at(&mut buf, at) {
-                        Ok(n) => {
-                            buf.truncate(n);
-                            return Ok(buf);
-                        }
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-            }));
+            let (file, at, gate) = (Arc::clone(&this.file), this.at, this.gate.clone());
+            this.reading = Some(Box::pin(async move { gate.run(move || read(&file, want, at)).await }));
         };
         Poll::Ready(Some(match read {
             Ok(bytes) if bytes.is_empty() => {
@@ -83,6 +74,20 @@ impl Stream for FileStream {
 /// The file is shorter than what was committed: somebody else cut it.
 pub(super) fn truncated() -> Error {
     Error::new(ErrorKind::Storage).with_source("the file was changed or removed by somebody else")
+}
+
+fn read(file: &File, want: usize, at: u64) -> io::Result<Vec<u8>> {
+    let mut buf = vec![0; want];
+    loop {
+        match file.read_at(&mut buf, at) {
+            Ok(n) => {
+                buf.truncate(n);
+                return Ok(buf);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Reads without waiting for a disk; `None` if that isn't possible here and now.

@@ -256,8 +256,8 @@ impl Record {
     }
 
     /// Opens a record.
-    pub(super) fn open(dir: &Dir, name: &str) -> io::Result<Looked> {
-        let Some(file) = dir.open_file(name)? else { return Ok(Looked::Absent) };
+    pub(super) fn open(dir: &Dir, name: &str, write: bool) -> io::Result<Looked> {
+        let Some(file) = dir.open_file(name, write)? else { return Ok(Looked::Absent) };
         let mut bytes = vec![0; SLOTS as usize + SLOT as usize + SLOT_LEN + SUM];
         let mut filled = 0;
         while filled < bytes.len() {
@@ -361,7 +361,7 @@ mod tests {
         let mut record = Record::create(&dir, "r", &key, 42, slot(1)).unwrap();
         record.write(slot(2)).unwrap();
         record.write(slot(3)).unwrap();
-        let open = |name| match Record::open(&dir, name).unwrap() {
+        let open = |name| match Record::open(&dir, name, true).unwrap() {
             Looked::Whole(record) => Some(record),
             Looked::Garbled | Looked::Absent => None,
         };
@@ -379,13 +379,13 @@ mod tests {
             let mut torn = whole.clone();
             torn[at] ^= 1;
             std::fs::write(&path, torn).unwrap();
-            assert!(matches!(Record::open(&dir, "r").unwrap(), Looked::Garbled), "head byte {at}");
+            assert!(matches!(Record::open(&dir, "r", false).unwrap(), Looked::Garbled), "head byte {at}");
         }
         for len in [0, 20, 8191, 8192 + 50] {
             std::fs::write(&path, &whole[..len]).unwrap();
-            assert!(matches!(Record::open(&dir, "r").unwrap(), Looked::Garbled), "{len} bytes");
+            assert!(matches!(Record::open(&dir, "r", false).unwrap(), Looked::Garbled), "{len} bytes");
         }
-        assert!(matches!(Record::open(&dir, "absent").unwrap(), Looked::Absent));
+        assert!(matches!(Record::open(&dir, "absent", false).unwrap(), Looked::Absent));
     }
 
     #[test]

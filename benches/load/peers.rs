@@ -60,6 +60,12 @@ impl Appender {
 
     /// Sends everything in messages of one size, so many a second, and finishes.
     pub async fn send_all(&mut self, data: &[u8], size: usize, rate: Option<u32>) {
+        self.send_some(data, size, rate).await;
+        self.finish().await;
+    }
+
+    /// As [`send_all`](Self::send_all), without the end.
+    pub async fn send_some(&mut self, data: &[u8], size: usize, rate: Option<u32>) {
         let start = Instant::now();
         let mut out = Vec::new();
         for (i, message) in (0..).zip(data.chunks(size)) {
@@ -74,7 +80,6 @@ impl Appender {
             out.clear();
         }
         self.0.write_all(&out).await.unwrap();
-        self.finish().await;
     }
 
     pub async fn finish(&mut self) {

@@ -1,4 +1,5 @@
-//! From an append to its arrival, by WebSocket, by plain body and by server-sent events, side by side on one resource.
+//! From an append to its arrival: beside the floor, and by WebSocket, by plain body and by server-sent events side by
+//! side on one resource.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -8,12 +9,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::measure::{self, Child};
+use super::measure::{self, Child, count, median, spread, table};
 use super::peers::{Appender, Follower};
 
 const SIZE: usize = 1024;
-/// How much longer the others may take than the WebSocket, in the middle.
-const MOST: f64 = 1.3;
+const PATH: &str = "/latency.txt";
 pub const WAYS: [Way; 3] = [Way::Socket, Way::Body, Way::Events];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,30 +36,76 @@ impl Way {
 /// When each message was sent.
 type Sent = Arc<Mutex<Vec<Instant>>>;
 
-/// Prints the latency of each way, for so many followers of each and so many messages a second.
+/// Of the layer and of the floor in turn, for so many followers and messages a second.
 pub async fn latency(smoke: bool) {
-    println!("from an append of {SIZE} B to its arrival, in ms, all three ways at once on one resource");
-    println!(
-        "{:>10} {:>8} {:>10} {:>8} {:>8} {:>8} {:>10}",
-        "followers", "msg/s", "way", "p50", "p90", "p99", "p50 ratio"
-    );
     let loads: &[(usize, u32, usize)] =
-        if smoke { &[(2, 200, 50)] } else { &[(1, 1000, 5000), (33, 200, 1000), (333, 20, 100)] };
-    for (followers, rate, messages) in loads.iter().copied() {
-        one_run(followers, rate, messages, smoke).await;
+        if smoke { &[(2, 200, 50)] } else { &[(1, 1000, 3000), (100, 200, 600), (1000, 20, 60)] };
+    let mut rows = Vec::new();
+    for &(followers, rate, messages) in loads {
+        let mut runs: [[Vec<f64>; 2]; 2] = Default::default();
+        for _ in 0..if smoke { 1 } else { 5 } {
+            for layer in [false, true] {
+                let child = if layer { Child::layer() } else { Child::floor(followers, SIZE) };
+                let mut times = one_run(&child, &[Way::Socket], followers, rate, messages).await.swap_remove(0);
+                times.sort();
+                let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+                runs[usize::from(layer)][0].push(at(50));
+                runs[usize::from(layer)][1].push(at(99));
+            }
+        }
+        let [floor, layer] = runs;
+        rows.push(vec![
+            count(followers),
+            rate.to_string(),
+            spread(&layer[0], 3),
+            spread(&floor[0], 3),
+            format!("{:.2}×", median(&layer[0]) / median(&floor[0])),
+            spread(&layer[1], 1),
+            spread(&floor[1], 1),
+        ]);
     }
+    table(
+        "From an append of 1 KiB to its arrival, in ms; median of five runs in turn (least–most)",
+        &["Followers", "Messages/s", "p50", "floor", "to the floor", "p99", "floor"],
+        &rows,
+    );
 }
 
-async fn one_run(each: usize, rate: u32, messages: usize, smoke: bool) {
-    let child = Child::start("layer", SIZE);
+/// Each way, for so many followers of each and so many messages a second.
+pub async fn ways(smoke: bool) {
+    let loads: &[(usize, u32, usize)] =
+        if smoke { &[(2, 200, 50)] } else { &[(1, 1000, 5000), (33, 200, 1000), (333, 20, 100)] };
+    let mut rows = Vec::new();
+    for &(each, rate, messages) in loads {
+        let all = one_run(&Child::layer(), &WAYS, each, rate, messages).await;
+        let mut socket = None;
+        for (way, mut times) in WAYS.into_iter().zip(all) {
+            times.sort();
+            let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+            let socket = *socket.get_or_insert(at(50));
+            let mut row = vec![(each * WAYS.len()).to_string(), rate.to_string(), way.name().to_owned()];
+            row.extend([50, 90, 99].map(|percent| format!("{:.3}", at(percent))));
+            row.push(format!("{:.2}×", at(50) / socket));
+            rows.push(row);
+        }
+    }
+    table(
+        "From an append of 1 KiB to its arrival, in ms, all three ways at once on one resource",
+        &["Followers", "Messages/s", "Way", "p50", "p90", "p99", "p50 to the WebSocket's"],
+        &rows,
+    );
+}
+
+/// How long each message took to each follower, for each way.
+async fn one_run(child: &Child, ways: &[Way], each: usize, rate: u32, messages: usize) -> Vec<Vec<Duration>> {
     let data: Arc<[u8]> = measure::text(SIZE * messages).into();
     let sent: Sent = Arc::default();
-    let mut appender = Appender::open(child.addr, "/latency.txt").await;
+    let mut appender = Appender::open(child.addr, PATH).await;
     let mut followers = tokio::task::JoinSet::new();
     // By turns, so that none of the ways comes first everywhere.
     for _ in 0..each {
-        for way in WAYS {
-            let follower = Timed::open(child.addr, way, Arc::clone(&data), Arc::clone(&sent)).await;
+        for &way in ways {
+            let follower = Timed::open(child.addr, way, PATH, SIZE, Arc::clone(&data), Arc::clone(&sent)).await;
             followers.spawn(async move { (way, follower.whole().await) });
         }
     }
@@ -70,34 +116,19 @@ async fn one_run(each: usize, rate: u32, messages: usize, smoke: bool) {
         appender.send(message).await;
     }
     appender.finish().await;
-    let mut all = WAYS.map(|_| Vec::new());
+    let mut all = vec![Vec::new(); ways.len()];
     while let Some(done) = followers.join_next().await {
         let (way, times) = done.expect("each follower gets every byte and the end");
         all[way as usize].extend(times);
     }
-    let mut socket = None;
-    for (way, mut times) in WAYS.into_iter().zip(all) {
-        assert_eq!(times.len(), each * messages);
-        times.sort();
-        let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-        let socket = *socket.get_or_insert(at(50));
-        println!(
-            "{:>10} {:>8} {:>10} {:>8.3} {:>8.3} {:>8.3} {:>9.2}x",
-            each * WAYS.len(),
-            rate,
-            way.name(),
-            at(50),
-            at(90),
-            at(99),
-            at(50) / socket
-        );
-        assert!(smoke || at(50) <= MOST * socket, "{} takes more than {MOST} times as long", way.name());
-    }
+    assert!(all.iter().all(|times| times.len() == each * messages));
+    all
 }
 
 /// A follower that notes when each message has come.
-struct Timed {
+pub struct Timed {
     reader: Reader,
+    size: usize,
     data: Arc<[u8]>,
     sent: Sent,
     times: Vec<Duration>,
@@ -140,16 +171,16 @@ impl Reader {
 }
 
 impl Timed {
-    async fn open(addr: SocketAddr, way: Way, data: Arc<[u8]>, sent: Sent) -> Self {
-        Self { reader: Reader::open(addr, way, "/latency.txt").await, data, sent, times: Vec::new() }
+    pub async fn open(addr: SocketAddr, way: Way, path: &str, size: usize, data: Arc<[u8]>, sent: Sent) -> Self {
+        Self { reader: Reader::open(addr, way, path).await, size, data, sent, times: Vec::new() }
     }
 
     /// Reads to the end and checks every byte on the way.
-    async fn whole(mut self) -> Vec<Duration> {
+    pub async fn whole(mut self) -> Vec<Duration> {
         loop {
             let (at, ended) = self.reader.step(&self.data).await;
             let now = Instant::now();
-            while (self.times.len() + 1) * SIZE <= at {
+            while (self.times.len() + 1) * self.size <= at {
                 let sent = self.sent.lock().unwrap()[self.times.len()];
                 self.times.push(now - sent);
             }

@@ -1,0 +1,174 @@
+//! What a delivery costs the server.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::measure::{self, Child, count, median, size, spread, table};
+use super::{peers, plot};
+
+/// Nothing here takes nearly as long.
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[derive(Clone, Copy)]
+struct Load {
+    followers: usize,
+    size: usize,
+    messages: usize,
+    /// Messages a second; `None`: as fast as the server takes them.
+    rate: Option<u32>,
+}
+
+impl Load {
+    fn full(followers: usize, size: usize, messages: usize) -> Self {
+        Self { followers, size, messages, rate: None }
+    }
+
+    fn rate(self) -> String {
+        self.rate.map_or("full".to_owned(), |rate| count(rate as usize))
+    }
+
+    fn deliveries(self) -> f64 {
+        (self.followers * self.messages) as f64
+    }
+}
+
+/// CPU seconds of the server for each million deliveries.
+struct Cost {
+    floor: Vec<f64>,
+    layer: Vec<f64>,
+}
+
+impl Cost {
+    fn ratio(&self) -> f64 {
+        median(&self.layer) / median(&self.floor)
+    }
+
+    fn row(&self, load: Load) -> Vec<String> {
+        let per_gb = |million: &[f64]| format!("{:.2}", median(million) * 1e3 / load.size as f64);
+        vec![
+            size(load.size),
+            count(load.followers),
+            load.rate(),
+            spread(&self.layer, 3),
+            spread(&self.floor, 3),
+            per_gb(&self.layer),
+            per_gb(&self.floor),
+            format!("{:.2}×", self.ratio()),
+        ]
+    }
+}
+
+const HEAD: [&str; 8] =
+    ["Message", "Followers", "Messages/s", "CPU s per million", "floor", "CPU s per GB", "floor", "to the floor"];
+
+pub async fn fanout(smoke: bool) {
+    let paced = |followers, size, rate, messages| Load { followers, size, messages, rate: Some(rate) };
+    let loads: &[Load] = &if smoke {
+        vec![paced(20, 64, 1000, 300), Load::full(20, 1024, 2000), Load::full(100, 64 * 1024, 20)]
+    } else {
+        vec![
+            Load::full(1, 64, 4_000_000),
+            Load::full(100, 64, 400_000),
+            Load::full(1000, 64, 100_000),
+            Load::full(1, 1024, 800_000),
+            Load::full(100, 1024, 80_000),
+            Load::full(1000, 1024, 8_000),
+            Load::full(1, 64 * 1024, 20_000),
+            Load::full(100, 64 * 1024, 600),
+            Load::full(1000, 64 * 1024, 60),
+            paced(1, 64, 2000, 6000),
+            paced(100, 64, 2000, 6000),
+            paced(100, 1024, 2000, 6000),
+            paced(100, 64 * 1024, 50, 150),
+        ]
+    };
+    let mut rows = Vec::new();
+    for &load in loads {
+        rows.push(cost(load, if smoke { 1 } else { 3 }).await.row(load));
+    }
+    table("Fan-out: the server's CPU time; median of three runs in turn (least–most)", &HEAD, &rows);
+}
+
+/// How cost grows: what is in the docs.
+pub async fn grow(smoke: bool) {
+    const SIZES: [usize; 6] = [64, 256, 1024, 4096, 16 * 1024, 64 * 1024];
+    let (followers, sizes, rates): (&[usize], &[usize], &[u32]) = if smoke {
+        (&[1, 10], &[64, 1024], &[500, 1000])
+    } else {
+        (&[1, 3, 10, 30, 100, 300, 1000], &SIZES, &[100, 300, 1000, 3000, 10_000, 30_000])
+    };
+    // About as many bytes in each run.
+    let messages = |followers: usize, size: usize| {
+        let bytes = if smoke { 1 << 20 } else { 1 << 30 };
+        (bytes / followers.clamp(10, 1000) / size.max(512)).clamp(20, 400_000)
+    };
+    let many = |followers: usize| if smoke { followers.min(10) } else { followers };
+    let by_followers = followers.iter().map(|&n| (n as f64, Load::full(n, 1024, messages(n, 1024))));
+    let by_size = sizes.iter().map(|&size| (size as f64, Load::full(many(100), size, messages(100, size))));
+    let by_rate = rates.iter().map(|&rate| {
+        let messages = if smoke { 100 } else { rate as usize * 2 };
+        (f64::from(rate), Load { followers: many(100), size: 64, messages, rate: Some(rate) })
+    });
+    let panels = [
+        ("1 KiB as fast as it goes, by followers", by_followers.collect::<Vec<_>>()),
+        ("100 followers as fast as it goes, by message size in bytes", by_size.collect()),
+        ("100 followers, 64 B, by messages a second", by_rate.collect()),
+    ];
+    let (mut drawn, mut rows) = (Vec::new(), Vec::new());
+    for (title, loads) in panels {
+        let mut panel = plot::Panel { title, ours: Vec::new(), floor: Vec::new() };
+        for (x, load) in loads {
+            let cost = cost(load, if smoke { 1 } else { 3 }).await;
+            panel.ours.push((x, median(&cost.layer)));
+            panel.floor.push((x, median(&cost.floor)));
+            rows.push(cost.row(load));
+        }
+        drawn.push(panel);
+    }
+    let rows = table("How cost grows: the server's CPU time; median of three runs in turn (least–most)", &HEAD, &rows);
+    let svg = plot::draw(&drawn);
+    if !smoke {
+        let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/docs");
+        std::fs::write(docs.join("cost.svg"), svg).unwrap();
+        std::fs::write(docs.join("cost_table.md"), rows).unwrap();
+    }
+}
+
+async fn cost(load: Load, rounds: usize) -> Cost {
+    let mut cost = Cost { floor: Vec::new(), layer: Vec::new() };
+    let data: Arc<[u8]> = measure::text(load.size * load.messages).into();
+    for _ in 0..rounds {
+        for layer in [false, true] {
+            let child = if layer { Child::layer() } else { Child::floor(load.followers, load.size) };
+            let used = one_run(&child, load, &data).await / load.deliveries() * 1e6;
+            if layer { cost.layer.push(used) } else { cost.floor.push(used) }
+        }
+    }
+    eprintln!("{} × {}, {}/s: {:.3}", load.followers, size(load.size), load.rate(), cost.ratio());
+    cost
+}
+
+/// Runs one load and returns the server's CPU seconds.
+async fn one_run(child: &Child, load: Load, data: &Arc<[u8]>) -> f64 {
+    let mut appender = peers::Appender::open(child.addr, "/log.txt").await;
+    let mut followers = tokio::task::JoinSet::new();
+    for _ in 0..load.followers {
+        let follower = peers::Follower::open(child.addr, "/log.txt").await;
+        followers.spawn(follower.whole(Arc::clone(data)));
+    }
+    let (before, start) = (child.cpu(), Instant::now());
+    let appending = tokio::spawn({
+        let data = Arc::clone(data);
+        async move { appender.send_all(&data, load.size, load.rate).await }
+    });
+    let all = async {
+        appending.await.unwrap();
+        while let Some(done) = followers.join_next().await {
+            done.expect("each follower gets every byte and the end");
+        }
+    };
+    tokio::time::timeout(LIMIT, all).await.expect("the end within the limit");
+    let (cpu, wall) = (child.cpu() - before, start.elapsed().as_secs_f64());
+    assert!(cpu > 0.0 && wall > 0.0);
+    cpu
+}

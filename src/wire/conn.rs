@@ -628,7 +628,7 @@ mod tests {
     }
 
     /// A message that leaves the reader sure that there is more.
-    const LONG: [u8; 20_000] = [b'l'; 20_000];
+    static LONG: [u8; 20_000] = [b'l'; 20_000];
 
     #[test]
     fn behind_a_full_read_what_else_has_come_is_taken_too() {

@@ -165,6 +165,7 @@ async fn fault_05_symlinks_are_neither_read_nor_written() {
     {
         refused(&server, path, 404).await;
         passes(&server, path).await;
+        assert_eq!(server.streams.stat(&path[1..]).await.unwrap(), None, "{path}");
     }
     assert_eq!(tree(outside.path()), ["secret"]);
     assert_eq!(std::fs::read_to_string(outside.path().join("secret")).unwrap(), "secret");

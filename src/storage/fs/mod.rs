@@ -1358,6 +1358,48 @@ mod tests {
         assert_eq!(root.find(&key).unwrap().unwrap().stat.life, seen.life);
     }
 
+    /// As where the start could not settle it.
+    #[tokio::test]
+    async fn whoever_comes_settles_what_was_left_open() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let mut append = claimed(&storage, &key, owner(1), b"durable").await;
+        append.sync().await.unwrap();
+        append.append(&bytes(b" committed")).await.unwrap();
+        crash(storage.clone(), append).await;
+        rewrite(tmp.path(), &open_name(&key), |slot| Slot { boot: [0xee; 16], ..slot });
+        crash(storage.clone(), claimed(&storage, &key, owner(1), b" again").await).await;
+        let (stat, all) = content(&storage, &key).await;
+        assert_eq!((stat.state, &all[..]), (State::Lost, &b"durable again"[..]));
+        let end = |slot| Slot { kept: Kept::Rest(State::Finished), len: 13, durable: 13, owner: None, ..slot };
+        rewrite(tmp.path(), &open_name(&key), end);
+        crash(storage.clone(), claimed(&storage, &key, owner(2), b" and again").await).await;
+        let (stat, all) = content(&storage, &key).await;
+        assert_eq!((stat.state, stat.owner, &all[..]), (State::Lost, owner(2), &b"durable again and again"[..]));
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_put_in_the_place_of_a_lost_one_is_theirs() {
+        for folder in [true, false] {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a/b").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            crash(storage.clone(), claimed(&storage, &key, owner(1), b"lost").await).await;
+            drop(storage);
+            std::fs::remove_dir_all(tmp.path().join("a")).unwrap();
+            let theirs = Key::new(if folder { "a/b" } else { "a" }).unwrap();
+            if folder {
+                std::fs::create_dir(tmp.path().join("a")).unwrap();
+            }
+            std::fs::write(tmp.path().join(theirs.as_str()), "theirs").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            assert_eq!((records(tmp.path()), lost(&storage).await), (vec![], vec![]));
+            let (stat, all) = content(&storage, &theirs).await;
+            assert_eq!((stat.state, &all[..]), (State::Finished, &b"theirs"[..]));
+        }
+    }
+
     /// Enough for several to be served with one call.
     const CROWD: usize = 200;
 

@@ -3,8 +3,11 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::spy::Spy;
 use common::{Server, client_frame, pattern, serve, soon, stores};
 use httpfstream::storage::MemoryStorage;
 use httpfstream::{AppenderId, ErrorKind, HttpFStreamLayer, Streams};
@@ -219,6 +222,31 @@ async fn fault_29_what_another_node_left_is_kept_for_its_appender() {
     let mut appender = two.append("a").appender_id(id).await.unwrap();
     assert!(appender.is_resumed());
     assert_eq!(appender.append("y").await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn fault_29_what_another_node_leaves_just_then_is_kept_for_its_appender() {
+    let storage = MemoryStorage::new(1 << 20);
+    let spy = Spy::new(storage.clone());
+    let (one, two) = (Streams::new(storage), Streams::new(spy.clone()));
+    two.recover().await.unwrap();
+    let id = AppenderId::random().unwrap();
+    let mut appender = one.append("a").appender_id(id.clone()).await.unwrap();
+    appender.append("x").await.unwrap();
+    // It is live when the other node looks, and lost before that opens it.
+    let (leaving, looks) = (Arc::new(Mutex::new(Some(appender))), Arc::new(AtomicUsize::new(0)));
+    spy.watch.meanwhile(move || {
+        let left = if looks.fetch_add(1, Ordering::Relaxed) == 1 { leaving.lock().unwrap().take() } else { None };
+        let one = one.clone();
+        async move {
+            if left.is_some() {
+                drop(left);
+                one.shutdown(Duration::ZERO).await;
+            }
+        }
+    });
+    assert_eq!(two.append("a").await.unwrap_err().kind(), ErrorKind::Busy);
+    assert!(two.append("a").appender_id(id).await.unwrap().is_resumed());
 }
 
 #[tokio::test]

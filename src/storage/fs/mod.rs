@@ -1400,6 +1400,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn lives_are_remembered_for_a_tick_of_the_clock() {
+        let Some(old) = Instant::now().checked_sub(2 * BIRTH_TICK) else { return };
+        let mut table = Table::default();
+        let lives = [1, 2, 3].map(Life::from_bits);
+        table.ended.extend([(old, lives[0]), (old, lives[1]), (Instant::now() + BIRTH_TICK, lives[2])]);
+        table.forget_old_lives();
+        assert_eq!(table.ended.iter().map(|(_, life)| *life).collect::<Vec<_>>(), lives[2..]);
+    }
+
     /// Enough for several to be served with one call.
     const CROWD: usize = 200;
 

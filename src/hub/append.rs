@@ -333,7 +333,7 @@ mod tests {
     use crate::hub::{Attach, Attached};
     use crate::id::Owner;
     use crate::key::Key;
-    use crate::storage::MemoryStorage;
+    use crate::storage::{Append, MemoryStorage, Storage};
     use crate::streams::Streams;
 
     #[tokio::test]
@@ -346,5 +346,28 @@ mod tests {
         lease.append(&[Bytes::from_static(b"x")]).await.unwrap();
         streams.delete("a").await.unwrap();
         assert_eq!(lease.park().await.unwrap_err().kind(), ErrorKind::Fenced);
+    }
+
+    /// Claims it, appends, and goes: as a node that died.
+    async fn leave(storage: &MemoryStorage, key: &Key, owner: Owner, data: &'static [u8]) {
+        let mut append = storage.open(key, Open::Continue).await.unwrap();
+        append.claim(Some(owner));
+        append.append(&[Bytes::from_static(data)]).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_grace_ends_no_other_life() {
+        let storage = MemoryStorage::new(1 << 20);
+        let (key, [old, new]) = (Key::new("a").unwrap(), [1, 2].map(|of| Owner::from_bytes([of; 32])));
+        leave(&storage, &key, old, b"old").await;
+        let streams = Streams::new(storage.clone());
+        let mut follower = streams.follow("a").await.unwrap();
+        assert_eq!(follower.next_chunk().await.unwrap().unwrap(), "old");
+        // Another node deletes it, and what it begins anew is lost too.
+        storage.delete(&key).await.unwrap();
+        leave(&storage, &key, new, b"new").await;
+        assert_eq!(follower.next_chunk().await.unwrap_err().kind(), ErrorKind::NotFound);
+        let stat = storage.stat(&key).await.unwrap().unwrap();
+        assert_eq!((stat.state, stat.owner), (State::Lost, Some(new)));
     }
 }

@@ -551,3 +551,23 @@ fn write_at(file: &File, slices: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
 fn write_at(file: &File, slices: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
     std::os::unix::fs::FileExt::write_at(file, &slices[0], at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_synced_unless_all_files_were() {
+        // This can't be synced.
+        let note = |data| Note { committed: 1, record: Some((Arc::new(data), 1)) };
+        let null = || note(Data::new(File::open("/dev/null").unwrap()));
+        null().sync_record(false).unwrap_err();
+        null().sync_record(true).unwrap();
+        // Whoever failed before is not believed.
+        let failed = Data::new(tempfile::tempfile().unwrap());
+        failed.sync(|_| Err(io::Error::other("as a disk that is broken"))).unwrap_err();
+        let failed = note(failed);
+        failed.sync_record(false).unwrap_err();
+        failed.sync_record(true).unwrap_err();
+    }
+}

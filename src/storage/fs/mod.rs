@@ -1410,6 +1410,54 @@ mod tests {
         assert_eq!(table.ended.iter().map(|(_, life)| *life).collect::<Vec<_>>(), lives[2..]);
     }
 
+    #[tokio::test]
+    async fn what_somebody_else_cuts_of_a_new_resource_is_a_new_life() {
+        for (claim, end) in [(owner(1), None), (None, None), (None, Some(End::Interrupted)), (None, Some(End::Sealed))]
+        {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let mut append = claimed(&storage, &key, claim, b"bytes that were seen").await;
+            let life = append.stat().life;
+            let cut = || File::options().write(true).open(tmp.path().join("a")).unwrap().set_len(5).unwrap();
+            match end {
+                Some(end) => {
+                    append.finish(end).await.unwrap();
+                    drop(storage);
+                    cut();
+                }
+                None => {
+                    cut();
+                    append.append(&bytes(b" more")).await.unwrap_err();
+                    crash(storage, append).await;
+                }
+            }
+            let (stat, all) = content(&FsStorage::open(tmp.path()).unwrap(), &key).await;
+            assert_eq!(all, b"bytes", "{claim:?} {end:?}");
+            assert_ne!(stat.life, life, "{claim:?} {end:?}");
+        }
+    }
+
+    /// The longest file that the file system lets be stands for a full disk.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn fault_35_what_has_no_room_is_refused_and_the_appender_goes_on() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a").unwrap();
+        let file = File::create(tmp.path().join("a")).unwrap();
+        let (mut fits, mut too_long) = (0, 1 << 63);
+        while fits + 1 < too_long {
+            let len = fits + (too_long - fits) / 2;
+            if file.set_len(len).is_ok() { fits = len } else { too_long = len }
+        }
+        file.set_len(fits).unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        let mut append = storage.open(&key, Open::Continue).await.unwrap();
+        assert_eq!(append.append(&bytes(b"!")).await.unwrap_err().kind(), ErrorKind::Full);
+        assert_eq!(append.append(&[]).await.unwrap(), fits, "not poisoned");
+        assert_eq!(append.finish(End::Sealed).await.unwrap().len, fits);
+    }
+
     /// Enough for several to be served with one call.
     const CROWD: usize = 200;
 

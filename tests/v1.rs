@@ -648,6 +648,18 @@ async fn acknowledgements_wait_for_syncs_unless_the_policy_is_to_do_without() {
 }
 
 #[tokio::test]
+async fn in_process_appends_wait_for_a_sync_only_where_nothing_counts_before() {
+    for (durability, synced) in [(Durability::Acked, 1), (Durability::Interval(Duration::from_secs(3600)), 0)] {
+        let storage = Spy::new(MemoryStorage::new(1 << 20));
+        let watch = storage.watch.clone();
+        let streams = Streams::builder(storage).durability(durability).build();
+        let mut appender = streams.append("a").await.unwrap();
+        appender.append("x").await.unwrap();
+        assert_eq!(watch.now().synced, synced, "{durability:?}");
+    }
+}
+
+#[tokio::test]
 async fn in_process_appenders_come_back_and_followers_are_told() {
     let streams = Streams::new(MemoryStorage::new(1 << 20));
     let id = AppenderId::random().unwrap();

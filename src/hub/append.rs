@@ -370,4 +370,38 @@ mod tests {
         let stat = storage.stat(&key).await.unwrap().unwrap();
         assert_eq!((stat.state, stat.owner), (State::Lost, Some(new)));
     }
+
+    /// As soon as whoever was there before is gone.
+    async fn opened(streams: &Streams) -> crate::streams::Appender {
+        loop {
+            match streams.append("a").await {
+                Err(error) if error.kind() == ErrorKind::Busy => tokio::task::yield_now().await,
+                opened => return opened.unwrap(),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_interruption_is_an_event_only_where_something_was_added() {
+        let streams = Streams::new(MemoryStorage::new(1 << 20));
+        let mut events = streams.events();
+        drop(opened(&streams).await);
+        for data in ["one", "two"] {
+            let mut appender = opened(&streams).await;
+            appender.append(data).await.unwrap();
+            drop(appender);
+            drop(opened(&streams).await);
+        }
+        opened(&streams).await.finish().await.unwrap();
+        let mut told = Vec::new();
+        while told.last() != Some(&"finished".to_owned()) {
+            told.push(match events.next().await {
+                Some(Event::Created { .. }) => "created".to_owned(),
+                Some(Event::Interrupted { stat, .. }) => format!("interrupted at {}", stat.len),
+                Some(Event::Finished { .. }) => "finished".to_owned(),
+                other => panic!("{other:?}"),
+            });
+        }
+        assert_eq!(told, ["created", "interrupted at 3", "interrupted at 6", "finished"]);
+    }
 }

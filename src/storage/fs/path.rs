@@ -333,3 +333,37 @@ pub(super) fn error(source: io::Error) -> Error {
     };
     Error::new(kind).with_source(source)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn so_many_folders_are_remembered_and_no_more() {
+        let known = Folders::default();
+        for name in 0..MAX_FOLDERS as u128 {
+            known.add(Some(name));
+        }
+        assert_eq!(known.lock().len(), MAX_FOLDERS);
+        known.add(Some(u128::MAX));
+        assert_eq!(*known.lock(), HashSet::from([u128::MAX]));
+    }
+
+    #[test]
+    fn a_directory_knows_its_device() {
+        let tmp = tempfile::tempdir().unwrap();
+        let device = Dir::open(tmp.path()).unwrap().device().unwrap();
+        assert_eq!(device, std::fs::metadata(tmp.path()).unwrap().dev());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_sync_that_fails_is_told() {
+        // Through such a descriptor nothing can be synced.
+        let dir = Dir(openat(rustix::fs::CWD, "/", OFlags::PATH, Mode::empty()).unwrap());
+        dir.sync().unwrap_err();
+        dir.sync_file_system().unwrap_err();
+    }
+}

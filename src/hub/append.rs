@@ -142,12 +142,13 @@ impl Lease {
         let sync = self.sync();
         let due = Arc::clone(&self.sync_due);
         let ended = self.resource.ended.clone();
+        let at = self.hub.together(within);
         self.runtime.spawn(async move {
             tokio::select! {
                 biased;
                 // The end syncs by itself.
                 () = ended.cancelled() => return,
-                () = tokio::time::sleep(within) => {}
+                () = tokio::time::sleep_until(at) => {}
             }
             // What is appended from here on may miss this sync, and asks for one of its own.
             due.store(false, Ordering::Release);

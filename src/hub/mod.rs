@@ -60,6 +60,8 @@ pub(crate) struct Hub {
     pub(crate) storage: Box<dyn DynStorage>,
     config: Config,
     live: Mutex<HashMap<Key, Entry>>,
+    /// What syncs are timed by.
+    begun: Instant,
     followers: Arc<Followers>,
     /// For each resource that is not at rest.
     appends: Arc<Budget>,
@@ -161,6 +163,7 @@ impl Hub {
         Self {
             storage,
             live: Mutex::default(),
+            begun: Instant::now(),
             followers: Followers::new(config.limits),
             appends: Budget::new(config.limits.appends),
             incomplete: Budget::new(config.limits.incomplete),
@@ -176,6 +179,16 @@ impl Hub {
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
+    }
+
+    /// When to do what has to be done within this time. There are four such moments in it, the same for all, since many
+    /// syncs at once cost far less than one after the other.
+    fn together(&self, within: Duration) -> Instant {
+        const LONG: Duration = Duration::from_secs(366 * 24 * 3600);
+        let last = Instant::now() + within.min(LONG);
+        let step = (within / 4).as_nanos().max(1);
+        let over = last.duration_since(self.begun).as_nanos() % step;
+        last - Duration::from_nanos(over as u64)
     }
 
     fn emit(&self, event: Event) {

@@ -918,6 +918,8 @@ fn boot_id() -> [u8; 16] {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     fn bytes(data: &'static [u8]) -> Vec<Bytes> {
@@ -1435,6 +1437,45 @@ mod tests {
             let (stat, all) = content(&FsStorage::open(tmp.path()).unwrap(), &key).await;
             assert_eq!(all, b"bytes", "{claim:?} {end:?}");
             assert_ne!(stat.life, life, "{claim:?} {end:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_cuts_while_nobody_is_there_is_a_new_life_each_time() {
+        for claim in [owner(1), None] {
+            let tmp = tempfile::tempdir().unwrap();
+            let key = Key::new("a").unwrap();
+            let storage = FsStorage::open(tmp.path()).unwrap();
+            let append = claimed(&storage, &key, claim, b"bytes that were seen").await;
+            append.sync().await.unwrap();
+            let mut life = append.stat().life;
+            crash(storage, append).await;
+            for len in [15, 5] {
+                File::options().write(true).open(tmp.path().join("a")).unwrap().set_len(len).unwrap();
+                let (stat, _) = content(&FsStorage::open(tmp.path()).unwrap(), &key).await;
+                assert_eq!((stat.len, stat.owner), (len, claim));
+                assert_ne!(stat.life, life, "{claim:?} {len}");
+                life = stat.life;
+                let (again, _) = content(&FsStorage::open(tmp.path()).unwrap(), &key).await;
+                assert_eq!(again.life, life, "{claim:?} {len}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_finished_it_is_known_for_an_hour() {
+        let tmp = tempfile::tempdir().unwrap();
+        let key = Key::new("a").unwrap();
+        let storage = FsStorage::open(tmp.path()).unwrap();
+        claimed(&storage, &key, owner(1), b"whole").await.finish(End::Finished).await.unwrap();
+        drop(storage);
+        let record = tmp.path().join(".httpfstream/records").join(rest_name(&key));
+        for (minutes, known) in [(0, true), (59, true), (61, false)] {
+            let at = SystemTime::now() - Duration::from_secs(minutes * 60);
+            File::options().write(true).open(&record).unwrap().set_modified(at).unwrap();
+            let (stat, all) = content(&FsStorage::open(tmp.path()).unwrap(), &key).await;
+            assert_eq!((stat.state, &all[..]), (State::Finished, &b"whole"[..]));
+            assert_eq!((stat.owner, record.exists()), (owner(1).filter(|_| known), known), "{minutes} minutes");
         }
     }
 

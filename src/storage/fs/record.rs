@@ -389,6 +389,18 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_synced_once_for_what_was_written() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(tmp.path()).unwrap();
+        let mut record = Record::create(&dir, "r", &Key::new("a").unwrap(), 42, slot(1)).unwrap();
+        record.data.sync(|_| Err(io::Error::other("as a disk that is broken"))).unwrap_err();
+        record.sync().unwrap();
+        record.write_soon(slot(2)).unwrap();
+        record.sync().unwrap_err();
+        record.write_soon(slot(3)).unwrap_err();
+    }
+
+    #[test]
     fn what_no_appender_writes_is_not_read() {
         let new = Slot { existed: false, ..slot(0) };
         let read = |slot| parse_slot(&encode_slot(1, slot)).map(|(_, slot)| slot);

@@ -716,7 +716,8 @@ struct Opening {
 /// syncs at once cost far less than one after the other.
 fn together(begun: Instant, within: Duration) -> Instant {
     const LONG: Duration = Duration::from_secs(366 * 24 * 3600);
-    let last = Instant::now() + within.min(LONG);
+    let within = within.min(LONG);
+    let last = Instant::now() + within;
     let step = (within / 4).as_nanos().max(1);
     let over = last.duration_since(begun).as_nanos() % step;
     last - Duration::from_nanos(over as u64)

@@ -111,7 +111,8 @@ pub struct StreamsBuilder {
 
 impl StreamsBuilder {
     /// How many of a live resource's last bytes are kept in memory, so that followers need not read them from the
-    /// storage. Zero turns the cache off.
+    /// storage. While more than that comes within a second it is up to four times as much for each follower, and sixteen
+    /// times at most. Zero turns the cache off.
     ///
     /// Default: 64 KiB.
     #[must_use]

@@ -63,7 +63,9 @@ const HEAD: [&str; 8] =
 
 pub async fn fanout(smoke: bool) {
     let paced = |followers, size, rate, messages| Load { followers, size, messages, rate: Some(rate) };
-    let loads: &[Load] = &if smoke {
+    let loads: &[Load] = &if let Some(load) = one_load() {
+        vec![load]
+    } else if smoke {
         vec![paced(20, 64, 1000, 300), Load::full(20, 1024, 2000), Load::full(100, 64 * 1024, 20)]
     } else {
         vec![
@@ -87,6 +89,15 @@ pub async fn fanout(smoke: bool) {
         rows.push(cost(load, if smoke { 1 } else { 3 }).await.row(load));
     }
     table("Fan-out: the server's CPU time; median of three runs in turn (least–most)", &HEAD, &rows);
+}
+
+/// `--load FOLLOWERS,BYTES,MESSAGES[,RATE]`: this one only, to be looked at with a profiler.
+fn one_load() -> Option<Load> {
+    let args: Vec<String> = std::env::args().collect();
+    let at = args.iter().position(|arg| arg == "--load")?;
+    let numbers: Vec<usize> = args[at + 1].split(',').map(|number| number.parse().unwrap()).collect();
+    let rate = numbers.get(3).map(|rate| *rate as u32);
+    Some(Load { followers: numbers[0], size: numbers[1], messages: numbers[2], rate })
 }
 
 /// How cost grows: what is in the docs.

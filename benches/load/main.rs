@@ -17,6 +17,8 @@
 //! | `memory` | the server's memory while 10 GB are appended |
 //! | `grow` | how cost grows with followers, sizes and rates: a table, and `src/docs/cost.svg` |
 //!
+//! `-- fanout --load FOLLOWERS,BYTES,MESSAGES[,RATE]` is one load, for a profiler.
+//!
 //! The floor is a server that writes prepared frames to the same sockets, one write for each follower and batch, and stores
 //! nothing. Each server is a process of its own on core 0, and this program is on core 1, so that the server's CPU time is
 //! its alone. `--smoke` (or any run that isn't `cargo bench`) is a moment of each part, for CI.

@@ -17,6 +17,9 @@ use crate::storage::erased::{BoxFuture, DynAppend, hung};
 use crate::storage::{End, Open, Stat, State};
 use crate::streams::{Durability, Event};
 
+/// How long what is kept for followers who are behind may stay when nothing comes any more.
+const COOL: Duration = Duration::from_secs(1);
+
 /// The right to append to a resource. Dropping it means that the appender was lost.
 pub(crate) struct Lease {
     hub: Arc<Hub>,
@@ -31,6 +34,8 @@ pub(crate) struct Lease {
     acknowledged: bool,
     /// A sync is due and will come.
     sync_due: Arc<AtomicBool>,
+    /// Somebody looks after the tail.
+    cooling: Arc<AtomicBool>,
     /// Where the end is done, whoever drops this and wherever.
     runtime: Handle,
     _counted: TaskTrackerToken,
@@ -54,6 +59,7 @@ impl Lease {
             spoiled: false,
             acknowledged: false,
             sync_due: Arc::default(),
+            cooling: Arc::default(),
             runtime: Handle::current(),
             _counted: counted,
         }
@@ -103,7 +109,9 @@ impl Lease {
         if len == before {
             return Ok(len);
         }
-        self.resource.grow(self.holder, data, len)?;
+        if self.resource.grow(self.holder, data, len)? {
+            self.cool_soon();
+        }
         if before == 0 {
             self.hub.emit(Event::Created { key: self.resource.key.clone(), life: self.resource.life });
         }
@@ -153,6 +161,30 @@ impl Lease {
             // What is appended from here on may miss this sync, and asks for one of its own.
             due.store(false, Ordering::Release);
             let _ = sync.await;
+        });
+    }
+
+    /// Sees to it that the tail is no larger than it has to be, once less is appended.
+    fn cool_soon(&self) {
+        if self.cooling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
+        let cooling = Arc::clone(&self.cooling);
+        self.runtime.spawn(async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = resource.ended.cancelled() => return,
+                    () = tokio::time::sleep_until(hub.together(COOL)) => {}
+                }
+                let mut held = resource.held();
+                if held.tail.cool() {
+                    // Under the lock: whoever makes it large again comes after this.
+                    cooling.store(false, Ordering::Release);
+                    return;
+                }
+            }
         });
     }
 

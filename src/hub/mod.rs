@@ -181,14 +181,9 @@ impl Hub {
         self.events.subscribe()
     }
 
-    /// When to do what has to be done within this time. There are four such moments in it, the same for all, since many
-    /// syncs at once cost far less than one after the other.
+    /// When to do what has to be done within this time, so that many do it at once.
     fn together(&self, within: Duration) -> Instant {
-        const LONG: Duration = Duration::from_secs(366 * 24 * 3600);
-        let last = Instant::now() + within.min(LONG);
-        let step = (within / 4).as_nanos().max(1);
-        let over = last.duration_since(self.begun).as_nanos() % step;
-        last - Duration::from_nanos(over as u64)
+        together(self.begun, within)
     }
 
     fn emit(&self, event: Event) {
@@ -717,6 +712,17 @@ struct Opening {
     counted: Option<Share>,
 }
 
+/// When to do what has to be done within this time. There are four such moments in it, the same for all, since many
+/// syncs at once cost far less than one after the other.
+fn together(begun: Instant, within: Duration) -> Instant {
+    const LONG: Duration = Duration::from_secs(366 * 24 * 3600);
+    let within = within.min(LONG);
+    let last = Instant::now() + within;
+    let step = (within / 4).as_nanos().max(1);
+    let over = last.duration_since(begun).as_nanos() % step;
+    last - Duration::from_nanos(over as u64)
+}
+
 impl Opening {
     /// Gives what turned out to be lost its grace.
     fn adopt(mut self, stat: &Stat) {
@@ -823,5 +829,26 @@ impl Drop for Passing {
             }
         }
         self.settled.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_within_the_same_time_is_done_together() {
+        let begun = Instant::now();
+        for within in [Duration::ZERO, Duration::from_nanos(3), Duration::from_secs(1), Duration::from_millis(777)] {
+            let mut moments = std::collections::BTreeSet::new();
+            for _ in 0..1000 {
+                tokio::time::advance(Duration::from_millis(1)).await;
+                let (now, at) = (Instant::now(), together(begun, within));
+                assert!(at >= now + within * 3 / 4 && at <= now + within, "{within:?}");
+                moments.insert(at);
+            }
+            assert!(within < Duration::from_millis(1) || moments.len() <= 7, "{} for {within:?}", moments.len());
+        }
+        assert!(together(begun, Duration::MAX) > begun + Duration::from_secs(1 << 24));
     }
 }

@@ -44,24 +44,53 @@ impl Phase {
     }
 }
 
+/// How much larger than at rest the tail may be while much is appended, for each follower …
+const FOR_EACH: usize = 4;
+/// … and for all.
+const FOR_ALL: usize = 16;
+
 /// The last bytes of a live resource. A cache: what it lacks is read from the storage.
+///
+/// While much is appended it holds what the followers have not taken yet, so that many of them write the same bytes, which
+/// stay in the processor's caches, and nobody reads them back. (Measured with 100 followers who get all that the server
+/// can give: with 64 KiB alone, less than one batch, all of them read files, at twice the cost.)
 #[derive(Debug)]
 pub(super) struct Tail {
     start: u64,
     pieces: Pieces,
-    cap: usize,
+    /// What is kept when nobody appends.
+    rest: usize,
+    /// Something came since it was looked at.
+    hot: bool,
 }
 
 impl Tail {
-    pub(super) fn new(start: u64, cap: usize) -> Self {
-        Self { start, pieces: Pieces::default(), cap }
+    pub(super) fn new(start: u64, rest: usize) -> Self {
+        Self { start, pieces: Pieces::default(), rest, hot: false }
     }
 
-    pub(super) fn push(&mut self, data: &[Bytes]) {
+    /// Adds what so many followers want.
+    pub(super) fn push(&mut self, data: &[Bytes], followers: usize) {
         for data in data {
             self.pieces.push(data.clone());
         }
-        self.start += self.pieces.trim(self.cap) as u64;
+        let times = followers.saturating_mul(FOR_EACH).clamp(1, FOR_ALL);
+        self.start += self.pieces.trim(self.rest.saturating_mul(times)) as u64;
+        self.hot = true;
+    }
+
+    /// Whether it holds more than it does at rest.
+    pub(super) fn is_large(&self) -> bool {
+        self.pieces.len() > self.rest
+    }
+
+    /// Gives back what is only kept while much is appended, once nothing has come since the last call; whether it has.
+    pub(super) fn cool(&mut self) -> bool {
+        if std::mem::take(&mut self.hot) {
+            return false;
+        }
+        self.start += self.pieces.trim(self.rest) as u64;
+        true
     }
 
     /// The bytes of a range, if all of them are here.
@@ -85,7 +114,7 @@ mod tests {
         for i in 0..400u32 {
             let data = Bytes::from(vec![i as u8; (i as usize * 97) % 20_000]);
             all.extend_from_slice(&data);
-            tail.push(std::slice::from_ref(&data));
+            tail.push(std::slice::from_ref(&data), 0);
             let len = all.len() as u64;
             for back in [0, 1, 700, 9_000, 30_000, 49_000, 60_000] {
                 let from = len.saturating_sub(back);
@@ -99,6 +128,23 @@ mod tests {
             }
             assert!(tail.pieces.len() <= 50_000);
             assert!(tail.get(len, len + 1).is_none());
+        }
+    }
+
+    #[test]
+    fn what_is_kept_for_followers_goes_when_nothing_comes() {
+        for (followers, most) in [(0, 10_000), (1, 40_000), (3, 120_000), (4, 160_000), (usize::MAX, 160_000)] {
+            let mut tail = Tail::new(0, 10_000);
+            assert!(!tail.is_large());
+            for _ in 0..100 {
+                tail.push(&[Bytes::from(vec![b'x'; 9_000])], followers);
+            }
+            let held = tail.pieces.len();
+            assert!(held <= most && held + 9_000 > most, "{held} for {followers}");
+            assert_eq!(tail.is_large(), followers > 0);
+            assert!(!tail.cool() && tail.pieces.len() == held, "something came");
+            assert!(tail.cool() && !tail.is_large());
+            assert_eq!(tail.start + tail.pieces.len() as u64, 900_000);
         }
     }
 }

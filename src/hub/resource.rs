@@ -102,16 +102,16 @@ impl Resource {
         self.held.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Tells the followers what its holder has committed.
-    pub(super) fn grow(&self, holder: u64, data: &[Bytes], len: u64) -> Result<()> {
+    /// Tells the followers what its holder has committed; whether the tail has to be [cooled](Tail::cool) some time.
+    pub(super) fn grow(&self, holder: u64, data: &[Bytes], len: u64) -> Result<bool> {
         let mut held = self.held();
         if held.holder != holder {
             // Whoever took over counts these bytes already.
             return Err(ErrorKind::Fenced.into());
         }
-        held.tail.push(data);
+        held.tail.push(data, self.progress.receiver_count());
         self.progress.send_modify(|progress| progress.len = len);
-        Ok(())
+        Ok(held.tail.is_large())
     }
 
     /// What a holder is told once it is one no longer.

@@ -379,7 +379,7 @@ async fn fault_41_a_second_storage_on_one_root_is_refused() {
     assert_eq!(by_link.unwrap_err().kind(), ErrorKind::Busy);
     passed(&child(&std::env::current_exe().unwrap(), "fault_41_child", dir.path(), None));
     drop(clone);
-    FsStorage::open(dir.path()).unwrap();
+    common::reopened(dir.path()).await;
 }
 
 #[tokio::test]

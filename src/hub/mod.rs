@@ -712,13 +712,13 @@ struct Opening {
     counted: Option<Share>,
 }
 
-/// When to do what has to be done within this time. There are four such moments in it, the same for all, since many
-/// syncs at once cost far less than one after the other.
+/// When to do what has to be done within this time. There are two such moments in it, the same for all, since many syncs
+/// at once cost far less than one after the other.
 fn together(begun: Instant, within: Duration) -> Instant {
     const LONG: Duration = Duration::from_secs(366 * 24 * 3600);
     let within = within.min(LONG);
     let last = Instant::now() + within;
-    let step = (within / 4).as_nanos().max(1);
+    let step = (within / 2).as_nanos().max(1);
     let over = last.duration_since(begun).as_nanos() % step;
     last - Duration::from_nanos(over as u64)
 }
@@ -844,10 +844,10 @@ mod tests {
             for _ in 0..1000 {
                 tokio::time::advance(Duration::from_millis(1)).await;
                 let (now, at) = (Instant::now(), together(begun, within));
-                assert!(at >= now + within * 3 / 4 && at <= now + within, "{within:?}");
+                assert!(at + within / 2 + Duration::from_nanos(1) >= now + within && at <= now + within, "{within:?}");
                 moments.insert(at);
             }
-            assert!(within < Duration::from_millis(1) || moments.len() <= 7, "{} for {within:?}", moments.len());
+            assert!(within < Duration::from_millis(1) || moments.len() <= 4, "{} for {within:?}", moments.len());
         }
         assert!(together(begun, Duration::MAX) > begun + Duration::from_secs(1 << 24));
     }

@@ -75,6 +75,17 @@ struct Queue {
     many_run: bool,
 }
 
+impl Queue {
+    fn are_many(&self) -> bool {
+        self.waiting.len() >= MANY && self.can_sync_many
+    }
+
+    /// A call for many runs, and whoever makes it will find enough for another one.
+    fn is_left_to_the_next_call_for_many(&self) -> bool {
+        self.are_many() && self.many_run
+    }
+}
+
 #[derive(Debug)]
 struct Request {
     held: Arc<Held>,
@@ -135,12 +146,12 @@ fn ask(held: Arc<Held>) -> Answered {
     {
         let mut queue = commits.queue();
         queue.waiting.push_back(Request { held, answer });
-        if queue.workers == WORKERS {
+        if queue.workers == WORKERS || queue.is_left_to_the_next_call_for_many() {
             return answered;
         }
         queue.workers += 1;
     }
-    let worker = Worker { commits, counted: true };
+    let worker = Worker { commits, counted: true, makes_many: false };
     tokio::task::spawn_blocking(move || worker.run());
     answered
 }
@@ -149,23 +160,25 @@ fn ask(held: Arc<Held>) -> Answered {
 struct Worker {
     commits: Arc<Commits>,
     counted: bool,
+    makes_many: bool,
 }
 
 impl Worker {
     fn run(mut self) {
         loop {
             let mut queue = self.commits.queue();
-            let many = queue.waiting.len() >= MANY && queue.can_sync_many && !queue.many_run;
-            let one = if many { None } else { queue.waiting.pop_front() };
+            let many = queue.are_many() && !queue.many_run;
+            let left = many || queue.is_left_to_the_next_call_for_many();
+            let one = if left { None } else { queue.waiting.pop_front() };
             if many {
-                queue.many_run = true;
+                (queue.many_run, self.makes_many) = (true, true);
                 let requests = std::mem::take(&mut queue.waiting);
                 drop(queue);
                 let _syncing = self.commits.syncing();
                 let done = commit_many(requests.into());
                 let mut queue = self.commits.queue();
                 queue.can_sync_many &= done;
-                queue.many_run = false;
+                (queue.many_run, self.makes_many) = (false, false);
             } else if let Some(request) = one {
                 drop(queue);
                 let _syncing = self.commits.syncing();
@@ -189,6 +202,7 @@ impl Drop for Worker {
         }
         let mut queue = self.commits.queue();
         queue.workers -= 1;
+        queue.many_run &= !self.makes_many;
         let unanswered = if queue.workers == 0 { std::mem::take(&mut queue.waiting) } else { VecDeque::new() };
         drop(queue);
         drop(unanswered);

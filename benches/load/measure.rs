@@ -1,5 +1,8 @@
 //! The server's process: how it is started, and what it uses, as the kernel counts it. Tables of what comes out.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -11,12 +14,19 @@ use std::time::Duration;
 pub struct Child {
     process: std::process::Child,
     pub addr: SocketAddr,
+    /// Of each thread, also of those that have ended.
+    used: RefCell<HashMap<OsString, u64>>,
+    /// Goes with it.
+    root: Option<tempfile::TempDir>,
 }
 
 impl Child {
     /// The layer over an empty folder.
     pub fn layer() -> Self {
-        Self::start(&["layer", "0", ""])
+        let root = tempfile::tempdir().unwrap();
+        let mut child = Self::layer_at(root.path(), 0);
+        child.root = Some(root);
+        child
     }
 
     /// The layer over a folder that outlives it, at a port of its own (0: any).
@@ -45,19 +55,25 @@ impl Child {
             .unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Self { process, addr: line.trim().parse().expect("the server says where it listens") }
+        Self {
+            process,
+            addr: line.trim().parse().expect("the server says where it listens"),
+            used: RefCell::default(),
+            root: None,
+        }
     }
 
-    /// CPU seconds of all its threads so far. (Those of the runtime stay to the end.)
+    /// CPU seconds of all its threads so far.
     pub fn cpu(&self) -> f64 {
-        let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
-        let ns: u64 = threads
-            .map(|thread| {
-                let stat = fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap_or_default();
-                stat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0)
-            })
-            .sum();
-        ns as f64 / 1e9
+        let mut used = self.used.borrow_mut();
+        for thread in fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap() {
+            let thread = thread.unwrap();
+            let stat = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            if let Some(ns) = stat.split(' ').next().and_then(|ns| ns.parse().ok()) {
+                used.insert(thread.file_name(), ns);
+            }
+        }
+        used.values().sum::<u64>() as f64 / 1e9
     }
 
     /// Resident memory in KiB, once it no longer changes.
@@ -123,6 +139,12 @@ pub fn text(len: usize) -> Vec<u8> {
     }
     out.truncate(len);
     out
+}
+
+/// CPU seconds of this process so far, which has one thread.
+pub fn own_cpu() -> f64 {
+    let stat = fs::read_to_string("/proc/self/schedstat").unwrap();
+    stat.split(' ').next().unwrap().parse::<u64>().unwrap() as f64 / 1e9
 }
 
 pub fn median(values: &[f64]) -> f64 {

@@ -29,10 +29,6 @@ pub fn run(args: &[String]) {
     let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, port)).unwrap();
     println!("{}", listener.local_addr().unwrap());
     match args[..] {
-        ["layer", _, ""] => {
-            let dir = tempfile::tempdir().unwrap();
-            serve(listener, || layer(dir.path()));
-        }
         ["layer", _, root] => serve(listener, || layer(root.as_ref())),
         ["files", root] => serve(listener, || Router::new().fallback_service(ServeFile::new(root))),
         ["floor", _, size] => floor(&listener, number, size.parse().unwrap()),

@@ -46,7 +46,7 @@ async fn one_run(stalled: bool, smoke: bool) -> Run {
             Timed::open(child.addr, Way::Socket, "/stalled.txt", SIZE, Arc::clone(&data), Arc::clone(&sent)).await;
         followers.spawn(follower.whole());
     }
-    let _stalled = if stalled { Some(Follower::open(child.addr, "/stalled.txt").await) } else { None };
+    let waits = if stalled { Some(Follower::open(child.addr, "/stalled.txt").await) } else { None };
     appender.send_some(&data[..SIZE * before], SIZE, None).await;
     let mut watch = Follower::open(child.addr, "/stalled.txt").await;
     watch.reach(&data, SIZE * before).await;
@@ -60,12 +60,16 @@ async fn one_run(stalled: bool, smoke: bool) -> Run {
     let begun = Instant::now();
     sent.lock().unwrap().extend(std::iter::repeat_n(begun, full));
     appender.send_some(&data[SIZE * (before + paced)..], SIZE, None).await;
-    appender.finish().await;
     let speed = (SIZE * full) as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 20);
+    appender.finish().await;
     let mut times = Vec::new();
     while let Some(done) = followers.join_next().await {
         let done = done.expect("each follower gets every byte and the end");
         times.extend_from_slice(&done[before..before + paced]);
+    }
+    if let Some(stalled) = waits {
+        // It is still there, and has missed nothing.
+        stalled.whole(data).await;
     }
     times.sort();
     (times[(times.len() - 1) * 99 / 100].as_secs_f64() * 1e3, speed)

@@ -158,9 +158,11 @@ fn main() {
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).init();
     // One may have to wait for a disk; then another one has to be there for everything else.
-    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    let ran = runtime.map_err(BoxError::from).and_then(|runtime| {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
+        runtime.worker_threads(2);
+    }
+    let ran = runtime.enable_all().build().map_err(BoxError::from).and_then(|runtime| {
         let ran = runtime.block_on(run(args));
         // Whoever asked for an end at once doesn't want to wait for a disk.
         runtime.shutdown_background();

@@ -45,6 +45,8 @@ pub(crate) enum Begin {
 const LINES_READ: u64 = 64 * 1024;
 /// How far back lines are looked for: each request may cost that much.
 const LINES_BACK: u64 = 16 * 1024 * 1024;
+/// What a follower takes from the tail at once: it holds that much where it stalls, and more where it is copied into events.
+const STEP: u64 = 128 * 1024;
 /// How long a follower waits where the storage has no room for a read at the moment.
 const ROOM: Duration = Duration::from_secs(1);
 
@@ -180,9 +182,10 @@ impl Cursor {
             }
             let Progress { len, phase } = *self.progress.borrow_and_update();
             if self.at < len {
-                let cached = self.resource.as_ref().and_then(|resource| resource.held().tail.get(self.at, len));
+                let upto = len.min(self.at.saturating_add(STEP));
+                let cached = self.resource.as_ref().and_then(|resource| resource.held().tail.get(self.at, upto));
                 if let Some(pieces) = cached {
-                    self.at = len;
+                    self.at = upto;
                     return Ok(Step::Data(pieces));
                 }
                 match self.hub.storage.read(&self.key, self.life, self.at..len).await {

@@ -663,6 +663,8 @@ impl Hub {
         resource.ended.cancel();
         // What was lost is left to the storage.
         let mut held = resource.held();
+        // Its followers may be here for long.
+        held.tail.settle();
         let left = match &mut held.place {
             Place::Lost(left) => left.take(),
             _ => None,

@@ -62,23 +62,23 @@ pub(super) struct Tail {
     pieces: Pieces,
     /// What is kept when nobody appends.
     rest: usize,
-    /// Something came since it was looked at.
-    hot: bool,
+    /// How much came since it was looked at.
+    came: usize,
 }
 
 impl Tail {
     pub(super) fn new(start: u64, rest: usize) -> Self {
-        Self { start, pieces: Pieces::default(), rest, hot: false }
+        Self { start, pieces: Pieces::default(), rest, came: 0 }
     }
 
     /// Adds what so many followers want.
     pub(super) fn push(&mut self, data: &[Bytes], followers: usize) {
         for data in data {
+            self.came = self.came.saturating_add(data.len());
             self.pieces.push(data.clone());
         }
         let times = followers.saturating_mul(FOR_EACH).clamp(1, FOR_ALL);
         self.start += self.pieces.trim(self.rest.saturating_mul(times)) as u64;
-        self.hot = true;
     }
 
     /// Whether it holds more than it does at rest.
@@ -86,13 +86,19 @@ impl Tail {
         self.pieces.len() > self.rest
     }
 
-    /// Gives back what is only kept while much is appended, once nothing has come since the last call; whether it has.
+    /// Gives back what is only kept while much is appended, once no more has come since the last call than it holds at rest;
+    /// whether it has.
     pub(super) fn cool(&mut self) -> bool {
-        if std::mem::take(&mut self.hot) {
+        if std::mem::take(&mut self.came) > self.rest {
             return false;
         }
-        self.start += self.pieces.trim(self.rest) as u64;
+        self.settle();
         true
+    }
+
+    /// Holds no more than at rest.
+    pub(super) fn settle(&mut self) {
+        self.start += self.pieces.trim(self.rest) as u64;
     }
 
     /// The bytes of a range, if all of them are here.
@@ -144,9 +150,11 @@ mod tests {
             let held = tail.pieces.len();
             assert!(held <= most && held + 9_000 > most, "{held} for {followers}");
             assert_eq!(tail.is_large(), followers > 0);
-            assert!(!tail.cool() && tail.pieces.len() == held, "something came");
+            assert!(!tail.cool() && tail.pieces.len() == held, "much came");
+            // A little that comes all the time doesn't keep it.
+            tail.push(&[Bytes::from_static(b"x")], followers);
             assert!(tail.cool() && !tail.is_large());
-            assert_eq!(tail.start + tail.pieces.len() as u64, 900_000);
+            assert_eq!(tail.start + tail.pieces.len() as u64, 900_001);
         }
     }
 }

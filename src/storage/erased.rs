@@ -1,5 +1,5 @@
-//! [`Storage`] as an object, so that nothing above it is generic over it, and with its failures contained: a panic is an
-//! error, and so is a call that takes too long.
+//! [`Storage`] as an object, so that nothing above it is generic over it, and with its failures contained: a panic in a
+//! call is an error, and so is a call that takes too long. (A panic while something is dropped is not contained.)
 
 use std::fs::File;
 use std::future::{Future, poll_fn};

@@ -12,7 +12,8 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -23,6 +24,10 @@ use crate::error::{Error, ErrorKind, Result};
 const WORKERS: usize = 16;
 /// As many waiting requests as are served together.
 const MANY: usize = 32;
+
+/// How long what waits is left to the next call for many: one that takes longer may wait for a disk that hangs, or for what
+/// other programs have written.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The answer to all who wait for one sync.
 type Answer = Result<u64, Arc<Error>>;
@@ -62,6 +67,8 @@ impl Data {
 #[derive(Debug)]
 pub(super) struct Commits {
     queue: Mutex<Queue>,
+    /// The call for many has ended.
+    many_done: Condvar,
     /// How many calls sync just now, these or others.
     syncing: AtomicUsize,
 }
@@ -69,10 +76,14 @@ pub(super) struct Commits {
 #[derive(Debug)]
 struct Queue {
     waiting: VecDeque<Request>,
+    /// Those of files on another device than the root: no call for many is for them.
+    elsewhere: VecDeque<Request>,
     workers: usize,
     can_sync_many: bool,
-    /// A call for many runs: a second one beside it might miss the failure that the first one is told of.
-    many_run: bool,
+    /// A call for many runs, since then: a second one beside it might miss the failure that the first one is told of.
+    many_since: Option<Instant>,
+    /// A worker waits for its end.
+    one_waits: bool,
 }
 
 impl Queue {
@@ -80,9 +91,10 @@ impl Queue {
         self.waiting.len() >= MANY && self.can_sync_many
     }
 
-    /// A call for many runs, and whoever makes it will find enough for another one.
-    fn is_left_to_the_next_call_for_many(&self) -> bool {
-        self.are_many() && self.many_run
+    /// For how long what waits is left to the next call for many, while one runs.
+    fn left_for(&self) -> Option<Duration> {
+        let since = self.many_since.filter(|_| self.are_many())?;
+        PATIENCE.checked_sub(since.elapsed()).filter(|left| !left.is_zero())
     }
 }
 
@@ -94,8 +106,15 @@ struct Request {
 
 impl Commits {
     pub(super) fn new() -> Self {
-        let queue = Queue { waiting: VecDeque::new(), workers: 0, can_sync_many: can_sync_many(), many_run: false };
-        Self { queue: Mutex::new(queue), syncing: AtomicUsize::new(0) }
+        let queue = Queue {
+            waiting: VecDeque::new(),
+            elsewhere: VecDeque::new(),
+            workers: 0,
+            can_sync_many: can_sync_many(),
+            many_since: None,
+            one_waits: false,
+        };
+        Self { queue: Mutex::new(queue), many_done: Condvar::new(), syncing: AtomicUsize::new(0) }
     }
 
     /// Whether a write may have to wait for a sync.
@@ -145,8 +164,10 @@ fn ask(held: Arc<Held>) -> Answered {
     }
     {
         let mut queue = commits.queue();
-        queue.waiting.push_back(Request { held, answer });
-        if queue.workers == WORKERS || queue.is_left_to_the_next_call_for_many() {
+        let here = held.lease.inode.0 == held.lease.root.device;
+        let waiting = if here { &mut queue.waiting } else { &mut queue.elsewhere };
+        waiting.push_back(Request { held, answer });
+        if queue.workers == WORKERS || queue.one_waits && here && queue.left_for().is_some() {
             return answered;
         }
         queue.workers += 1;
@@ -167,23 +188,33 @@ impl Worker {
     fn run(mut self) {
         loop {
             let mut queue = self.commits.queue();
-            let many = queue.are_many() && !queue.many_run;
-            let left = many || queue.is_left_to_the_next_call_for_many();
-            let one = if left { None } else { queue.waiting.pop_front() };
-            if many {
-                (queue.many_run, self.makes_many) = (true, true);
+            let left_for = queue.left_for();
+            if queue.are_many() && queue.many_since.is_none() {
+                (queue.many_since, self.makes_many) = (Some(Instant::now()), true);
                 let requests = std::mem::take(&mut queue.waiting);
                 drop(queue);
                 let _syncing = self.commits.syncing();
                 let done = commit_many(requests.into());
                 let mut queue = self.commits.queue();
                 queue.can_sync_many &= done;
-                (queue.many_run, self.makes_many) = (false, false);
-            } else if let Some(request) = one {
+                (queue.many_since, self.makes_many) = (None, false);
+                self.commits.many_done.notify_all();
+                continue;
+            }
+            let mut one = queue.elsewhere.pop_front();
+            if one.is_none() && left_for.is_none() {
+                one = queue.waiting.pop_front();
+            }
+            if let Some(request) = one {
                 drop(queue);
                 let _syncing = self.commits.syncing();
                 let synced = request.held.lease.sync();
                 request.answer(synced);
+            } else if let Some(left_for) = left_for.filter(|_| !queue.one_waits) {
+                // Should it take too long, what waits is synced one by one.
+                queue.one_waits = true;
+                let waited = self.commits.many_done.wait_timeout(queue, left_for);
+                waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0.one_waits = false;
             } else {
                 queue.workers -= 1;
                 drop(queue);
@@ -202,8 +233,12 @@ impl Drop for Worker {
         }
         let mut queue = self.commits.queue();
         queue.workers -= 1;
-        queue.many_run &= !self.makes_many;
-        let unanswered = if queue.workers == 0 { std::mem::take(&mut queue.waiting) } else { VecDeque::new() };
+        if self.makes_many {
+            queue.many_since = None;
+            self.commits.many_done.notify_all();
+        }
+        let nobody = queue.workers == 0;
+        let unanswered = nobody.then(|| (std::mem::take(&mut queue.waiting), std::mem::take(&mut queue.elsewhere)));
         drop(queue);
         drop(unanswered);
     }
@@ -229,8 +264,7 @@ fn commit_many(requests: Vec<Request>) -> bool {
         .map(|(begun, request)| {
             let lease = &request.held.lease;
             let noted = begun.and_then(|mark| {
-                let with_all = data.is_ok() && lease.inode.0 == root.device;
-                let synced = if with_all { lease.data.synced_with_all() } else { lease.sync_data(&mark) };
+                let synced = if data.is_ok() { lease.data.synced_with_all() } else { lease.sync_data(&mark) };
                 lease.note_synced(mark, synced)
             });
             (noted, request)

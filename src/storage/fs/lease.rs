@@ -486,13 +486,14 @@ impl Core {
 
     fn forget_waiting(&mut self, root: &Arc<Root>) {
         let Some(waiting) = self.waiting.take() else { return };
+        let gate = root.gates.changes.clone();
         let root = Arc::clone(root);
         let remove = move || {
             let _ = root.new.remove_file(&waiting);
         };
         // Also called where an appender is dropped, which must not block.
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Ok(runtime) => drop(runtime.spawn(async move { gate.run(remove).await })),
             Err(_) => remove(),
         }
     }

@@ -92,9 +92,10 @@ const BIRTH_TICK: Duration = Duration::from_secs(1);
 /// any clone lives.
 ///
 /// Calls need a tokio runtime: what may block runs on its blocking pool. Of calls that change something, of reads, and of
-/// lists that are not yet taken, at most 128, 128 and 32 run at a time; others wait for their turn. So a file system that
-/// stops answering does not take the pool (512 threads, by tokio's default) from everybody else, and where it is frozen, it
-/// can still be read.
+/// lists that are not yet taken, at most 128, 128 and 32 run at a time for each root; others wait for their turn. So a file
+/// system that stops answering does not take the pool (512 threads, by tokio's default) from everybody else, and where it is
+/// frozen, it can still be read. What is not counted: finished resources that are sent as files (by tower-http's
+/// `ServeFile`), each with a thread while it reads.
 #[derive(Clone, Debug)]
 pub struct FsStorage {
     root: Arc<Root>,
@@ -170,8 +171,9 @@ impl FsStorageBuilder {
     /// Whether small appends (up to 256 KiB) may be written on the threads of the runtime, which is several times cheaper
     /// than handing them to its blocking pool. One is at a time, in the whole process, and only in a runtime with several
     /// threads. Where the file system stops answering (frozen, or a network file system without its server), that one
-    /// thread stops with it, with the task that it runs; all else goes on within a fifth of a second, with everything in
-    /// the blocking pool. Off, no thread of the runtime ever waits for an append.
+    /// thread stops with it, with the task that it runs and those few that only this thread may run next (tokio's LIFO
+    /// slot, and tasks that have used up their budget): followers of the same resource, mostly. All else goes on within a
+    /// fifth of a second, with everything in the blocking pool. Off, no thread of the runtime ever waits for an append.
     ///
     /// Default: on.
     #[must_use]
@@ -301,7 +303,8 @@ impl Storage for FsStorage {
     async fn read(&self, key: &Key, life: Life, range: Range<u64>) -> Result<ByteStream> {
         let (stat, file) = match self.root.held(key) {
             Some(lease) => {
-                let checked = INLINE.enter().map(|_here| lease.check_file());
+                let here = if self.root.inline_appends { INLINE.enter() } else { None };
+                let checked = here.map(|_here| lease.check_file());
                 match checked {
                     Some(checked) => checked?,
                     None => {

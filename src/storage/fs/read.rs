@@ -18,6 +18,9 @@ use crate::storage::erased::BoxFuture;
 /// messages as fast as they can: .43 CPU s per GB with 64 KiB, .36 with 128, .35 with 256.)
 const CHUNK: u64 = 128 * 1024;
 
+/// A buffer, and how much of it was read.
+type Read = io::Result<(BytesMut, usize)>;
+
 /// The bytes of a range of a file. Ends with an error where the file is shorter than it was.
 pub(super) struct FileStream {
     file: Arc<File>,
@@ -27,7 +30,7 @@ pub(super) struct FileStream {
     /// What was read last, to be used again once nobody holds it: it need not be cleared then.
     last: Bytes,
     /// One that has to wait.
-    reading: Option<BoxFuture<'static, Result<io::Result<(BytesMut, usize)>>>>,
+    reading: Option<BoxFuture<'static, Result<Read>>>,
 }
 
 impl FileStream {

@@ -114,8 +114,11 @@ impl Inline {
             return None;
         }
         let here = Here(self);
-        *self.runtime() = Some(runtime);
-        self.calls.fetch_add(1, SeqCst);
+        {
+            let mut slot = self.runtime();
+            *slot = Some(runtime);
+            self.calls.fetch_add(1, SeqCst);
+        }
         if !self.watched.load(SeqCst) && !self.watched.swap(true, SeqCst) {
             let watcher = std::thread::Builder::new().name("httpfstream-watch".to_owned());
             if watcher.spawn(|| self.watch()).is_err() {
@@ -141,21 +144,23 @@ impl Inline {
             good = if hangs { 0 } else { good + 1 };
             seen = (busy, calls);
             if hangs {
-                if !self.off.swap(true, SeqCst) {
-                    tracing::warn!("a file system takes long to write a little; the runtime goes on without it");
-                }
                 // A task that came from elsewhere wakes a thread, which then polls the sockets and the timers.
                 if let Some(runtime) = &*self.runtime() {
                     runtime.spawn(async {});
+                }
+                // After that: the log may be on the same disk.
+                if !self.off.swap(true, SeqCst) {
+                    tracing::warn!("a file system takes long to write a little; the runtime goes on without it");
                 }
             } else if good >= BACK_OFF {
                 self.off.store(false, SeqCst);
             }
             if idle >= IDLE && !self.off.load(SeqCst) {
-                self.runtime().take();
-                self.watched.store(false, SeqCst);
-                // Whoever came in between may have seen it watched.
-                if self.calls.load(SeqCst) == calls || self.watched.swap(true, SeqCst) {
+                // Whoever comes takes the same lock before it looks whether somebody watches.
+                let mut runtime = self.runtime();
+                if self.calls.load(SeqCst) == calls {
+                    self.watched.store(false, SeqCst);
+                    runtime.take();
                     return;
                 }
             }

@@ -87,8 +87,17 @@ impl Cost {
     }
 }
 
-const HEAD: [&str; 8] =
-    ["Message", "Followers", "Messages/s", "CPU s per million", "floor", "CPU s per GB", "floor", "to the floor"];
+const HEAD: [&str; 9] = [
+    "Message",
+    "Followers",
+    "Messages/s",
+    "CPU s per million",
+    "floor",
+    "CPU s per GB",
+    "floor",
+    "to the floor",
+    "server, readers busy",
+];
 
 pub async fn fanout(smoke: bool) {
     let paced = |followers, size, rate, messages| Load { followers, size, messages, rate: Some(rate) };

@@ -397,7 +397,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     fn poll_write_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut slices = [io::IoSlice::new(&[]); 64];
         let filled = self.out.chunks_vectored(&mut slices);
-        let wrote = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..filled]))?;
+        let io = Pin::new(&mut self.io);
+        // A `send` costs less than a `writev`, and small frames are one piece.
+        let wrote = match &slices[..filled] {
+            [one] => ready!(io.poll_write(cx, one))?,
+            many => ready!(io.poll_write_vectored(cx, many))?,
+        };
         if wrote == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }

@@ -25,11 +25,11 @@ shows() { [ "$(cat "$work/$1")" = "$2" ]; }
 state_of() { curl -sSI --max-time 10 "$1" | tr -d '\r' | sed -n 's/^stream-state: //Ip'; }
 is_state() { [ "$(state_of "$1")" = "$2" ]; }
 
-# Starts the server again, where those who are still there find it.
+# Starts the server again, where those who are still there find it. It waits for them for a second, or as long as is said.
 restart_server() {
     servers=$((servers + 1))
     server_log=$work/server$servers.log
-    background "$bin/httpfstream-server" "-root=$work/root" "-http=$addr" --grace=1 2>"$server_log"
+    background "$bin/httpfstream-server" "-root=$work/root" "-http=$addr" "--grace=${1:-1}" 2>"$server_log"
     server=$pid
     eventually grep -qF "$url" "$server_log"
 }
@@ -330,8 +330,8 @@ fault_44_sigterm_ends_everything_in_good_order() {
     [ $((SECONDS - from)) -le 10 ] || fail "takes $((SECONDS - from)) s"
     exec 8>&-
     has_first 2000000 term.out
-    # They wait for the next one.
-    restart_server
+    # They wait for the next one, which waits for them: they may try again only every few seconds by now.
+    restart_server 30
     tail -c +2000001 "$work/big" >&7
     exec 7>&-
     expect_exit 0 "$appender"

@@ -1341,16 +1341,22 @@ mod tests {
         }
     }
 
+    /// What an appender that was killed leaves: some bytes that are durable, and some that are not.
+    async fn lost_unsynced(path: &Path, key: &Key) -> FsStorage {
+        let storage = FsStorage::open(path).unwrap();
+        let mut append = claimed(&storage, key, owner(1), b"durable").await;
+        append.sync().await.unwrap();
+        append.append(&bytes(b" committed")).await.unwrap();
+        crash(storage.clone(), append).await;
+        storage
+    }
+
     /// A kill while a reboot's cut is under way: whatever was done by then, the life is the same.
     #[tokio::test]
     async fn a_cut_that_is_begun_again_makes_the_same_life() {
         let tmp = tempfile::tempdir().unwrap();
         let key = Key::new("a").unwrap();
-        let storage = FsStorage::open(tmp.path()).unwrap();
-        let mut append = claimed(&storage, &key, owner(1), b"durable").await;
-        append.sync().await.unwrap();
-        append.append(&bytes(b" committed")).await.unwrap();
-        crash(storage.clone(), append).await;
+        let storage = lost_unsynced(tmp.path(), &key).await;
         let root = &storage.root;
         rewrite(tmp.path(), &open_name(&key), |slot| Slot { boot: [0xee; 16], ..slot });
         let seen = root.find(&key).unwrap().unwrap().stat;
@@ -1368,11 +1374,7 @@ mod tests {
     async fn whoever_comes_settles_what_was_left_open() {
         let tmp = tempfile::tempdir().unwrap();
         let key = Key::new("a").unwrap();
-        let storage = FsStorage::open(tmp.path()).unwrap();
-        let mut append = claimed(&storage, &key, owner(1), b"durable").await;
-        append.sync().await.unwrap();
-        append.append(&bytes(b" committed")).await.unwrap();
-        crash(storage.clone(), append).await;
+        let storage = lost_unsynced(tmp.path(), &key).await;
         rewrite(tmp.path(), &open_name(&key), |slot| Slot { boot: [0xee; 16], ..slot });
         crash(storage.clone(), claimed(&storage, &key, owner(1), b" again").await).await;
         let (stat, all) = content(&storage, &key).await;

@@ -93,6 +93,7 @@ mod socket;
 mod streams;
 mod upgrade;
 mod upload;
+mod waiting;
 mod web;
 #[cfg_attr(not(feature = "client"), allow(dead_code))]
 mod wire;

@@ -93,6 +93,8 @@ impl Lease {
     ///
     /// Not cancel safe: the appender is poisoned.
     pub(crate) async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
+        // One who never waits would keep groups of followers from their turn.
+        tokio::task::consume_budget().await;
         if self.hub.hard.is_cancelled() {
             return Err(ErrorKind::ShuttingDown.into());
         }
@@ -436,5 +438,23 @@ mod tests {
             });
         }
         assert_eq!(told, ["created", "interrupted at 3", "interrupted at 6", "finished"]);
+    }
+
+    #[tokio::test]
+    async fn one_who_never_waits_leaves_others_their_turn() {
+        let streams = Streams::builder(MemoryStorage::new(1 << 20)).durability(Durability::Process).build();
+        let mut appender = streams.append("a").await.unwrap();
+        let turns = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&turns);
+        tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        for _ in 0..1000 {
+            appender.append("x").await.unwrap();
+        }
+        assert!(turns.load(Ordering::Relaxed) > 5);
     }
 }

@@ -46,7 +46,7 @@ const LINES_READ: u64 = 64 * 1024;
 /// How far back lines are looked for: each request may cost that much.
 const LINES_BACK: u64 = 16 * 1024 * 1024;
 /// What a follower takes from the tail at once: it holds that much where it stalls, and more where it is copied into events.
-const STEP: u64 = 128 * 1024;
+pub(super) const STEP: u64 = 128 * 1024;
 /// How long a follower waits where the storage has no room for a read at the moment.
 const ROOM: Duration = Duration::from_secs(1);
 
@@ -64,7 +64,7 @@ pub(crate) enum Step {
 
 impl Cursor {
     pub(super) fn live(hub: &Arc<Hub>, resource: &Arc<Resource>) -> Self {
-        let progress = resource.progress.subscribe();
+        let progress = resource.subscribe();
         let (key, life) = (resource.key.clone(), resource.life);
         Self::new(Arc::clone(hub), key, life, progress, Some(Arc::clone(resource)))
     }
@@ -153,6 +153,27 @@ impl Cursor {
     /// The committed length at this moment.
     pub(crate) fn len(&self) -> u64 {
         self.progress.borrow().len
+    }
+
+    /// Whether it has told all there is of a resource of which more may come.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.reading.is_none() && self.is_idle_at(self.at)
+    }
+
+    /// The same of one that has come to this place without a read.
+    pub(crate) fn is_idle_at(&self, at: u64) -> bool {
+        let Progress { len, phase } = *self.progress.borrow();
+        at == len && phase == self.phase && phase.is_open()
+    }
+
+    /// The resource, if it is this process that tells of its growth.
+    pub(crate) fn resource(&self) -> Option<&Arc<Resource>> {
+        self.resource.as_ref()
+    }
+
+    /// What lies before this was told by others.
+    pub(crate) fn skip_to(&mut self, at: u64) {
+        self.at = at;
     }
 
     /// The next bytes, as soon as there are any, or the end.

@@ -1,8 +1,8 @@
 //! The live resources of this process: who appends, how far each has come, and who waits for more.
 //!
 //! A resource is bytes in the storage plus one number, the committed length. The appender makes bytes committed and
-//! then moves the number; a follower is a [`Cursor`] that reads up to the number and awaits its next change. Nothing
-//! is queued per follower.
+//! then moves the number; a follower is a [`Cursor`] that reads up to the number and awaits its next change, or is written
+//! what comes while it waits in the [audience]. Nothing is queued per follower.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -24,6 +24,7 @@ use crate::storage::{Life, Open, Stat, State, stream};
 use crate::streams::{Durability, Event};
 
 mod append;
+mod audience;
 mod caps;
 mod cursor;
 mod progress;
@@ -33,6 +34,7 @@ mod sim;
 
 pub(crate) use self::append::Lease;
 use self::append::{end_lost, stop_it};
+pub(crate) use self::audience::{Batch, Listener, Ticket};
 use self::caps::{Followers, one_append};
 pub(crate) use self::caps::{Limits, Seat};
 pub(crate) use self::cursor::{Begin, Cursor, Step};
@@ -384,13 +386,11 @@ impl Hub {
         runtime: &Handle,
     ) {
         held.place = Place::Lost(left);
-        resource.progress.send_if_modified(|progress| {
+        resource.turn(|progress| {
             // Whoever ends it at this moment has told so already.
-            let live = progress.phase == Phase::Live;
-            if live {
+            if progress.phase == Phase::Live {
                 progress.phase = phase;
             }
-            live
         });
         self.start_grace(resource, held, runtime);
     }
@@ -400,7 +400,7 @@ impl Hub {
     fn start_grace(self: &Arc<Self>, resource: &Arc<Resource>, held: &Held, runtime: &Handle) {
         let (holder, over) = (held.holder, held.over.clone());
         let (hub, resource) = (Arc::clone(self), Arc::clone(resource));
-        let limit = match resource.progress.borrow().phase {
+        let limit = match resource.phase() {
             Phase::Parked => self.config.parking,
             _ => self.config.grace,
         };
@@ -652,14 +652,8 @@ impl Hub {
         }
         // Whoever is told the end may begin anew at once.
         resource.held().counted = None;
-        resource.progress.send_if_modified(|progress| {
-            // The first end is the true one.
-            let first = progress.phase.is_open();
-            if first {
-                *progress = Progress { len, phase };
-            }
-            first
-        });
+        // The first end is the true one.
+        resource.turn(|progress| *progress = Progress { len, phase });
         resource.ended.cancel();
         // What was lost is left to the storage.
         let mut held = resource.held();
@@ -798,11 +792,7 @@ impl Passing {
             held.holder += 1;
             std::mem::replace(&mut held.over, resource.ended.child_token()).cancel();
             held.tail = progress::Tail::new(stat.len, self.hub.config.tail_cache);
-            resource.progress.send_modify(|progress| {
-                if progress.phase.is_open() {
-                    *progress = Progress { len: stat.len, phase: Phase::Live };
-                }
-            });
+            resource.turn(|progress| *progress = Progress { len: stat.len, phase: Phase::Live });
             (std::mem::replace(&mut held.place, Place::Taken), held.holder, held.over.clone())
         };
         // What was fenced can only be dropped.

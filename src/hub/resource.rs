@@ -1,11 +1,12 @@
 //! A resource that is not at rest: who holds it, how far it has come.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::audience::{Audience, Listener, Ticket};
 use super::progress::Tail;
 use super::{Phase, Progress};
 use crate::budget::Share;
@@ -21,7 +22,10 @@ pub(crate) struct Resource {
     pub(crate) life: Life,
     /// Its length before its appender came; `None` if that was before a restart.
     pub(super) opened_at: Option<u64>,
-    pub(super) progress: watch::Sender<Progress>,
+    progress: watch::Sender<Progress>,
+    /// Moves with every change but growth.
+    turned: watch::Sender<()>,
+    pub(super) audience: Audience,
     /// Cancelled when the resource has come to rest.
     pub(super) ended: CancellationToken,
     pub(super) owner: Option<Owner>,
@@ -76,6 +80,8 @@ impl Resource {
             life: stat.life,
             opened_at,
             progress: watch::Sender::new(Progress { len: stat.len, phase }),
+            turned: watch::Sender::new(()),
+            audience: Audience::default(),
             owner,
             held: Mutex::new(Held {
                 holder: 0,
@@ -92,6 +98,39 @@ impl Resource {
         self.progress.borrow().len
     }
 
+    pub(super) fn phase(&self) -> Phase {
+        self.progress.borrow().phase
+    }
+
+    /// For whoever follows.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// A seat for a follower that has caught up.
+    pub(crate) fn seat(self: &Arc<Self>, listener: Arc<dyn Listener>) -> Ticket {
+        Audience::join(self, listener)
+    }
+
+    /// For whoever sits.
+    pub(crate) fn turns(&self) -> watch::Receiver<()> {
+        self.turned.subscribe()
+    }
+
+    /// Changes anything, as long as the resource is not at rest.
+    pub(super) fn turn(&self, change: impl FnOnce(&mut Progress)) {
+        let turned = self.progress.send_if_modified(|progress| {
+            let open = progress.phase.is_open();
+            if open {
+                change(progress);
+            }
+            open
+        });
+        if turned {
+            self.turned.send_replace(());
+        }
+    }
+
     pub(crate) fn stat(&self) -> Stat {
         let Progress { len, phase } = *self.progress.borrow();
         Stat::new(self.life, len, phase.state()).owner(self.owner)
@@ -104,14 +143,18 @@ impl Resource {
 
     /// Tells the followers what its holder has committed; whether the tail has to be [cooled](Tail::cool) some time.
     pub(super) fn grow(&self, holder: u64, data: &[Bytes], len: u64) -> Result<bool> {
-        let mut held = self.held();
-        if held.holder != holder {
-            // Whoever took over counts these bytes already.
-            return Err(ErrorKind::Fenced.into());
-        }
-        held.tail.push(data, self.progress.receiver_count());
-        self.progress.send_modify(|progress| progress.len = len);
-        Ok(held.tail.is_large())
+        let large = {
+            let mut held = self.held();
+            if held.holder != holder {
+                // Whoever took over counts these bytes already.
+                return Err(ErrorKind::Fenced.into());
+            }
+            held.tail.push(data, self.progress.receiver_count());
+            self.progress.send_modify(|progress| progress.len = len);
+            held.tail.is_large()
+        };
+        self.audience.tell(self);
+        Ok(large)
     }
 
     /// What a holder is told once it is one no longer.
@@ -119,7 +162,7 @@ impl Resource {
         if self.held().holder != holder {
             return ErrorKind::Fenced;
         }
-        match self.progress.borrow().phase {
+        match self.phase() {
             Phase::Cut(kind @ (ErrorKind::ShuttingDown | ErrorKind::Storage)) => kind,
             _ => ErrorKind::Fenced,
         }

@@ -1,4 +1,4 @@
-//! A WebSocket connection: events in, frames out, one task.
+//! A WebSocket connection: events in, frames out.
 
 use std::borrow::Cow;
 use std::future::poll_fn;
@@ -325,6 +325,33 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         }
     }
 
+    /// Sends what others are sent too, as far as the peer takes it at once; what it doesn't take is queued. Whether all is
+    /// gone, this and what was queued before.
+    pub(crate) fn send(&mut self, cx: &mut Context<'_>, pieces: &[Bytes]) -> bool {
+        let mut wrote = 0;
+        if self.out.is_empty() {
+            let mut slices = [io::IoSlice::new(&[]); 64];
+            let mut filled = 0;
+            for (slice, piece) in slices.iter_mut().zip(pieces) {
+                *slice = io::IoSlice::new(piece);
+                filled += 1;
+            }
+            // An error comes again when what is queued is flushed.
+            if let Poll::Ready(Ok(n)) = poll_write(&mut self.io, cx, &slices[..filled]) {
+                wrote = n;
+                self.unflushed = true;
+            }
+        }
+        for piece in pieces {
+            let gone = wrote.min(piece.len());
+            wrote -= gone;
+            if gone < piece.len() {
+                self.out.push(piece.slice(gone..));
+            }
+        }
+        matches!(self.poll_flush(cx), Poll::Ready(Ok(())))
+    }
+
     /// Ends the connection in good order: sends a close frame, waits for the peer's end, all within `patience`.
     ///
     /// Closing TCP with unread bytes in the socket would reset the connection and destroy what the peer has not
@@ -397,12 +424,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     fn poll_write_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut slices = [io::IoSlice::new(&[]); 64];
         let filled = self.out.chunks_vectored(&mut slices);
-        let io = Pin::new(&mut self.io);
-        // A `send` costs less than a `writev`, and small frames are one piece.
-        let wrote = match &slices[..filled] {
-            [one] => ready!(io.poll_write(cx, one))?,
-            many => ready!(io.poll_write_vectored(cx, many))?,
-        };
+        let wrote = ready!(poll_write(&mut self.io, cx, &slices[..filled]))?;
         if wrote == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
@@ -465,6 +487,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         self.inbuf.extend_from_slice(filled);
         self.read_large = filled.len() == SMALL_READ;
         Poll::Ready(Ok(filled.len()))
+    }
+}
+
+/// A `send` costs less than a `writev`, and small frames are one piece.
+fn poll_write<IO: AsyncWrite + Unpin>(
+    io: &mut IO,
+    cx: &mut Context<'_>,
+    slices: &[io::IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    match slices {
+        [one] => Pin::new(io).poll_write(cx, one),
+        many => Pin::new(io).poll_write_vectored(cx, many),
     }
 }
 
@@ -767,6 +801,38 @@ mod tests {
         assert_eq!(inbound(&mut conn), Told::Waits);
         assert!(conn.is_flushed());
         assert_eq!(conn.io.written, [0x81, 1, b't', 0x8a, 1, b'p']);
+    }
+
+    #[test]
+    fn what_is_sent_to_many_is_gone_or_queued() {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let pieces = [Bytes::from(vec![b'a'; 3]), Bytes::from(vec![b'b'; 9_000]), Bytes::from_static(b"c")];
+        let all = pieces.concat();
+        for frame in [&pieces[..], &pieces[..1]] {
+            let all = frame.concat();
+            for room in [all.len(), all.len() - 1, 5.min(all.len() - 1), 3, 2, 0] {
+                let mut conn = conn([]);
+                conn.io.room = Some(room);
+                assert_eq!(conn.send(cx, frame), room == all.len(), "{room} of {}", all.len());
+                assert_eq!((conn.io.written.len(), conn.out().len()), (room, all.len() - room));
+                // What comes next goes behind it.
+                assert!(!conn.send(cx, &[Bytes::from_static(b"next")]));
+                conn.io.room = Some(usize::MAX);
+                assert_eq!(inbound(&mut conn), Told::Waits);
+                assert!(conn.io.written == [&all[..], b"next"].concat() && conn.is_flushed(), "{room}");
+            }
+        }
+        // Behind what waits already, and where nothing can be written any more.
+        let mut conn = conn([]);
+        conn.put(Kind::Ping, b"");
+        assert!(conn.send(cx, &pieces));
+        assert_eq!(conn.io.written, [&[0x89, 0], &all[..]].concat());
+        conn.io.room = None;
+        assert!(!conn.send(cx, &pieces) && conn.out().len() == all.len());
+        // What TLS holds back is not gone.
+        conn = self::conn([]);
+        conn.io.holds_back = true;
+        assert!(!conn.send(cx, &pieces) && conn.out().is_empty() && !conn.is_flushed());
     }
 
     // The clock goes on when nothing else does.

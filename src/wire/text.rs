@@ -20,8 +20,8 @@ pub(crate) struct Framer {
     held: Vec<u8>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Text {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Text {
     /// The verb came by `X-Verb`, as from the original's client: always text, in small frames.
     Always,
     /// The verb came by query, as from a browser: text while the bytes are UTF-8.
@@ -34,6 +34,16 @@ impl Framer {
     /// `original` if the follower gave its verb by header.
     pub(crate) fn new(original: bool) -> Self {
         Self { text: if original { Text::Always } else { Text::WhileValid }, held: Vec::new() }
+    }
+
+    /// Where nothing is held back, this is all that tells how the next bytes are framed.
+    pub(crate) fn text(&self) -> Option<Text> {
+        self.held.is_empty().then_some(self.text)
+    }
+
+    /// In this state, with nothing held back.
+    pub(crate) fn with(text: Text) -> Self {
+        Self { text, held: Vec::new() }
     }
 
     /// Puts the bytes into `out` as frames; holds back a character that isn't complete yet.

@@ -185,7 +185,22 @@ struct Worker {
 }
 
 impl Worker {
+    /// Lets those who ask at the same moment do so, as long as there are more: many are best served together. Where there
+    /// are few cores, some threads would serve the first of them one by one otherwise, before they are many.
+    fn gather(&self) {
+        let mut seen = 0;
+        loop {
+            let waiting = self.commits.queue().waiting.len();
+            if waiting <= seen || waiting >= MANY {
+                return;
+            }
+            seen = waiting;
+            std::thread::yield_now();
+        }
+    }
+
     fn run(mut self) {
+        self.gather();
         loop {
             let mut queue = self.commits.queue();
             let left_for = queue.left_for();

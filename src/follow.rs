@@ -304,7 +304,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         }
-        assert!(readers.len() > 2 * 32);
+        assert!(readers.len() > 64, "more than one group");
         appender.finish().await.unwrap();
         for reader in readers {
             let reader = reader.await.unwrap();
@@ -464,7 +464,7 @@ mod tests {
         let streams = Streams::new(MemoryStorage::new(1 << 30));
         let mut appender = streams.append("a").await.unwrap();
         let mut readers = Vec::new();
-        for i in 0..40 {
+        for i in 0..80 {
             let (ours, theirs) = duplex(if i == 7 { 1000 } else { 1 << 20 });
             follow(&streams, ours, Dialect::V1).await;
             readers.push(Reader::new(theirs, Dialect::V1));

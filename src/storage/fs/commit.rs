@@ -186,9 +186,10 @@ struct Worker {
 
 impl Worker {
     /// Lets those who ask at the same moment do so, as long as there are more: many are best served together. Where there
-    /// are few cores, some threads would serve the first of them one by one otherwise, before they are many.
+    /// are few cores, some threads would serve the first of them one by one otherwise, before they are many. One alone never
+    /// waits: to give way may cost milliseconds.
     fn gather(&self) {
-        let mut seen = 0;
+        let mut seen = 1;
         loop {
             let waiting = self.commits.queue().waiting.len();
             if waiting <= seen || waiting >= MANY {

@@ -76,7 +76,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Waiting<IO> {
     ) -> Turn {
         {
             let mut lent = self.shared.lent();
-            (lent.line, lent.at, lent.called) = (Some(line), cursor.at(), false);
+            // Whoever has to flush the rest of a write does so before it sits down again.
+            lent.called &= !line.conn.is_flushed();
+            (lent.line, lent.at) = (Some(line), cursor.at());
         }
         if self.ticket.as_ref().is_none_or(|ticket| !ticket.is_valid()) {
             let ticket = resource.seat(Arc::clone(&self.shared) as _);
@@ -156,7 +158,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Listener for Shared<IO> {
     fn hear(&self, batch: &mut Batch<'_>) {
         let mut lent = self.lent();
         let Lent { line: left, at, called, waker } = &mut *lent;
-        while !*called && batch.is_behind(*at) && batch.goes_on(*at) {
+        // Whoever is away holds up none of the others.
+        while left.is_some() && !*called && batch.is_behind(*at) && batch.goes_on(*at) {
             let Some(mut line) = left.take() else { return };
             let frame = line.voice.text().and_then(|text| {
                 batch.frame(*at, text.map_or(0, |text| text as u8 + 1), |pieces| encode(text, pieces))
@@ -183,10 +186,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Listener for Shared<IO> {
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::pin::Pin;
+    use std::pin::{Pin, pin};
     use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
 
-    use tokio::io::{ReadBuf, duplex};
+    use tokio::io::{DuplexStream, ReadBuf, duplex};
 
     use super::*;
     use crate::follow::Dialect;
@@ -264,5 +269,62 @@ mod tests {
         assert!(meanwhile.set(Arc::clone(&shared)).is_ok());
         assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Turn::Look)));
         shared.lent().line = None;
+    }
+
+    /// Counts what it hears.
+    #[derive(Default)]
+    struct Present(AtomicU64);
+
+    impl Listener for Present {
+        fn hear(&self, batch: &mut Batch<'_>) {
+            let at = self.0.load(Ordering::Relaxed);
+            if batch.is_behind(at) && batch.goes_on(at) {
+                self.0.store(at + 1, Ordering::Relaxed);
+            }
+        }
+
+        fn call(&self) {}
+    }
+
+    #[tokio::test]
+    async fn whoever_is_away_holds_up_nobody() {
+        let streams = Streams::new(MemoryStorage::new(1 << 20));
+        let mut appender = streams.append("a").await.unwrap();
+        let hub = Arc::clone(&streams.hub);
+        let Some(Found::Open(cursor)) = hub.follow(&Key::new("a").unwrap()).await.unwrap() else { panic!("at rest") };
+        let resource = cursor.resource().unwrap();
+        let away: Waiting<DuplexStream> = Waiting::new(resource);
+        let present = Arc::<Present>::default();
+        let _seats = [resource.seat(Arc::clone(&away.shared) as _), resource.seat(Arc::clone(&present) as _)];
+        // More than is written here and now to somebody who has nothing of it yet.
+        present.0.store(19_999, Ordering::Relaxed);
+        for count in 0..10 {
+            appender.append(vec![b'x'; if count == 0 { 20_000 } else { 1 }]).await.unwrap();
+            assert_eq!(present.0.load(Ordering::Relaxed), 20_000 + count);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_write_is_flushed_in_time() {
+        let streams = Streams::new(MemoryStorage::new(1 << 20));
+        let _appender = streams.append("a").await.unwrap();
+        let hub = Arc::clone(&streams.hub);
+        let Some(Found::Open(mut cursor)) = hub.follow(&Key::new("a").unwrap()).await.unwrap() else {
+            panic!("at rest")
+        };
+        let resource = Arc::clone(cursor.resource().unwrap());
+        let mut waiting = Waiting::new(&resource);
+        for (queued, looks) in [(b"rest".as_slice(), true), (b"", false)] {
+            let (ours, _theirs) = duplex(1);
+            let mut line = Box::new(Line { conn: Conn::new(ours, Role::Server, 1), voice: Voice::new(Dialect::V1) });
+            line.conn.out().push_small(queued);
+            waiting.shared.call();
+            // A pulse, or a pong, came first.
+            let mut pulse = Pulse::new(Duration::from_secs(60), Duration::from_secs(60));
+            let mut wait = pin!(waiting.wait(line, &mut cursor, &resource, None, &mut pulse));
+            let turn = wait.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert_eq!(matches!(turn, Poll::Ready(Turn::Look)), looks);
+            assert_eq!(turn.is_pending(), !looks);
+        }
     }
 }

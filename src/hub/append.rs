@@ -93,8 +93,6 @@ impl Lease {
     ///
     /// Not cancel safe: the appender is poisoned.
     pub(crate) async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
-        // One who never waits would keep groups of followers from their turn.
-        tokio::task::consume_budget().await;
         if self.hub.hard.is_cancelled() {
             return Err(ErrorKind::ShuttingDown.into());
         }
@@ -104,6 +102,8 @@ impl Lease {
         let append = self.append.as_mut().filter(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
         let before = self.resource.len();
         self.spoiled = true;
+        // One who never waits would keep groups of followers from their turn.
+        tokio::task::consume_budget().await;
         let appended = append.append(data).await;
         self.spoiled =
             appended.as_ref().is_err_and(|error| !matches!(error.kind(), ErrorKind::Full | ErrorKind::Fenced));

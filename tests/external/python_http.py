@@ -329,8 +329,9 @@ async def fault_31_a_slow_reader_gets_everything_before_the_abort(client, name):
             await asyncio.sleep(len(piece) / 6_000_000)
     except Cut:
         cut = True
-    # aiohttp throws away what it has read and not given out yet; so a reader goes on by what it has got.
-    missing = 256 * 1024 if client.name == "aiohttp" else 0
+    # aiohttp throws away what it has read and not given out yet; so a reader goes on by what it has got. That may be a read
+    # of asyncio's (256 KiB) on top of the 128 KiB at which it stops to read.
+    missing = 384 * 1024 if client.name == "aiohttp" else 0
     assert cut and whole.startswith(got) and len(got) >= len(whole) - missing, (len(got), cut)
     await other.close()
 

@@ -172,8 +172,8 @@ impl FsStorageBuilder {
     /// than handing them to its blocking pool. One is at a time, in the whole process, and only in a runtime with several
     /// threads. Where the file system stops answering (frozen, or a network file system without its server), that one
     /// thread stops with it, with the task that it runs and those few that only this thread may run next (tokio's LIFO
-    /// slot, and tasks that have used up their budget): followers of the same resource, mostly. All else goes on within a
-    /// fifth of a second, with everything in the blocking pool. Off, no thread of the runtime ever waits for an append.
+    /// slot, and tasks that have used up their budget): up to 64 followers of the same resource, mostly. All else goes on
+    /// within a fifth of a second, with everything in the blocking pool. Off, no thread of the runtime ever waits for an append.
     ///
     /// Default: on.
     #[must_use]

@@ -112,11 +112,15 @@ where
     };
     tokio::spawn(async move {
         {
-            let mut connection = pin!(connection);
-            let running = poll_fn(|cx| {
-                allowed.store(connection.current_max_send_streams(), Ordering::Relaxed);
-                connection.as_mut().poll(cx)
-            });
+            // Gone as soon as it ends: else a request that comes at that moment would wait in it for ever.
+            let running = async move {
+                let mut connection = pin!(connection);
+                poll_fn(|cx| {
+                    allowed.store(connection.current_max_send_streams(), Ordering::Relaxed);
+                    connection.as_mut().poll(cx)
+                })
+                .await
+            };
             tokio::select! {
                 // Streams may outlast it: a server that goes away lets them end first. Its error they know themselves.
                 _ = running => tasks.gone.cancelled().await,

@@ -285,3 +285,37 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Settling<IO> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use hyper_util::rt::TokioExecutor;
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_after_the_end_of_the_connection_does_not_wait_in_it() {
+        let (ours, theirs) = duplex(64 * 1024);
+        let answer = hyper::service::service_fn(async |_: Request<Incoming>| {
+            Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+        });
+        let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        server.enable_connect_protocol();
+        let server = tokio::spawn(server.serve_connection(TokioIo::new(theirs), answer));
+        let shared = handshake(ours, Duration::from_secs(600)).await.unwrap().expect("it allows WebSockets");
+        // Another stream is there still, which keeps the connection.
+        let (_other, place) = (shared.place().unwrap(), shared.place().unwrap());
+        let request = || Request::get("http://localhost/").body(Empty::new()).unwrap();
+        assert!(place.send(request()).await.is_ok());
+        server.abort();
+        assert!(server.await.is_err());
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let unanswered =
+            timeout(Duration::from_secs(20), place.send(request())).await.expect("it is told").err().unwrap();
+        assert!(unanswered.lost && shared.is_closed());
+    }
+}

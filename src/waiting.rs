@@ -201,18 +201,26 @@ mod tests {
     use crate::streams::Streams;
     use crate::wire::frame::Role;
 
+    async fn cursor(streams: &Streams) -> Cursor {
+        match streams.hub.follow(&Key::new("a").unwrap()).await.unwrap() {
+            Some(Found::Open(cursor)) => cursor,
+            _ => panic!("it is at rest"),
+        }
+    }
+
+    fn shared<IO>(line: Line<IO>) -> Shared<IO> {
+        let line = Some(Box::new(line));
+        Shared(Mutex::new(Lent { line, at: 0, called: false, waker: Waker::noop().clone() }))
+    }
+
     #[tokio::test]
     async fn what_came_before_it_sat_down_is_not_missed() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let mut appender = streams.append("a").await.unwrap();
-        let hub = Arc::clone(&streams.hub);
-        let Some(Found::Open(mut cursor)) = hub.follow(&Key::new("a").unwrap()).await.unwrap() else {
-            panic!("at rest")
-        };
+        let mut cursor = cursor(&streams).await;
         let (ours, _theirs) = duplex(1 << 20);
         let line = Line { conn: Conn::new(ours, Role::Server, 1), voice: Voice::new(Dialect::V1) };
-        let lent = Lent { line: Some(Box::new(line)), at: 0, called: false, waker: Waker::noop().clone() };
-        let shared = Shared(Mutex::new(lent));
+        let shared = shared(line);
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(shared.poll(cx, &mut cursor).is_pending());
         appender.append("a").await.unwrap();
@@ -253,17 +261,13 @@ mod tests {
     async fn nor_what_came_while_it_read() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let _appender = streams.append("a").await.unwrap();
-        let hub = Arc::clone(&streams.hub);
-        let Some(Found::Open(mut cursor)) = hub.follow(&Key::new("a").unwrap()).await.unwrap() else {
-            panic!("at rest")
-        };
+        let mut cursor = cursor(&streams).await;
         let meanwhile = Arc::new(OnceLock::new());
         let line = Line {
             conn: Conn::new(Meanwhile(Arc::clone(&meanwhile)), Role::Server, 1),
             voice: Voice::new(Dialect::V1),
         };
-        let lent = Lent { line: Some(Box::new(line)), at: 0, called: false, waker: Waker::noop().clone() };
-        let shared = Arc::new(Shared(Mutex::new(lent)));
+        let shared = Arc::new(shared(line));
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(shared.poll(cx, &mut cursor).is_pending());
         assert!(meanwhile.set(Arc::clone(&shared)).is_ok());
@@ -290,8 +294,7 @@ mod tests {
     async fn whoever_is_away_holds_up_nobody() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let mut appender = streams.append("a").await.unwrap();
-        let hub = Arc::clone(&streams.hub);
-        let Some(Found::Open(cursor)) = hub.follow(&Key::new("a").unwrap()).await.unwrap() else { panic!("at rest") };
+        let cursor = cursor(&streams).await;
         let resource = cursor.resource().unwrap();
         let away: Waiting<DuplexStream> = Waiting::new(resource);
         let present = Arc::<Present>::default();
@@ -308,10 +311,7 @@ mod tests {
     async fn what_is_left_of_a_write_is_flushed_in_time() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let _appender = streams.append("a").await.unwrap();
-        let hub = Arc::clone(&streams.hub);
-        let Some(Found::Open(mut cursor)) = hub.follow(&Key::new("a").unwrap()).await.unwrap() else {
-            panic!("at rest")
-        };
+        let mut cursor = cursor(&streams).await;
         let resource = Arc::clone(cursor.resource().unwrap());
         let mut waiting = Waiting::new(&resource);
         for (queued, looks) in [(b"rest".as_slice(), true), (b"", false)] {

@@ -161,21 +161,27 @@ async fn main() {
         100.0 * with / without
     );
 
-    let mut best = [[0.0f64; 2]; 2];
-    for round in 0..8 {
+    let mut rates = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
+    for round in 0..if whole { 24 } else { 2 } {
         let durability = if round % 2 == 1 { Durability::Acked } else { Durability::Process };
         let got = append_over_sockets(durability, round, dir.path(), pieces).await;
-        for (best, got) in best[round % 2].iter_mut().zip(got) {
-            *best = best.max(got);
+        for (rates, got) in rates[round % 2].iter_mut().zip(got) {
+            rates.push(got);
         }
     }
-    let [without, with] = best;
-    for (at, what) in ["acknowledged", "finished"].into_iter().enumerate() {
+    let [without, with] = rates;
+    for ((what, without), with) in ["acknowledged", "finished"].into_iter().zip(without).zip(with) {
+        let ([low, without, high], [low_with, with, high_with]) = (spread(without), spread(with));
         println!(
-            "messages of 64 KiB over sockets until all is {what}: {:.0} MiB/s without syncs, {:.0} with: {:.0} %",
-            without[at],
-            with[at],
-            100.0 * with[at] / without[at]
+            "messages of 64 KiB over sockets until all is {what}: {without:.0} MiB/s without syncs ({low:.0}–{high:.0}), \
+             {with:.0} with ({low_with:.0}–{high_with:.0}): {:.0} % of the medians",
+            100.0 * with / without
         );
     }
+}
+
+/// The lowest, the median and the highest.
+fn spread(mut of: Vec<f64>) -> [f64; 3] {
+    of.sort_by(f64::total_cmp);
+    [of[0], of[of.len() / 2], of[of.len() - 1]]
 }

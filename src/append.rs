@@ -1,6 +1,7 @@
 //! The append loop: over a WebSocket, in the original's dialect and in the resumable subprotocol (protocol sections 3 and
 //! 4), or from the body of a request (section 5).
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,10 @@ use crate::wire::{Conn, Inbound, Message, Streamed};
 
 /// At most as many bytes are gathered into one append: one write, one wake.
 const BATCH: usize = 256 * 1024;
+
+/// As much of a stream may be read ahead while the storage still has what came before, one append later: it waits for a disk
+/// then, and calls in the pool of threads that block cost more than what they write.
+const AHEAD: usize = 4 * BATCH;
 
 /// How long what a sender has sent by the time of a shutdown may take to be stored.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -77,6 +82,10 @@ pub(crate) trait Source {
     /// Cancel safe.
     async fn input(&mut self, most: usize) -> Input;
 
+    /// Whether what it gives is a stream of bytes, of which more can be asked for while the storage still has what it gave
+    /// before.
+    fn is_stream(&self) -> bool;
+
     /// Cancelled when nobody waits for its answer any more.
     fn left(&self) -> CancellationToken {
         CancellationToken::new()
@@ -107,6 +116,11 @@ struct Socket<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> Source for Socket<IO> {
     async fn input(&mut self, most: usize) -> Input {
         input(&mut self.conn, most, self.dialect).await
+    }
+
+    fn is_stream(&self) -> bool {
+        // Whole messages may be large, and are counted for as long as no more is asked for.
+        matches!(self.dialect, Dialect::V1 { .. })
     }
 
     fn heard(&self) -> u64 {
@@ -238,11 +252,12 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
     };
     let told = lease.resource().len();
     let mut acks = source.acks().map(|_| Acks { told, syncing: None });
+    let mut ahead = Ahead::default();
     loop {
         if let Some(acks) = &mut acks {
             acks.begin(lease);
         }
-        let most = batch(lease, terms);
+        let most = batch(terms.max_resource.saturating_sub(lease.resource().len()));
         let input = tokio::select! {
             biased;
             () = over.cancelled() => return failed(lease.over_as().into()),
@@ -264,7 +279,7 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
                 (Err(error), _) => return failed(error),
                 (Ok(_), None) => continue,
             },
-            input = source.input(most) => input,
+            input = ahead.input(source, most) => input,
             () = pulse.tick() => match pulse.beat(source.heard()) {
                 Beat::Dead => return failed(ErrorKind::TimedOut.into()),
                 Beat::Ping => {
@@ -273,7 +288,7 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
                 }
             },
         };
-        if let Some(ended) = take(lease, terms, input).await {
+        if let Some(ended) = ahead.take(lease, terms, input, source).await {
             return ended;
         }
     }
@@ -281,10 +296,10 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
     // but a sender that doesn't pause must not hold the server up.
     let stopped = Instant::now();
     while stopped.elapsed() < LAST_WORDS {
-        let most = batch(lease, terms);
+        let most = batch(terms.max_resource.saturating_sub(lease.resource().len()));
         let arrived = tokio::select! {
             biased;
-            input = source.input(most) => Some(input),
+            input = ahead.input(source, most) => Some(input),
             // Once around the runtime, for it may not have looked at the socket yet.
             () = tokio::task::yield_now() => None,
         };
@@ -301,6 +316,57 @@ pub(crate) enum Input {
     Data(Pieces),
     Ended(Ended),
     Nothing,
+}
+
+/// What a stream gave while the storage still had what it gave before.
+#[derive(Default)]
+struct Ahead {
+    data: Pieces,
+    /// What came behind that.
+    then: Option<Input>,
+}
+
+impl Ahead {
+    /// What comes next. Cancel safe.
+    async fn input<S: Source>(&mut self, source: &mut S, most: usize) -> Input {
+        if !self.data.is_empty() {
+            return Input::Data(std::mem::take(&mut self.data));
+        }
+        match self.then.take() {
+            Some(input) => input,
+            None => source.input(most).await,
+        }
+    }
+
+    /// Does what the appender said, and reads on meanwhile if that takes time.
+    async fn take<S: Source>(
+        &mut self,
+        lease: &mut Lease,
+        terms: Terms,
+        input: Input,
+        source: &mut S,
+    ) -> Option<Ended> {
+        let Input::Data(pieces) = &input else { return take(lease, terms, input).await };
+        let taken = lease.resource().len().saturating_add(pieces.len() as u64);
+        let streams = source.is_stream() && self.then.is_none();
+        let mut taking = pin!(take(lease, terms, input));
+        loop {
+            let room = terms.max_resource.saturating_sub(taken.saturating_add(self.data.len() as u64));
+            let most = batch(room);
+            let reads_on = streams && self.then.is_none() && most > 0 && self.data.len() + BATCH <= AHEAD;
+            let input = tokio::select! {
+                biased;
+                ended = &mut taking => return ended,
+                input = source.input(most), if reads_on => input,
+            };
+            match input {
+                // What is too much for the resource is refused by itself.
+                Input::Data(mut pieces) if pieces.len() as u64 <= room => self.data.append(&mut pieces),
+                Input::Nothing => {}
+                other => self.then = Some(other),
+            }
+        }
+    }
 }
 
 /// Cancel safe.
@@ -357,9 +423,8 @@ async fn take(lease: &mut Lease, terms: Terms, input: Input) -> Option<Ended> {
     }
 }
 
-/// How much may be gathered: a batch ends before the message that is too much for the resource.
-fn batch(lease: &Lease, terms: Terms) -> usize {
-    let room = terms.max_resource.saturating_sub(lease.resource().len());
+/// How much may be gathered where there is so much room: a batch ends before the message that is too much for the resource.
+fn batch(room: u64) -> usize {
     usize::try_from(room).unwrap_or(usize::MAX).min(BATCH)
 }
 

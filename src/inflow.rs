@@ -150,6 +150,10 @@ impl Source for Incoming {
         }
     }
 
+    fn is_stream(&self) -> bool {
+        true
+    }
+
     fn left(&self) -> CancellationToken {
         self.left.clone()
     }

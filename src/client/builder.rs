@@ -93,7 +93,7 @@ impl ClientBuilder {
                 response_timeout: Duration::from_secs(60),
                 silence_timeout: Duration::from_secs(90),
                 max_message_size: i64::MAX as u64,
-                max_unacknowledged: 8 * 1024 * 1024,
+                max_unacknowledged: 16 * 1024 * 1024,
                 retry: Retry::default(),
                 version: Version::Negotiated,
                 pool: Pool::default(),
@@ -191,7 +191,7 @@ impl ClientBuilder {
     }
 
     /// How many bytes an [`Appender`](super::Appender) keeps that the server has not acknowledged, so that it can send
-    /// them again; then it takes no more until the server has caught up. At least 1. Default: 8 MiB.
+    /// them again; then it takes no more until the server has caught up. At least 1. Default: 16 MiB.
     pub fn max_unacknowledged(mut self, bytes: usize) -> Self {
         self.settings.max_unacknowledged = bytes.max(1);
         self

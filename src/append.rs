@@ -353,7 +353,7 @@ impl Ahead {
         loop {
             let room = terms.max_resource.saturating_sub(taken.saturating_add(self.data.len() as u64));
             let most = batch(room);
-            let reads_on = streams && self.then.is_none() && most > 0 && self.data.len() + BATCH <= AHEAD;
+            let reads_on = streams && self.then.is_none() && self.data.len() + BATCH <= AHEAD;
             let input = tokio::select! {
                 biased;
                 ended = &mut taking => return ended,
@@ -440,4 +440,134 @@ fn failed(error: Error) -> Ended {
         tracing::error!(error = &error as &dyn std::error::Error, "appending failed");
     }
     Ended::Failed(error)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::sync::mpsc;
+
+    use bytes::Bytes;
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::hub::{Attach, Attached};
+    use crate::key::Key;
+    use crate::storage::{FsStorage, Open};
+    use crate::streams::{Durability, Streams};
+
+    /// What the pipe between the two takes.
+    const PIPE: usize = 64 * 1024;
+
+    /// An appender whose storage is held up: it has the one thread of the runtime's pool to wait for.
+    struct Held {
+        streams: Streams,
+        conn: Conn<DuplexStream>,
+        served: JoinHandle<()>,
+        hold: mpsc::Sender<()>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Held {
+        async fn new(max_resource: u64) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let streams =
+                Streams::builder(FsStorage::open(dir.path()).unwrap()).durability(Durability::Process).build();
+            let attached = streams.hub.attach(&Key::new("a").unwrap(), Attach::new(Open::Create)).await.unwrap();
+            let Attached::Open { lease, .. } = attached else { panic!("it is finished") };
+            let (hold, held) = mpsc::channel::<()>();
+            tokio::task::spawn_blocking(move || held.recv());
+            let terms = Terms { times: Times::default(), max_message: 1 << 30, max_resource, until: None };
+            let (ours, theirs) = duplex(PIPE);
+            let served = run(Arc::clone(&streams.hub), ours, lease, terms, Dialect::V1 { resumed: false });
+            let conn = Conn::new(theirs, Role::Client, 1 << 30);
+            Self { streams, conn, served: tokio::spawn(served), hold, _dir: dir }
+        }
+
+        async fn send(&mut self, data: &[u8]) {
+            self.conn.put(Kind::Binary, data);
+            // It is taken but for what the pipe holds.
+            self.conn.flush(Duration::from_secs(20)).await.expect("nobody reads");
+        }
+
+        /// Lets the storage go on; what was acknowledged in turn, the code of the close, and what is stored.
+        async fn release(mut self) -> (Vec<u64>, Option<u16>, Bytes) {
+            drop(self.hold);
+            let mut acks = Vec::new();
+            let code = loop {
+                match self.conn.streamed(1 << 20).await {
+                    Streamed::Text(text) => {
+                        let told: serde_json::Value = serde_json::from_slice(&text).unwrap();
+                        acks.extend(told.get("ack").and_then(serde_json::Value::as_u64));
+                    }
+                    Streamed::Other(Inbound::Close(code)) => break code,
+                    other => panic!("{other:?}"),
+                }
+            };
+            drop(self.conn);
+            self.served.await.unwrap();
+            let mut stored = Vec::new();
+            let mut follower = self.streams.follow("a").await.unwrap();
+            while let Ok(Some(chunk)) = follower.next_chunk().await {
+                stored.extend_from_slice(&chunk);
+            }
+            (acks, code, stored.into())
+        }
+    }
+
+    fn numbered(len: usize) -> Vec<u8> {
+        (0u32..).flat_map(u32::to_be_bytes).take(len).collect()
+    }
+
+    fn alone() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap()
+    }
+
+    #[test]
+    fn a_stream_is_read_on_while_the_storage_is_busy_but_not_without_bound() {
+        alone().block_on(async {
+            let mut held = Held::new(u64::MAX).await;
+            let data = numbered(6 << 20);
+            let (first, rest) = data.split_at(3 * BATCH);
+            for message in first.chunks(BATCH) {
+                held.send(message).await;
+            }
+            for message in rest.chunks(BATCH) {
+                held.conn.put(Kind::Binary, message);
+            }
+            held.conn.put(Kind::Text, br#"{"finish":true}"#);
+            // Until no more is taken.
+            let mut waits = 0;
+            while waits < 1000 {
+                let before = held.conn.out().len();
+                tokio::select! {
+                    biased;
+                    flushed = held.conn.flush(Duration::from_secs(20)) => panic!("all of it is taken: {flushed:?}"),
+                    () = tokio::task::yield_now() => {}
+                }
+                waits = if held.conn.out().len() < before { 0 } else { waits + 1 };
+            }
+            let (acks, code, stored) = held.release().await;
+            assert_eq!(code, Some(1000));
+            assert!(stored == data);
+            assert!(acks[1] as usize + PIPE > first.len(), "what was read on is appended in one go: {acks:?}");
+            let sizes = acks.windows(2).map(|acks| acks[1] - acks[0]);
+            assert!(sizes.max().unwrap() as usize <= AHEAD + PIPE, "{acks:?}");
+        });
+    }
+
+    #[test]
+    fn what_is_too_much_for_the_resource_takes_nothing_with_it_that_came_before() {
+        alone().block_on(async {
+            let mut held = Held::new(400_000).await;
+            let data = numbered(401_000);
+            for message in [&data[..1000], &data[1000..101_000], &data[101_000..301_000], &data[301_000..]] {
+                held.send(message).await;
+            }
+            let (_, code, stored) = held.release().await;
+            assert_eq!(code, Some(1009));
+            assert!((301_000..=400_000).contains(&stored.len()), "{}", stored.len());
+            assert!(data.starts_with(&stored));
+        });
+    }
 }

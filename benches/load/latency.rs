@@ -175,6 +175,11 @@ impl Timed {
         Self { reader: Reader::open(addr, way, path).await, size, data, sent, times: Vec::new() }
     }
 
+    /// Reads up to this offset.
+    pub async fn reach(&mut self, offset: usize) {
+        self.reader.reach(&self.data, offset).await;
+    }
+
     /// Reads to the end and checks every byte on the way.
     pub async fn whole(mut self) -> Vec<Duration> {
         loop {

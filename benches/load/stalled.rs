@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::Barrier;
 use tokio::time::{Instant, sleep_until};
 
 use super::latency::{Timed, Way};
@@ -41,16 +42,21 @@ async fn one_run(stalled: bool, smoke: bool) -> Run {
     let sent = Arc::new(Mutex::new(vec![Instant::now(); before]));
     let mut appender = Appender::open(child.addr, "/stalled.txt").await;
     let mut followers = tokio::task::JoinSet::new();
-    for _ in 0..if smoke { 10 } else { 100 } {
-        let follower =
+    let others = if smoke { 10 } else { 100 };
+    let caught_up = Arc::new(Barrier::new(others + 1));
+    for _ in 0..others {
+        let mut follower =
             Timed::open(child.addr, Way::Socket, "/stalled.txt", SIZE, Arc::clone(&data), Arc::clone(&sent)).await;
-        followers.spawn(follower.whole());
+        let caught_up = Arc::clone(&caught_up);
+        followers.spawn(async move {
+            follower.reach(SIZE * before).await;
+            caught_up.wait().await;
+            follower.whole().await
+        });
     }
     let waits = if stalled { Some(Follower::open(child.addr, "/stalled.txt").await) } else { None };
     appender.send_some(&data[..SIZE * before], SIZE, None).await;
-    let mut watch = Follower::open(child.addr, "/stalled.txt").await;
-    watch.reach(&data, SIZE * before).await;
-    drop(watch);
+    caught_up.wait().await;
     let start = Instant::now();
     for (i, message) in (0..).zip(data[SIZE * before..SIZE * (before + paced)].chunks(SIZE)) {
         sleep_until(start + Duration::from_secs(1) * i / rate).await;

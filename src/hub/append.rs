@@ -20,6 +20,9 @@ use crate::streams::{Durability, Event};
 /// How long what is kept for followers who are behind may stay when nothing comes any more.
 const COOL: Duration = Duration::from_secs(1);
 
+/// After as many bytes whoever appends gives way to followers.
+const TURN: u64 = 64 * 1024;
+
 /// The right to append to a resource. Dropping it means that the appender was lost.
 pub(crate) struct Lease {
     hub: Arc<Hub>,
@@ -30,6 +33,8 @@ pub(crate) struct Lease {
     append: Option<Box<dyn DynAppend>>,
     /// An append failed or was cut short: the storage has to be asked anew how long the resource is.
     spoiled: bool,
+    /// How much was appended for followers since others had their turn.
+    since_turn: u64,
     /// Whoever appends waits for acknowledgements, and so asks for syncs by itself.
     acknowledged: bool,
     /// A sync is due and will come.
@@ -57,6 +62,7 @@ impl Lease {
             over,
             append: Some(append),
             spoiled: false,
+            since_turn: 0,
             acknowledged: false,
             sync_due: Arc::default(),
             cooling: Arc::default(),
@@ -102,14 +108,22 @@ impl Lease {
         let append = self.append.as_mut().filter(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
         let before = self.resource.len();
         self.spoiled = true;
-        // One who never waits would keep groups of followers from their turn.
-        tokio::task::consume_budget().await;
+        // One who never waits would keep followers from their turn, and what they want next would no longer be in the tail.
+        if self.since_turn >= TURN {
+            self.since_turn = 0;
+            tokio::task::yield_now().await;
+        } else {
+            tokio::task::consume_budget().await;
+        }
         let appended = append.append(data).await;
         self.spoiled =
             appended.as_ref().is_err_and(|error| !matches!(error.kind(), ErrorKind::Full | ErrorKind::Fenced));
         let len = appended?;
         if len == before {
             return Ok(len);
+        }
+        if self.resource.is_followed() {
+            self.since_turn += len - before;
         }
         if self.resource.grow(self.holder, data, len)? {
             self.cool_soon();
@@ -442,7 +456,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_who_never_waits_leaves_others_their_turn() {
-        let streams = Streams::builder(MemoryStorage::new(1 << 20)).durability(Durability::Process).build();
+        let streams = Streams::builder(MemoryStorage::new(1 << 24)).durability(Durability::Process).build();
         let mut appender = streams.append("a").await.unwrap();
         let turns = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let counted = Arc::clone(&turns);
@@ -456,5 +470,12 @@ mod tests {
             appender.append("x").await.unwrap();
         }
         assert!(turns.load(Ordering::Relaxed) > 5);
+        // Of large ones each, so that followers find in the tail what they want.
+        let _follower = streams.follow("a").await.unwrap();
+        let before = turns.load(Ordering::Relaxed);
+        for _ in 0..100 {
+            appender.append(vec![b'x'; 64 * 1024]).await.unwrap();
+        }
+        assert!(turns.load(Ordering::Relaxed) - before >= 99);
     }
 }

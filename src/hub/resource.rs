@@ -107,6 +107,10 @@ impl Resource {
         self.progress.subscribe()
     }
 
+    pub(super) fn is_followed(&self) -> bool {
+        self.progress.receiver_count() > 0
+    }
+
     /// A seat for a follower that has caught up.
     pub(crate) fn seat(self: &Arc<Self>, listener: Arc<dyn Listener>) -> Ticket {
         Audience::join(self, listener)

@@ -1,8 +1,10 @@
 //! The append loop: over a WebSocket, in the original's dialect and in the resumable subprotocol (protocol sections 3 and
 //! 4), or from the body of a request (section 5).
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{HeaderMap, header};
@@ -10,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Share;
 use crate::control;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Hub, Lease};
@@ -20,12 +23,14 @@ use crate::wire::frame::{Kind, Role};
 use crate::wire::pieces::Pieces;
 use crate::wire::{Conn, Inbound, Message, Streamed};
 
-/// At most as many bytes are gathered into one append: one write, one wake.
+/// At most about as many bytes are read into one append: one write, one wake.
 const BATCH: usize = 256 * 1024;
 
-/// As much of a stream may be read ahead while the storage still has what came before, one append later: it waits for a disk
-/// then, and calls in the pool of threads that block cost more than what they write.
+/// As much of a stream may be read ahead while the storage still has what came before, and is appended in one go after that:
+/// the storage waits for a disk then, and a call in the pool of threads that block costs more than what it writes.
 const AHEAD: usize = 4 * BATCH;
+/// As much memory all appenders together may take for that; who finds none reads on when the storage is done.
+pub(crate) const AHEAD_OF_ALL: usize = 64 * 2 * AHEAD;
 
 /// How long what a sender has sent by the time of a shutdown may take to be stored.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -252,7 +257,7 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
     };
     let told = lease.resource().len();
     let mut acks = source.acks().map(|_| Acks { told, syncing: None });
-    let mut ahead = Ahead::default();
+    let mut ahead = Ahead::new(hub);
     loop {
         if let Some(acks) = &mut acks {
             acks.begin(lease);
@@ -288,6 +293,7 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
                 }
             },
         };
+        lease.give_way().await;
         if let Some(ended) = ahead.take(lease, terms, input, source).await {
             return ended;
         }
@@ -295,7 +301,8 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
     // The server stops, or nobody waits for an answer any more. What has arrived by now still counts, a finish above all;
     // but a sender that doesn't pause must not hold the server up.
     let stopped = Instant::now();
-    while stopped.elapsed() < LAST_WORDS {
+    loop {
+        let late = stopped.elapsed() >= LAST_WORDS && ahead.is_empty();
         let most = batch(terms.max_resource.saturating_sub(lease.resource().len()));
         let arrived = tokio::select! {
             biased;
@@ -303,9 +310,15 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
             // Once around the runtime, for it may not have looked at the socket yet.
             () = tokio::task::yield_now() => None,
         };
-        let Some(input) = arrived else { break };
-        if let Some(ended) = take(lease, terms, input).await {
-            return ended;
+        match arrived {
+            // An end may have waited behind an append that took all the time.
+            Some(Input::Data(_) | Input::Nothing) if late => break,
+            None => break,
+            Some(input) => {
+                if let Some(ended) = take(lease, terms, input).await {
+                    return ended;
+                }
+            }
         }
     }
     if hub.soft.is_cancelled() { Ended::Stopping } else { Ended::Gone }
@@ -319,14 +332,24 @@ pub(crate) enum Input {
 }
 
 /// What a stream gave while the storage still had what it gave before.
-#[derive(Default)]
 struct Ahead {
     data: Pieces,
     /// What came behind that.
     then: Option<Input>,
+    /// The memory for it, in a budget that all appenders share, and whether there is some.
+    share: Share,
+    counted: bool,
 }
 
 impl Ahead {
+    fn new(hub: &Hub) -> Self {
+        Self { data: Pieces::default(), then: None, share: hub.ahead.share(), counted: false }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.data.is_empty() && self.then.is_none()
+    }
+
     /// What comes next. Cancel safe.
     async fn input<S: Source>(&mut self, source: &mut S, most: usize) -> Input {
         if !self.data.is_empty() {
@@ -348,16 +371,21 @@ impl Ahead {
     ) -> Option<Ended> {
         let Input::Data(pieces) = &input else { return take(lease, terms, input).await };
         let taken = lease.resource().len().saturating_add(pieces.len() as u64);
-        let streams = source.is_stream() && self.then.is_none();
+        // Followers find a batch in the tail, more than that they would read from the file.
+        let limit = if lease.resource().is_followed() { BATCH } else { AHEAD };
         let mut taking = pin!(take(lease, terms, input));
-        loop {
+        let ended = loop {
+            if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(taking.as_mut().poll(cx))).await {
+                break ended;
+            }
             let room = terms.max_resource.saturating_sub(taken.saturating_add(self.data.len() as u64));
-            let most = batch(room);
-            let reads_on = streams && self.then.is_none() && self.data.len() + BATCH <= AHEAD;
+            if !source.is_stream() || self.then.is_some() || self.data.len() > limit / 4 * 3 || !self.count() {
+                break taking.await;
+            }
             let input = tokio::select! {
                 biased;
-                ended = &mut taking => return ended,
-                input = source.input(most), if reads_on => input,
+                ended = &mut taking => break ended,
+                input = source.input(batch(room).min(limit - self.data.len())) => input,
             };
             match input {
                 // What is too much for the resource is refused by itself.
@@ -365,7 +393,18 @@ impl Ahead {
                 Input::Nothing => {}
                 other => self.then = Some(other),
             }
+        };
+        if self.data.is_empty() {
+            self.share.clear();
+            self.counted = false;
         }
+        ended
+    }
+
+    /// Whether there is memory for reading ahead: for what is read, and for what was and is being appended.
+    fn count(&mut self) -> bool {
+        self.counted = self.counted || self.share.grow(2 * AHEAD);
+        self.counted
     }
 }
 
@@ -432,7 +471,17 @@ async fn append(lease: &mut Lease, mut pieces: Pieces, max: u64) -> Result<()> {
     if lease.resource().len().saturating_add(pieces.len() as u64) > max {
         return Err(ErrorKind::TooLarge.into());
     }
-    lease.append(&pieces.take_all()).await.map(drop)
+    let data = pieces.take_all();
+    match lease.append(&data).await {
+        // As much is kept as there is room for.
+        Err(error) if error.kind() == ErrorKind::Full && data.len() > 1 => {
+            for piece in data {
+                lease.append(&[piece]).await?;
+            }
+            Ok(())
+        }
+        appended => appended.map(drop),
+    }
 }
 
 fn failed(error: Error) -> Ended {
@@ -444,6 +493,7 @@ fn failed(error: Error) -> Ended {
 
 #[cfg(all(test, unix))]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
 
     use bytes::Bytes;
@@ -453,7 +503,7 @@ mod tests {
     use super::*;
     use crate::hub::{Attach, Attached};
     use crate::key::Key;
-    use crate::storage::{FsStorage, Open};
+    use crate::storage::{FsStorage, MemoryStorage, Open};
     use crate::streams::{Durability, Streams};
 
     /// What the pipe between the two takes.
@@ -464,7 +514,7 @@ mod tests {
         streams: Streams,
         conn: Conn<DuplexStream>,
         served: JoinHandle<()>,
-        hold: mpsc::Sender<()>,
+        holds: Vec<mpsc::Sender<()>>,
         _dir: tempfile::TempDir,
     }
 
@@ -475,13 +525,34 @@ mod tests {
                 Streams::builder(FsStorage::open(dir.path()).unwrap()).durability(Durability::Process).build();
             let attached = streams.hub.attach(&Key::new("a").unwrap(), Attach::new(Open::Create)).await.unwrap();
             let Attached::Open { lease, .. } = attached else { panic!("it is finished") };
-            let (hold, held) = mpsc::channel::<()>();
-            tokio::task::spawn_blocking(move || held.recv());
             let terms = Terms { times: Times::default(), max_message: 1 << 30, max_resource, until: None };
             let (ours, theirs) = duplex(PIPE);
             let served = run(Arc::clone(&streams.hub), ours, lease, terms, Dialect::V1 { resumed: false });
             let conn = Conn::new(theirs, Role::Client, 1 << 30);
-            Self { streams, conn, served: tokio::spawn(served), hold, _dir: dir }
+            let mut held = Self { streams, conn, served: tokio::spawn(served), holds: Vec::new(), _dir: dir };
+            held.hold();
+            held
+        }
+
+        /// Holds up what the storage does from here on.
+        fn hold(&mut self) {
+            let (hold, held) = mpsc::channel::<()>();
+            tokio::task::spawn_blocking(move || held.recv());
+            self.holds.push(hold);
+        }
+
+        /// Until no more is taken.
+        async fn flush(&mut self) {
+            let mut waits = 0;
+            while waits < 1000 {
+                let before = self.conn.out().len();
+                tokio::select! {
+                    biased;
+                    flushed = self.conn.flush(Duration::from_secs(20)) => flushed.unwrap(),
+                    () = tokio::task::yield_now() => {}
+                }
+                waits = if self.conn.out().len() < before { 0 } else { waits + 1 };
+            }
         }
 
         async fn send(&mut self, data: &[u8]) {
@@ -492,7 +563,7 @@ mod tests {
 
         /// Lets the storage go on; what was acknowledged in turn, the code of the close, and what is stored.
         async fn release(mut self) -> (Vec<u64>, Option<u16>, Bytes) {
-            drop(self.hold);
+            self.holds.clear();
             let mut acks = Vec::new();
             let code = loop {
                 match self.conn.streamed(1 << 20).await {
@@ -525,35 +596,95 @@ mod tests {
 
     #[test]
     fn a_stream_is_read_on_while_the_storage_is_busy_but_not_without_bound() {
+        for followed in [false, true] {
+            alone().block_on(async {
+                let mut held = Held::new(u64::MAX).await;
+                let _follower = if followed { Some(held.streams.follow("a").await.unwrap()) } else { None };
+                let limit = if followed { BATCH } else { AHEAD };
+                let data = numbered(6 << 20);
+                // So much is read on at least.
+                let (first, rest) = data.split_at(limit / 4 * 3);
+                held.send(first).await;
+                for message in rest.chunks(BATCH) {
+                    held.conn.put(Kind::Binary, message);
+                }
+                held.conn.put(Kind::Text, br#"{"finish":true}"#);
+                held.flush().await;
+                assert!(held.conn.out().len() > data.len() / 2, "as much as there is of it is taken");
+                let (acks, code, stored) = held.release().await;
+                assert_eq!(code, Some(1000));
+                assert!(stored == data);
+                assert!(acks[1] as usize + PIPE > first.len(), "what was read on is appended in one go: {acks:?}");
+                let sizes = acks.windows(2).map(|acks| acks[1] - acks[0]);
+                assert!(sizes.max().unwrap() as usize <= limit + PIPE, "{acks:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn who_finds_no_memory_for_it_does_not_read_on() {
         alone().block_on(async {
             let mut held = Held::new(u64::MAX).await;
-            let data = numbered(6 << 20);
-            let (first, rest) = data.split_at(3 * BATCH);
-            for message in first.chunks(BATCH) {
-                held.send(message).await;
-            }
-            for message in rest.chunks(BATCH) {
-                held.conn.put(Kind::Binary, message);
-            }
+            let mut all = held.streams.hub.ahead.share();
+            assert!(all.grow(AHEAD_OF_ALL));
+            let data = numbered(2 << 20);
+            held.conn.put(Kind::Binary, &data);
             held.conn.put(Kind::Text, br#"{"finish":true}"#);
-            // Until no more is taken.
-            let mut waits = 0;
-            while waits < 1000 {
-                let before = held.conn.out().len();
-                tokio::select! {
-                    biased;
-                    flushed = held.conn.flush(Duration::from_secs(20)) => panic!("all of it is taken: {flushed:?}"),
-                    () = tokio::task::yield_now() => {}
-                }
-                waits = if held.conn.out().len() < before { 0 } else { waits + 1 };
+            held.flush().await;
+            assert!(held.conn.out().len() > data.len() - BATCH - 3 * PIPE, "{}", held.conn.out().len());
+            let (_, code, stored) = held.release().await;
+            assert!(code == Some(1000) && stored == data);
+        });
+    }
+
+    #[test]
+    fn fault_44_a_finish_behind_what_was_read_ahead_counts_however_long_that_takes() {
+        alone().block_on(async {
+            let mut held = Held::new(u64::MAX).await;
+            let data = numbered(3 * BATCH);
+            held.send(&data[..1000]).await;
+            held.send(&data[1000..]).await;
+            held.conn.put(Kind::Text, br#"{"finish":true}"#);
+            held.flush().await;
+            held.hold();
+            held.streams.hub.soft.cancel();
+            held.holds.remove(0);
+            // What was read ahead is now held up as well, for longer than last words are waited for.
+            while held.streams.hub.stat(&Key::new("a").unwrap()).await.unwrap().is_none_or(|stat| stat.len == 0) {
+                tokio::task::yield_now().await;
             }
-            let (acks, code, stored) = held.release().await;
+            held.flush().await;
+            tokio::time::pause();
+            tokio::time::advance(2 * LAST_WORDS).await;
+            tokio::time::resume();
+            let (_, code, stored) = held.release().await;
             assert_eq!(code, Some(1000));
             assert!(stored == data);
-            assert!(acks[1] as usize + PIPE > first.len(), "what was read on is appended in one go: {acks:?}");
-            let sizes = acks.windows(2).map(|acks| acks[1] - acks[0]);
-            assert!(sizes.max().unwrap() as usize <= AHEAD + PIPE, "{acks:?}");
         });
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_never_pauses_leaves_followers_their_turn() {
+        let streams = Streams::builder(MemoryStorage::new(1 << 26)).durability(Durability::Process).build();
+        let attached = streams.hub.attach(&Key::new("a").unwrap(), Attach::new(Open::Create)).await.unwrap();
+        let Attached::Open { lease, .. } = attached else { panic!("it is finished") };
+        let _follower = streams.follow("a").await.unwrap();
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&turns);
+        tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        let mut frame = b"\x82\xff\0\0\0\0\0\x01\0\0\0\0\0\0".to_vec();
+        frame.resize(frame.len() + 64 * 1024, b'x');
+        let sent = frame.repeat(16 * 16);
+        let terms = Terms { times: Times::default(), max_message: 1 << 30, max_resource: u64::MAX, until: None };
+        let io = tokio::io::join(&sent[..], tokio::io::sink());
+        run(Arc::clone(&streams.hub), io, lease, terms, Dialect::V1 { resumed: false }).await;
+        assert_eq!(streams.stat("a").await.unwrap().unwrap().len, 16 << 20);
+        assert!(turns.load(Ordering::Relaxed) > 50, "{turns:?}");
     }
 
     #[test]

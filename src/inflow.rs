@@ -74,6 +74,8 @@ struct Incoming {
     body: RequestBody,
     heard: u64,
     ended: Option<Ended>,
+    /// It has given its end, and must not be asked again.
+    over: bool,
     /// What its clean end means.
     then: Then,
     /// It came over HTTP/2: see [`is_whole`](Self::is_whole).
@@ -101,6 +103,11 @@ impl Incoming {
     fn is_whole(&self) -> bool {
         self.body.size_hint().lower() == 0 && (!self.http2 || self.body.is_end_stream())
     }
+
+    fn end(&mut self, ended: Ended) {
+        self.ended = Some(ended);
+        self.over = true;
+    }
 }
 
 /// What the end of a request's body means.
@@ -125,14 +132,14 @@ impl Source for Incoming {
                     }
                     Poll::Ready(Some(Err(error))) => {
                         tracing::debug!(error = &*error as &dyn std::error::Error, "a body was cut");
-                        self.ended = Some(Ended::Gone);
+                        self.end(Ended::Gone);
                     }
                     Poll::Ready(None) if !self.is_whole() => {
                         tracing::debug!("a body ended without saying that this was all");
-                        self.ended = Some(Ended::Gone);
+                        self.end(Ended::Gone);
                     }
                     Poll::Ready(None) => {
-                        self.ended = Some(match self.then {
+                        self.end(match self.then {
                             Then::Finish => Ended::Finished(End::Finished),
                             Then::Park => Ended::Parked,
                         });
@@ -186,9 +193,10 @@ pub(crate) async fn append(
     terms: Terms,
 ) -> Result<Stat> {
     let Taking { version, then, length, left } = taking;
-    let mut source = Incoming { body, heard: 0, ended: None, then, http2: version == Version::HTTP_2, left };
+    let mut source =
+        Incoming { body, heard: 0, ended: None, over: false, then, http2: version == Version::HTTP_2, left };
     let ended = appending(&hub, &mut source, &mut lease, terms).await;
-    if matches!(ended, Ended::Failed(_) | Ended::Stopping) && source.ended.is_none() {
+    if matches!(ended, Ended::Failed(_) | Ended::Stopping) && !source.over {
         outlast(source.body);
     }
     match ended {

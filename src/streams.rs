@@ -573,6 +573,7 @@ impl Appender {
     /// [`Fenced`](ErrorKind::Fenced), [`Poisoned`](ErrorKind::Poisoned), [`ShuttingDown`](ErrorKind::ShuttingDown),
     /// [`Storage`](ErrorKind::Storage).
     pub async fn append(&mut self, data: impl Into<Bytes>) -> Result<u64> {
+        self.lease.give_way().await;
         let len = self.lease.append(&[data.into()]).await?;
         if self.lease.is_acked() {
             self.lease.sync().await?;

@@ -95,6 +95,16 @@ impl Lease {
         self.resource.over_as(self.holder)
     }
 
+    /// Gives way to followers where they would find in the tail no longer what they want next. Cancel safe.
+    ///
+    /// Apart from [`append`](Self::append): whoever polls other things beside that would take the turn for over at once.
+    pub(crate) async fn give_way(&mut self) {
+        if self.since_turn >= TURN {
+            self.since_turn = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Appends, then tells the followers. Returns the committed length.
     ///
     /// Not cancel safe: the appender is poisoned.
@@ -108,13 +118,8 @@ impl Lease {
         let append = self.append.as_mut().filter(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
         let before = self.resource.len();
         self.spoiled = true;
-        // One who never waits would keep followers from their turn, and what they want next would no longer be in the tail.
-        if self.since_turn >= TURN {
-            self.since_turn = 0;
-            tokio::task::yield_now().await;
-        } else {
-            tokio::task::consume_budget().await;
-        }
+        // One who never waits would keep groups of followers from their turn.
+        tokio::task::consume_budget().await;
         let appended = append.append(data).await;
         self.spoiled =
             appended.as_ref().is_err_and(|error| !matches!(error.kind(), ErrorKind::Full | ErrorKind::Fenced));

@@ -69,6 +69,8 @@ pub(crate) struct Hub {
     appends: Arc<Budget>,
     /// Bytes of messages that have arrived in part.
     pub(crate) incomplete: Arc<Budget>,
+    /// Memory for what appenders sent while the storage was busy.
+    pub(crate) ahead: Arc<Budget>,
     /// Set once what an earlier process left lost has its grace.
     adopted: OnceCell<()>,
     events: broadcast::Sender<Event>,
@@ -169,6 +171,7 @@ impl Hub {
             followers: Followers::new(config.limits),
             appends: Budget::new(config.limits.appends),
             incomplete: Budget::new(config.limits.incomplete),
+            ahead: Budget::new(crate::append::AHEAD_OF_ALL),
             config,
             adopted: OnceCell::new(),
             events: broadcast::channel(EVENTS).0,

@@ -107,7 +107,7 @@ impl Resource {
         self.progress.subscribe()
     }
 
-    pub(super) fn is_followed(&self) -> bool {
+    pub(crate) fn is_followed(&self) -> bool {
         self.progress.receiver_count() > 0
     }
 

@@ -276,7 +276,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             };
             match next {
                 Inbound::Data { payload, text: false, .. } => {
-                    data.push(payload);
+                    keep(&mut data, payload);
                     if data.len() >= most {
                         return Poll::Ready(Streamed::Data(data));
                     }
@@ -390,12 +390,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                 return Some(Inbound::Breach { code: 1013, reason });
             }
         }
-        if payload.len() < LARGE_READ / 2 {
-            // It may be all that keeps a whole read alive: what the peer sent between the pieces was dropped.
-            self.message.push_small(payload);
-        } else {
-            self.message.push(payload.clone());
-        }
+        keep(&mut self.message, payload.clone());
         None
     }
 
@@ -487,6 +482,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         self.inbuf.extend_from_slice(filled);
         self.read_large = filled.len() == SMALL_READ;
         Poll::Ready(Ok(filled.len()))
+    }
+}
+
+/// Keeps a piece of what a peer sent.
+fn keep(pieces: &mut Pieces, payload: Bytes) {
+    if payload.len() < LARGE_READ / 2 {
+        // It may be all that keeps a whole read alive: what the peer sent between the pieces was dropped.
+        pieces.push_small(&payload);
+    } else {
+        pieces.push(payload);
     }
 }
 

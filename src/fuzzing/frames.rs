@@ -1,15 +1,18 @@
 //! Frames into the append loop.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use super::peer::{Lines, Said, Script, decode};
 use super::{Input, run};
 use crate::append::{self, Dialect, Terms};
+use crate::error::Result;
 use crate::hub::{Attach, Attached};
 use crate::key::Key;
-use crate::storage::{MemoryStorage, Open, State, stream};
+use crate::storage::{Append, ByteStream, End, Life, MemoryStorage, Open, Stat, State, Storage, stream};
 use crate::streams::Streams;
 
 /// A peer says anything to the append loop, in either dialect, in steps of any size: what is stored, how it ended and
@@ -31,7 +34,9 @@ pub fn frames(data: &[u8]) -> bool {
     let lines = Lines::parse(&mut input, true);
     let said = decode(&lines.bytes, true, terms.max_message);
     let expected = Expected::of(&said, dialect, terms.max_resource);
-    let got = run(append_all(Script::new(lines, None, step), terms, dialect));
+    // How often the storage makes wait for an append: the loop reads on meanwhile.
+    let waits = limits / 16 % 4;
+    let got = run(append_all(Script::new(lines, None, step), terms, dialect, waits));
     if expected.overflows {
         // How much of a stream fits depends on how it came.
         assert!(dialect == Dialect::V1 { resumed: false }, "messages are stored whole");
@@ -124,8 +129,63 @@ struct Got {
     told: Vec<u8>,
 }
 
-async fn append_all(io: Script, terms: Terms, dialect: Dialect) -> Got {
-    let streams = Streams::new(MemoryStorage::new(u64::MAX));
+/// A storage whose appends take a while.
+#[derive(Clone)]
+struct Slow {
+    inner: MemoryStorage,
+    waits: u8,
+}
+
+struct SlowAppend {
+    inner: <MemoryStorage as Storage>::Appender,
+    waits: u8,
+}
+
+impl Storage for Slow {
+    type Appender = SlowAppend;
+
+    async fn open(&self, key: &Key, how: Open) -> Result<SlowAppend> {
+        Ok(SlowAppend { inner: self.inner.open(key, how).await?, waits: self.waits })
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
+        self.inner.stat(key).await
+    }
+
+    async fn read(&self, key: &Key, life: Life, range: Range<u64>) -> Result<ByteStream> {
+        self.inner.read(key, life, range).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.inner.delete(key).await
+    }
+}
+
+impl Append for SlowAppend {
+    type Sync = <<MemoryStorage as Storage>::Appender as Append>::Sync;
+
+    fn stat(&self) -> Stat {
+        self.inner.stat()
+    }
+
+    async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
+        for _ in 0..self.waits {
+            tokio::task::yield_now().await;
+        }
+        self.inner.append(data).await
+    }
+
+    fn sync(&self) -> Self::Sync {
+        self.inner.sync()
+    }
+
+    async fn finish(self, end: End) -> Result<Stat> {
+        self.inner.finish(end).await
+    }
+}
+
+async fn append_all(io: Script, terms: Terms, dialect: Dialect, waits: u8) -> Got {
+    let streams = Streams::new(Slow { inner: MemoryStorage::new(u64::MAX), waits });
     let (hub, key) = (&streams.hub, Key::new("a").expect("a key"));
     let Ok(Attached::Open { lease, .. }) = hub.attach(&key, Attach::new(Open::Continue)).await else {
         panic!("not let in")

@@ -506,6 +506,18 @@ mod tests {
     use crate::storage::{FsStorage, MemoryStorage, Open};
     use crate::streams::{Durability, Streams};
 
+    const V1: Dialect = Dialect::V1 { resumed: false };
+
+    fn terms(max_resource: u64) -> Terms {
+        Terms { times: Times::default(), max_message: 1 << 30, max_resource, until: None }
+    }
+
+    async fn open(streams: &Streams) -> Lease {
+        let attached = streams.hub.attach(&Key::new("a").unwrap(), Attach::new(Open::Create)).await.unwrap();
+        let Attached::Open { lease, .. } = attached else { panic!("it is finished") };
+        lease
+    }
+
     /// What the pipe between the two takes.
     const PIPE: usize = 64 * 1024;
 
@@ -523,11 +535,9 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let streams =
                 Streams::builder(FsStorage::open(dir.path()).unwrap()).durability(Durability::Process).build();
-            let attached = streams.hub.attach(&Key::new("a").unwrap(), Attach::new(Open::Create)).await.unwrap();
-            let Attached::Open { lease, .. } = attached else { panic!("it is finished") };
-            let terms = Terms { times: Times::default(), max_message: 1 << 30, max_resource, until: None };
+            let lease = open(&streams).await;
             let (ours, theirs) = duplex(PIPE);
-            let served = run(Arc::clone(&streams.hub), ours, lease, terms, Dialect::V1 { resumed: false });
+            let served = run(Arc::clone(&streams.hub), ours, lease, terms(max_resource), V1);
             let conn = Conn::new(theirs, Role::Client, 1 << 30);
             let mut held = Self { streams, conn, served: tokio::spawn(served), holds: Vec::new(), _dir: dir };
             held.hold();
@@ -666,8 +676,7 @@ mod tests {
     #[tokio::test]
     async fn a_sender_that_never_pauses_leaves_followers_their_turn() {
         let streams = Streams::builder(MemoryStorage::new(1 << 26)).durability(Durability::Process).build();
-        let attached = streams.hub.attach(&Key::new("a").unwrap(), Attach::new(Open::Create)).await.unwrap();
-        let Attached::Open { lease, .. } = attached else { panic!("it is finished") };
+        let lease = open(&streams).await;
         let _follower = streams.follow("a").await.unwrap();
         let turns = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&turns);
@@ -680,9 +689,8 @@ mod tests {
         let mut frame = b"\x82\xff\0\0\0\0\0\x01\0\0\0\0\0\0".to_vec();
         frame.resize(frame.len() + 64 * 1024, b'x');
         let sent = frame.repeat(16 * 16);
-        let terms = Terms { times: Times::default(), max_message: 1 << 30, max_resource: u64::MAX, until: None };
         let io = tokio::io::join(&sent[..], tokio::io::sink());
-        run(Arc::clone(&streams.hub), io, lease, terms, Dialect::V1 { resumed: false }).await;
+        run(Arc::clone(&streams.hub), io, lease, terms(u64::MAX), V1).await;
         assert_eq!(streams.stat("a").await.unwrap().unwrap().len, 16 << 20);
         assert!(turns.load(Ordering::Relaxed) > 50, "{turns:?}");
     }

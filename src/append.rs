@@ -336,14 +336,14 @@ struct Ahead {
     data: Pieces,
     /// What came behind that.
     then: Option<Input>,
-    /// The memory for it, in a budget that all appenders share, and whether there is some.
+    /// The memory for it, in a budget that all appenders share, and how much that is.
     share: Share,
-    counted: bool,
+    counted: usize,
 }
 
 impl Ahead {
     fn new(hub: &Hub) -> Self {
-        Self { data: Pieces::default(), then: None, share: hub.ahead.share(), counted: false }
+        Self { data: Pieces::default(), then: None, share: hub.ahead.share(), counted: 0 }
     }
 
     fn is_empty(&self) -> bool {
@@ -379,7 +379,7 @@ impl Ahead {
                 break ended;
             }
             let room = terms.max_resource.saturating_sub(taken.saturating_add(self.data.len() as u64));
-            if !source.is_stream() || self.then.is_some() || self.data.len() > limit / 4 * 3 || !self.count() {
+            if !source.is_stream() || self.then.is_some() || self.data.len() > limit / 4 * 3 || !self.count(2 * limit) {
                 break taking.await;
             }
             let input = tokio::select! {
@@ -396,15 +396,18 @@ impl Ahead {
         };
         if self.data.is_empty() {
             self.share.clear();
-            self.counted = false;
+            self.counted = 0;
         }
         ended
     }
 
-    /// Whether there is memory for reading ahead: for what is read, and for what was and is being appended.
-    fn count(&mut self) -> bool {
-        self.counted = self.counted || self.share.grow(2 * AHEAD);
-        self.counted
+    /// Whether there is so much memory: for what is read ahead, and for what was and is being appended.
+    fn count(&mut self, most: usize) -> bool {
+        let more = most.saturating_sub(self.counted);
+        if self.share.grow(more) {
+            self.counted += more;
+        }
+        self.counted >= most
     }
 }
 
@@ -471,17 +474,7 @@ async fn append(lease: &mut Lease, mut pieces: Pieces, max: u64) -> Result<()> {
     if lease.resource().len().saturating_add(pieces.len() as u64) > max {
         return Err(ErrorKind::TooLarge.into());
     }
-    let data = pieces.take_all();
-    match lease.append(&data).await {
-        // As much is kept as there is room for.
-        Err(error) if error.kind() == ErrorKind::Full && data.len() > 1 => {
-            for piece in data {
-                lease.append(&[piece]).await?;
-            }
-            Ok(())
-        }
-        appended => appended.map(drop),
-    }
+    lease.append(&pieces.take_all()).await.map(drop)
 }
 
 fn failed(error: Error) -> Ended {
@@ -559,8 +552,9 @@ mod tests {
                 tokio::select! {
                     biased;
                     flushed = self.conn.flush(Duration::from_secs(20)) => flushed.unwrap(),
-                    () = tokio::task::yield_now() => {}
+                    () = std::future::ready(()) => {}
                 }
+                tokio::task::yield_now().await;
                 waits = if self.conn.out().len() < before { 0 } else { waits + 1 };
             }
         }
@@ -642,6 +636,29 @@ mod tests {
             held.conn.put(Kind::Text, br#"{"finish":true}"#);
             held.flush().await;
             assert!(held.conn.out().len() > data.len() - BATCH - 3 * PIPE, "{}", held.conn.out().len());
+            let (_, code, stored) = held.release().await;
+            assert!(code == Some(1000) && stored == data);
+        });
+    }
+
+    #[test]
+    fn memory_is_given_back_once_the_storage_keeps_up() {
+        alone().block_on(async {
+            let mut held = Held::new(u64::MAX).await;
+            let data = numbered(BATCH);
+            held.send(&data[..1000]).await;
+            held.flush().await;
+            held.send(&data[1000..]).await;
+            held.flush().await;
+            let mut all = held.streams.hub.ahead.share();
+            assert!(!all.grow(AHEAD_OF_ALL), "it takes some of it");
+            held.holds.clear();
+            while !all.grow(AHEAD_OF_ALL) {
+                tokio::task::yield_now().await;
+            }
+            assert!(!held.served.is_finished());
+            held.conn.put(Kind::Text, br#"{"finish":true}"#);
+            held.flush().await;
             let (_, code, stored) = held.release().await;
             assert!(code == Some(1000) && stored == data);
         });

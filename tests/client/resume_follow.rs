@@ -228,6 +228,22 @@ async fn what_was_still_empty_may_be_created_anew() {
 }
 
 #[tokio::test]
+async fn what_went_before_it_told_where_it_stands_may_be_created_anew() {
+    let server = Server::new().await;
+    let opening = tokio::spawn(quick().build().unwrap().follow(&server.url).into_future());
+    server.accept().await.upgrade_v1().await;
+    server.accept().await.refuse_with("404 X", "not-found").await;
+    server.accept().await.refuse_with("404 X", "not-found").await;
+    server.accept().await.begin(0, "live").await;
+    assert!(within(opening).await.unwrap().is_ok());
+    // Whoever holds bytes of it is told.
+    let opening = tokio::spawn(quick().build().unwrap().follow(&server.url).offset(1).into_future());
+    server.accept().await.upgrade_v1().await;
+    server.accept().await.refuse_with("404 X", "not-found").await;
+    assert_eq!(within(opening).await.unwrap().unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
 async fn it_is_given_up_in_time() {
     for limit in [0, 60] {
         let server = Server::new().await;

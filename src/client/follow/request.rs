@@ -93,7 +93,8 @@ impl FollowRequest {
         let silence = settings.silence_timeout;
         let answer = ask(&settings, &target, &options, wait).await?;
         if let Answer::Upgraded { conn, dialect: Dialect::Resumable, .. } = answer {
-            let mut task = Task::new(settings, target, options);
+            let from_nothing = life.is_none() && !matches!(from, Begin::Offset(1..));
+            let mut task = Task::new(settings, target, options, from_nothing);
             let (conn, beginning) = task.begin(conn).await?;
             return Ok(Follower::resumable(task, conn, beginning));
         }

@@ -51,14 +51,16 @@ pub(super) struct Task {
     attempts: Attempts,
     /// The life that is followed, the offset up to which its bytes were handed on, and the state that was told last.
     reached: Option<Beginning>,
-    /// The resource was there and had nothing, so that it may have come to nothing, and may come again.
+    /// Nothing is held of it before it begins.
+    from_nothing: bool,
+    /// The resource was there and, as far as is known, had nothing, so that it may have come to nothing, and may come again.
     was_empty: bool,
     attached: Option<Instant>,
     inbox: Inbox,
 }
 
 impl Task {
-    pub(super) fn new(settings: Arc<Settings>, target: Target, first: Options) -> Self {
+    pub(super) fn new(settings: Arc<Settings>, target: Target, first: Options, from_nothing: bool) -> Self {
         let attempts = Attempts::new(settings.retry);
         Self {
             settings,
@@ -66,6 +68,7 @@ impl Task {
             first,
             attempts,
             reached: None,
+            from_nothing,
             was_empty: false,
             attached: None,
             inbox: Inbox::default(),
@@ -162,6 +165,8 @@ impl Task {
                 Ok((conn, beginning))
             }
             Err(error) => {
+                // It was there, or there would have been no upgrade; what it had was not told any more.
+                self.was_empty |= self.reached.is_none() && self.from_nothing;
                 if error.kind() == ErrorKind::Protocol {
                     tokio::spawn(async move { conn.close(1002, "", PATIENCE).await });
                 }

@@ -48,6 +48,7 @@ export async function* follow(url, { offset, tail, lines, life, wait = 0, signal
     const target = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
     let deadline = Date.now() + wait * 1000;
     let reason;
+    let isEmpty = false; // It was there without a byte: it may come to nothing, and be made anew.
     if (tail === undefined && lines === undefined) offset ??= 0; // Else the server tells where the data begins.
     for (let attempt = 0; ; attempt++) {
         if (attempt >= 0) yield { type: 'state', state: 'connecting', attempt, ...(reason && { reason }) };
@@ -63,6 +64,7 @@ export async function* follow(url, { offset, tail, lines, life, wait = 0, signal
             if (typeof last.data !== 'string') {
                 if (!opened) throw new FollowError('protocol', 'data before the first message');
                 const bytes = new Uint8Array(last.data);
+                [life, isEmpty] = [opened.life, false];
                 yield { type: 'data', bytes, offset };
                 offset += bytes.length;
                 attempt = 0; // A connection that brings something is a good one, and so is one that stands for a while.
@@ -74,19 +76,21 @@ export async function* follow(url, { offset, tail, lines, life, wait = 0, signal
             if (life && told.life && told.life !== life) throw new FollowError('life', 'this is another life');
             if ((end || !opened) && at !== (offset ?? at)) throw new FollowError('protocol', `${at} is told, not ${offset}`);
             if (!opened) {
-                ({ offset, life } = told);
+                opened = { life: told.life, at: Date.now() };
+                offset = told.offset;
                 tail = lines = undefined; // It is known now where to go on, and there is nothing more to wait for.
                 deadline = 0;
-                opened = Date.now();
+                isEmpty = offset === 0;
+                if (!isEmpty) life = told.life;
             }
             if (told.state) yield { type: 'state', ...told, ...(end && { end }) };
             if (end) return;
         }
         if ([4001, 4003].includes(last.code)) throw new FollowError('closed', last.reason || 'by the server, for good');
-        if (opened && Date.now() - opened > 5000) attempt = 0;
+        if (opened && Date.now() - opened.at > 5000) attempt = 0;
         if (last.type === 'full') attempt = -2;
         else if (opened) reason = last.reason || 'the connection broke';
-        else reason = await why(address(target, 'http', where), { credentials, signal }, Date.now() < deadline);
+        else reason = await why(address(target, 'http', where), { credentials, signal }, isEmpty || Date.now() < deadline);
     }
 }
 

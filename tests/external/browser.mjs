@@ -44,6 +44,23 @@ const checks = {
         assert.match(states, /^connecting live connecting (lost )?live connecting (lost )?live finished$/);
     },
 
+    async check_what_was_still_empty_may_be_made_anew() {
+        const server = await new Server('anew').start();
+        const appender = server.append('a.txt');
+        const page = await follower(server, '/a.txt', { wait: 10 });
+        await page.waitForFunction(() => window.got.states.at(-1) === 'live');
+        await server.kill();
+        await page.waitForFunction(() => window.got.states.at(-1) === 'connecting');
+        appender.child.kill('SIGKILL');
+        await server.start();
+        // Several times there is nothing.
+        await page.waitForFunction(() => window.got.states.length > 4);
+        await server.put('a.txt', 'made anew');
+        const got = await result(page);
+        assert.deepEqual([got.length, got.gap, got.end, got.error], [9, undefined, 9, undefined]);
+        await server.kill();
+    },
+
     async check_follow_begins_where_it_is_told_to() {
         for (const [options, text] of [
             [{ lines: 2 }, 'two\nthree\n'],

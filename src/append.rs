@@ -47,6 +47,13 @@ pub(crate) struct Terms {
     pub(crate) until: Option<Instant>,
 }
 
+impl Terms {
+    /// How much may be added to a resource of this length.
+    fn room(self, len: u64) -> u64 {
+        self.max_resource.saturating_sub(len)
+    }
+}
+
 /// How an appender speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
@@ -262,7 +269,7 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
         if let Some(acks) = &mut acks {
             acks.begin(lease);
         }
-        let most = batch(terms.max_resource.saturating_sub(lease.resource().len()));
+        let most = batch(terms.room(lease.resource().len()));
         let input = tokio::select! {
             biased;
             () = over.cancelled() => return failed(lease.over_as().into()),
@@ -303,7 +310,7 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
     let stopped = Instant::now();
     loop {
         let late = stopped.elapsed() >= LAST_WORDS && ahead.is_empty();
-        let most = batch(terms.max_resource.saturating_sub(lease.resource().len()));
+        let most = batch(terms.room(lease.resource().len()));
         let arrived = tokio::select! {
             biased;
             input = ahead.input(source, most) => Some(input),
@@ -336,14 +343,13 @@ struct Ahead {
     data: Pieces,
     /// What came behind that.
     then: Option<Input>,
-    /// The memory for it, in a budget that all appenders share, and how much that is.
+    /// The memory for it and for what is being appended, in a budget that all appenders share.
     share: Share,
-    counted: usize,
 }
 
 impl Ahead {
     fn new(hub: &Hub) -> Self {
-        Self { data: Pieces::default(), then: None, share: hub.ahead.share(), counted: 0 }
+        Self { data: Pieces::default(), then: None, share: hub.ahead.share() }
     }
 
     fn is_empty(&self) -> bool {
@@ -378,8 +384,12 @@ impl Ahead {
             if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(taking.as_mut().poll(cx))).await {
                 break ended;
             }
-            let room = terms.max_resource.saturating_sub(taken.saturating_add(self.data.len() as u64));
-            if !source.is_stream() || self.then.is_some() || self.data.len() > limit / 4 * 3 || !self.count(2 * limit) {
+            let room = terms.room(taken.saturating_add(self.data.len() as u64));
+            if !source.is_stream()
+                || self.then.is_some()
+                || self.data.len() > limit / 4 * 3
+                || !self.share.grow_to(2 * limit)
+            {
                 break taking.await;
             }
             let input = tokio::select! {
@@ -396,18 +406,8 @@ impl Ahead {
         };
         if self.data.is_empty() {
             self.share.clear();
-            self.counted = 0;
         }
         ended
-    }
-
-    /// Whether there is so much memory: for what is read ahead, and for what was and is being appended.
-    fn count(&mut self, most: usize) -> bool {
-        let more = most.saturating_sub(self.counted);
-        if self.share.grow(more) {
-            self.counted += more;
-        }
-        self.counted >= most
     }
 }
 

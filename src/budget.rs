@@ -36,6 +36,11 @@ impl Share {
         taken.is_ok()
     }
 
+    /// Sees to it that it has so much at least, if there is so much.
+    pub(crate) fn grow_to(&mut self, least: usize) -> bool {
+        self.grow(least.saturating_sub(self.taken))
+    }
+
     /// Gives all that it has to another share of the same budget.
     pub(crate) fn move_to(&mut self, other: &mut Self) {
         other.taken += std::mem::take(&mut self.taken);

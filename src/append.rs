@@ -256,8 +256,9 @@ impl Acks {
 }
 
 pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut Lease, terms: Terms) -> Ended {
-    let over = lease.over().clone();
-    let left = source.left();
+    // Polled again and again: who waits for each of them is known but once.
+    let (lost, left) = (lease.over().clone(), source.left());
+    let (mut over, mut stops, mut left) = (pin!(lost.cancelled()), pin!(hub.soft.cancelled()), pin!(left.cancelled()));
     let mut pulse = match source.answers_pings() {
         false => Pulse::new(terms.times.silence, terms.times.silence),
         true => Pulse::new(terms.times.ping, terms.times.ping * 2),
@@ -272,9 +273,9 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
         let most = batch(terms.room(lease.resource().len()));
         let input = tokio::select! {
             biased;
-            () = over.cancelled() => return failed(lease.over_as().into()),
-            () = hub.soft.cancelled() => break,
-            () = left.cancelled() => break,
+            () = &mut over => return failed(lease.over_as().into()),
+            () = &mut stops => break,
+            () = &mut left => break,
             () = expiry(terms.until) => return failed(expired()),
             synced = Acks::next(&mut acks) => match (synced, &mut acks) {
                 (Ok(len), Some(acks)) => {

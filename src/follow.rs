@@ -12,7 +12,7 @@ use crate::hub::{Cursor, Hub, Step};
 use crate::socket::{Beat, Pulse, Times, closing, expiry};
 use crate::storage::State;
 use crate::waiting::{Line, Turn, Waiting};
-use crate::wire::frame::{Kind, Role, put_header};
+use crate::wire::frame::{Kind, Role, header_len, put_header};
 use crate::wire::pieces::Pieces;
 use crate::wire::text::{Framer, Text};
 use crate::wire::{Conn, Inbound};
@@ -70,6 +70,7 @@ impl Voice {
         match self {
             Self::Original(framer) => framer.push(pieces.take_all(), out),
             Self::V1 => {
+                out.expect(header_len(pieces.len()), pieces.len());
                 out.write_with(|buf| put_header(buf, Kind::Binary, pieces.len(), None));
                 out.append(&mut pieces);
             }
@@ -221,6 +222,23 @@ mod tests {
 
     const VOICES: [Dialect; 3] =
         [Dialect::V1, Dialect::Original { by_header: false }, Dialect::Original { by_header: true }];
+
+    #[test]
+    fn what_is_little_is_framed_in_one_allocation() {
+        for text in [None, Some(Text::WhileValid), Some(Text::Always), Some(Text::No)] {
+            for len in [1, 125, 126, 8191] {
+                let mut pieces = Pieces::default();
+                pieces.push_shared(vec![b'x'; len].into());
+                let mut frame = None;
+                let counted = allocation_counter::measure(|| {
+                    frame = encode(text, pieces).map(|mut pieces| pieces.take_all());
+                });
+                let frame = frame.unwrap();
+                assert_eq!((frame.len(), frame[0].len()), (1, header_len(len) + len));
+                assert_eq!(counted.count_total, 1, "{text:?}, {len}");
+            }
+        }
+    }
 
     async fn follow<IO>(streams: &Streams, io: IO, dialect: Dialect) -> JoinHandle<()>
     where

@@ -22,6 +22,7 @@ use crate::options::Options;
 use crate::respond::problem;
 use crate::storage::erased::Guarded;
 use crate::storage::{End, EntryStream, Life, Open, Stat, State, Storage};
+use crate::wire::pieces::Taken;
 
 /// How long what was cut at the end of a shutdown's grace may take to go.
 const LAST_STEP: Duration = Duration::from_secs(1);
@@ -548,7 +549,7 @@ impl IntoFuture for FollowRequest {
             }
             cursor.start(self.from).await?;
             let (offset, state) = (cursor.at(), cursor.state());
-            Ok(Follower { cursor, ready: Vec::new().into_iter(), offset, state, ended: None })
+            Ok(Follower { cursor, ready: Taken::new().into_iter(), offset, state, ended: None })
         })
     }
 }
@@ -636,7 +637,7 @@ impl fmt::Debug for Appender {
 /// A follower inside the process.
 pub struct Follower {
     cursor: Cursor,
-    ready: std::vec::IntoIter<Bytes>,
+    ready: <Taken as IntoIterator>::IntoIter,
     offset: u64,
     state: State,
     ended: Option<Result<(), ErrorKind>>,

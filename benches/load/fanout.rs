@@ -35,6 +35,8 @@ impl Load {
 /// CPU seconds of the server for each million deliveries.
 struct Cost {
     floor: Vec<f64>,
+    /// That writes to a file as well: only where there is one follower, as the file is what costs then.
+    storing: Vec<f64>,
     layer: Vec<f64>,
     /// How busy the server and the followers' side were with the layer, at most.
     busy: (f64, f64),
@@ -79,6 +81,7 @@ impl Cost {
             load.rate(),
             spread(&self.layer, 3),
             spread(&self.floor, 3),
+            if self.storing.is_empty() { "".to_owned() } else { spread(&self.storing, 3) },
             per_gb(&self.layer),
             per_gb(&self.floor),
             format!("{:.2}×{}", self.ratio(), if void { " (void)" } else { "" }),
@@ -87,12 +90,13 @@ impl Cost {
     }
 }
 
-const HEAD: [&str; 9] = [
+const HEAD: [&str; 10] = [
     "Message",
     "Followers",
     "Messages/s",
     "CPU s per million",
     "floor",
+    "floor that stores",
     "CPU s per GB",
     "floor",
     "to the floor",
@@ -184,21 +188,18 @@ pub async fn grow(smoke: bool) {
 }
 
 async fn cost(load: Load, rounds: usize) -> Cost {
-    let mut cost = Cost { floor: Vec::new(), layer: Vec::new(), busy: (0.0, 0.0) };
+    let mut cost = Cost { floor: Vec::new(), storing: Vec::new(), layer: Vec::new(), busy: (0.0, 0.0) };
+    let each = |used: &Used| used.server / load.deliveries() * 1e6;
     let data: Arc<[u8]> = measure::text(load.size * load.messages).into();
     for _ in 0..rounds {
-        for layer in [false, true] {
-            let child = if layer { Child::layer() } else { Child::floor(load.followers, load.size) };
-            let used = one_run(&child, load, &data).await;
-            let each = used.server / load.deliveries() * 1e6;
-            if layer {
-                cost.layer.push(each);
-                let (server, followers) = (used.server / used.wall, used.followers / used.wall);
-                cost.busy = (cost.busy.0.max(server), cost.busy.1.max(followers));
-            } else {
-                cost.floor.push(each);
-            }
+        cost.floor.push(each(&one_run(&Child::floor(load.followers, load.size), load, &data).await));
+        if load.followers == 1 && load.rate.is_none() {
+            cost.storing.push(each(&one_run(&Child::storing_floor(1, load.size), load, &data).await));
         }
+        let used = one_run(&Child::layer(), load, &data).await;
+        cost.layer.push(each(&used));
+        let (server, followers) = (used.server / used.wall, used.followers / used.wall);
+        cost.busy = (cost.busy.0.max(server), cost.busy.1.max(followers));
     }
     eprintln!("{} × {}, {}/s: {:.3}", load.followers, size(load.size), load.rate(), cost.ratio());
     cost

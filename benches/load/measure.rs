@@ -23,10 +23,7 @@ pub struct Child {
 impl Child {
     /// The layer over an empty folder.
     pub fn layer() -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let mut child = Self::layer_at(root.path(), 0);
-        child.root = Some(root);
-        child
+        Self::storing(&["layer", "0"])
     }
 
     /// The layer over a folder that outlives it, at a port of its own (0: any).
@@ -37,6 +34,19 @@ impl Child {
     /// The floor, for so many followers and messages of this size.
     pub fn floor(followers: usize, size: usize) -> Self {
         Self::start(&["floor", &followers.to_string(), &size.to_string()])
+    }
+
+    /// The same, but it writes what has come to a file first.
+    pub fn storing_floor(followers: usize, size: usize) -> Self {
+        Self::storing(&["floor", &followers.to_string(), &size.to_string()])
+    }
+
+    /// A server over an empty folder, which it is given last.
+    pub fn storing(role: &[&str]) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let mut child = Self::start(&[role, &[root.path().to_str().unwrap()]].concat());
+        child.root = Some(root);
+        child
     }
 
     pub fn start(role: &[&str]) -> Self {

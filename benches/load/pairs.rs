@@ -1,4 +1,5 @@
-//! Many resources with an appender and a follower each: what a message costs, beside a relay without storage.
+//! Many resources with an appender and a follower each: what a message costs, beside a relay without storage, and one that
+//! writes each message to a file.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,23 +13,28 @@ pub async fn pairs(smoke: bool) {
     let pairs = if smoke { 50 } else { 2000 };
     let mut rows = Vec::new();
     for bytes in [64, 1024] {
-        let mut runs: [Vec<f64>; 2] = Default::default();
+        let mut runs: [Vec<f64>; 3] = Default::default();
         for _ in 0..if smoke { 1 } else { 5 } {
-            for layer in [false, true] {
-                let child = if layer { Child::layer() } else { Child::start(&["relay", "0"]) };
-                runs[usize::from(layer)].push(one_run(&child, pairs, bytes, smoke).await);
+            for (server, runs) in runs.iter_mut().enumerate() {
+                let child = match server {
+                    0 => Child::start(&["relay"]),
+                    1 => Child::storing(&["relay"]),
+                    _ => Child::layer(),
+                };
+                runs.push(one_run(&child, pairs, bytes, smoke).await);
             }
         }
-        let [relay, layer] = runs;
-        let ratio = format!("{:.2}×", median(&layer) / median(&relay));
-        rows.push(vec![size(bytes), spread(&layer, 1), spread(&relay, 1), ratio]);
+        let [relay, storing, layer] = runs;
+        let to = |other: &[f64]| format!("{:.2}×", median(&layer) / median(other));
+        let costs = [&layer, &storing, &relay].map(|runs| spread(runs, 1));
+        rows.push([&[size(bytes)], &costs[..], &[to(&storing), to(&relay)]].concat());
     }
     table(
         &format!(
             "{} resources, an appender and a follower each: CPU s per million messages, five runs in turn",
             count(pairs)
         ),
-        &["Message", "this crate", "relay without storage", "to the relay"],
+        &["Message", "this crate", "relay that stores", "relay", "to the one that stores", "to the relay"],
         &rows,
     );
 }

@@ -1,6 +1,7 @@
 //! The servers that are measured: the layer, and the least that could do the same.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -23,6 +24,7 @@ pub fn run(args: &[String]) {
     let (port, number) = match args[..] {
         ["layer", port, _] => (port.parse().unwrap(), 0),
         [_, number, ..] => (0, number.parse().unwrap_or(0)),
+        [_] => (0, 0),
         _ => panic!("{args:?} is no server"),
     };
     // As tokio binds it: a port can be had again at once.
@@ -31,8 +33,13 @@ pub fn run(args: &[String]) {
     match args[..] {
         ["layer", _, root] => serve(listener, || layer(root.as_ref())),
         ["files", root] => serve(listener, || Router::new().fallback_service(ServeFile::new(root))),
-        ["floor", _, size] => floor(&listener, number, size.parse().unwrap()),
-        ["relay", _] => relay(listener),
+        ["floor", _, size] => floor(&listener, number, size.parse().unwrap(), None),
+        ["floor", _, size, root] => {
+            let file = File::create_new(Path::new(root).join("log")).unwrap();
+            floor(&listener, number, size.parse().unwrap(), Some(file));
+        }
+        ["relay"] => relay(listener, None),
+        ["relay", root] => relay(listener, Some(root.as_ref())),
         _ => panic!("{args:?} is no server"),
     }
 }
@@ -59,8 +66,9 @@ fn serve(listener: TcpListener, app: impl FnOnce() -> Router) {
     });
 }
 
-/// For each path an appender and a follower, and a task that hands on what comes, frame by frame; nothing else.
-fn relay(listener: TcpListener) {
+/// For each path an appender and a follower, and a task that hands on what comes, frame by frame; nothing else, but with a
+/// root writes it to a file first.
+fn relay(listener: TcpListener, root: Option<&Path>) {
     listener.set_nonblocking(true).unwrap();
     runtime().block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
@@ -75,16 +83,18 @@ fn relay(listener: TcpListener) {
             stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.unwrap();
             let target = String::from_utf8(head).unwrap().split(' ').nth(1).unwrap().to_owned();
             let (path, verb) = target.split_once("?verb=").unwrap();
-            match waiting.remove(path) {
-                None => drop(waiting.insert(path.to_owned(), stream)),
-                Some(other) if verb == "APPEND" => drop(tokio::spawn(hand_on(stream, other))),
-                Some(other) => drop(tokio::spawn(hand_on(other, stream))),
-            }
+            let Some(other) = waiting.remove(path) else {
+                waiting.insert(path.to_owned(), stream);
+                continue;
+            };
+            let (appender, follower) = if verb == "APPEND" { (stream, other) } else { (other, stream) };
+            let file = root.map(|root| File::create_new(root.join(path.trim_start_matches('/'))).unwrap());
+            tokio::spawn(hand_on(appender, follower, file));
         }
     });
 }
 
-async fn hand_on(mut appender: tokio::net::TcpStream, mut follower: tokio::net::TcpStream) {
+async fn hand_on(mut appender: tokio::net::TcpStream, mut follower: tokio::net::TcpStream, mut file: Option<File>) {
     let (mut inbuf, mut out) = (Vec::with_capacity(16 * 1024), Vec::new());
     loop {
         let n = appender.read_buf(&mut inbuf).await.unwrap();
@@ -111,6 +121,9 @@ async fn hand_on(mut appender: tokio::net::TcpStream, mut follower: tokio::net::
             from += header + len;
         }
         inbuf.drain(..from);
+        if let Some(file) = &mut file {
+            file.write_all(&out).unwrap();
+        }
         follower.write_all(&out).await.unwrap();
         out.clear();
         if closing {
@@ -123,8 +136,9 @@ async fn hand_on(mut appender: tokio::net::TcpStream, mut follower: tokio::net::
     }
 }
 
-/// No HTTP, no storage, no tasks: what has arrived becomes one frame, which is encoded once and written to each socket.
-fn floor(listener: &TcpListener, followers: usize, size: usize) {
+/// No HTTP, no storage, no tasks: what has arrived becomes one frame, which is encoded once and written to each socket;
+/// before that to a file, if there is one.
+fn floor(listener: &TcpListener, followers: usize, size: usize, mut file: Option<File>) {
     let mut appender = accept(listener);
     let mut followers: Vec<_> = (0..followers).map(|_| accept(listener)).collect();
     let header = {
@@ -146,6 +160,9 @@ fn floor(listener: &TcpListener, followers: usize, size: usize) {
             frame.extend((whole as u64 * size as u64).to_be_bytes());
             for message in inbuf[..whole * (header + size)].chunks(header + size) {
                 frame.extend_from_slice(&message[header..]);
+            }
+            if let Some(file) = &mut file {
+                file.write_all(&frame).unwrap();
             }
             for follower in &mut followers {
                 follower.write_all(&frame).unwrap();

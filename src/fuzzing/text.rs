@@ -42,7 +42,7 @@ fn check_frames(pieces: &[Bytes], together: usize, whole: &[u8], original: bool)
     let mut framer = Framer::new(original);
     let mut out = Pieces::default();
     for pair in pieces.chunks(together) {
-        framer.push(pair.to_vec(), &mut out);
+        framer.push(pair.to_vec().into(), &mut out);
     }
     framer.end(&mut out);
     let valid = std::str::from_utf8(whole).is_ok();

@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use tokio::runtime::{self, Handle};
 use tokio::sync::Notify;
 use tokio::task::coop;
 
 use super::Resource;
 use super::cursor::STEP;
-use crate::wire::pieces::Pieces;
+use crate::wire::pieces::{Pieces, Taken};
 
 /// How many followers are served in one go: with a write or two each they are within what a task may do at once. (With 32,
 /// 100 followers of messages of 1 KiB wait a tenth longer.)
@@ -170,7 +171,7 @@ impl Group {
             seats.busy = true;
             std::mem::take(&mut seats.all)
         };
-        let mut batch = Batch { resource, to: resource.len(), most, frames: Vec::new(), is_whole: true };
+        let mut batch = Batch { resource, to: resource.len(), most, frames: SmallVec::new(), is_whole: true };
         let mut served = 0;
         for listener in &all {
             // A connection that panics is its follower's misfortune, and nobody else's.
@@ -239,7 +240,7 @@ pub(crate) struct Batch<'a> {
     to: u64,
     /// Nobody is written more than this.
     most: u64,
-    frames: Vec<Frame>,
+    frames: SmallVec<[Frame; 1]>,
     /// Nobody had to be left for later.
     is_whole: bool,
 }
@@ -249,7 +250,7 @@ struct Frame {
     from: u64,
     voice: u8,
     /// `None`: each has to make its own.
-    bytes: Option<Vec<Bytes>>,
+    bytes: Option<Taken>,
     to: u64,
 }
 

@@ -75,7 +75,7 @@ impl Tail {
     pub(super) fn push(&mut self, data: &[Bytes], followers: usize) {
         for data in data {
             self.came = self.came.saturating_add(data.len());
-            self.pieces.push(data.clone());
+            self.pieces.push_ref(data);
         }
         let times = followers.saturating_mul(FOR_EACH).clamp(1, FOR_ALL);
         self.start += self.pieces.trim(self.rest.saturating_mul(times)) as u64;
@@ -106,6 +106,7 @@ impl Tail {
         let start = usize::try_from(from.checked_sub(self.start)?).ok()?;
         let end = usize::try_from(to.checked_sub(self.start)?).ok().filter(|end| *end <= self.pieces.len())?;
         let mut found = Pieces::default();
+        found.expect(0, end - start);
         self.pieces.copy_range(start, end, &mut found);
         Some(found)
     }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -69,6 +70,8 @@ pub(crate) struct Conn<IO> {
     decoder: Decoder,
     inbuf: BytesMut,
     read_large: bool,
+    /// The buffer of what was read last holds nothing else: a small read.
+    is_tight: bool,
     out: Pieces,
     /// Bytes of pongs that were queued since `out` was empty.
     pongs: usize,
@@ -96,6 +99,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             decoder: Decoder::new(role, max_message),
             inbuf: BytesMut::new(),
             read_large: false,
+            is_tight: false,
             out: Pieces::default(),
             pongs: 0,
             unflushed: false,
@@ -237,7 +241,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                     }
                     whole.append(&mut self.message);
                     self.hand_out();
-                    whole.push(payload);
+                    self.gather(&mut whole, payload);
                 }
                 Inbound::Pong if !whole.is_empty() => {}
                 other if whole.is_empty() => return Poll::Ready(Message::Other(other)),
@@ -276,7 +280,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             };
             match next {
                 Inbound::Data { payload, text: false, .. } => {
-                    keep(&mut data, payload);
+                    self.gather(&mut data, payload);
                     if data.len() >= most {
                         return Poll::Ready(Streamed::Data(data));
                     }
@@ -464,22 +468,36 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         false
     }
 
+    /// Adds what was decoded last to what has arrived.
+    fn gather(&self, pieces: &mut Pieces, payload: Bytes) {
+        if self.is_tight && self.inbuf.is_empty() && pieces.is_empty() {
+            // Most often all there is: not worth a copy.
+            pieces.push_shared(payload);
+        } else {
+            keep(pieces, payload);
+        }
+    }
+
     /// Reads once; 0 is the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.read_large {
             self.inbuf.reserve(LARGE_READ);
             let n = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbuf))?;
-            self.read_large = n >= SMALL_READ;
+            (self.read_large, self.is_tight) = (n >= SMALL_READ, false);
             return Poll::Ready(Ok(n));
         }
         if self.inbuf.is_empty() {
             self.inbuf = BytesMut::new();
         }
-        let mut small = [0; SMALL_READ];
-        let mut buf = ReadBuf::new(&mut small);
+        let mut small = [const { MaybeUninit::uninit() }; SMALL_READ];
+        let mut buf = ReadBuf::uninit(&mut small);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
         let filled = buf.filled();
-        self.inbuf.extend_from_slice(filled);
+        self.is_tight = self.inbuf.is_empty();
+        match self.is_tight {
+            true => self.inbuf = BytesMut::from(filled),
+            false => self.inbuf.extend_from_slice(filled),
+        }
         self.read_large = filled.len() == SMALL_READ;
         Poll::Ready(Ok(filled.len()))
     }
@@ -635,6 +653,22 @@ mod tests {
 
     /// Both ways to take BINARY messages.
     const TAKES: [fn(&mut Conn<Peer>, usize) -> Told; 2] = [message, streamed];
+
+    #[test]
+    fn a_small_message_is_read_into_one_allocation() {
+        let cx = &mut Context::from_waker(Waker::noop());
+        for len in [1, 125, 126, 4000] {
+            let mut conn = conn(sent(&[frame(BINARY, vec![b'x'; len])]));
+            let mut taken = Default::default();
+            let counted = allocation_counter::measure(|| {
+                if let Poll::Ready(Message::Data(mut pieces)) = conn.poll_message(cx, 1 << 20) {
+                    taken = pieces.take_all();
+                }
+            });
+            assert_eq!((taken.len(), taken[0].len()), (1, len));
+            assert_eq!(counted.count_total, 1, "{len}");
+        }
+    }
 
     #[test]
     fn what_arrived_together_is_told_as_one_and_what_comes_behind_next() {

@@ -102,7 +102,9 @@ impl Decoder {
                     return Ok(None);
                 }
                 let take = frame.remaining.min(buf.len() as u64) as usize;
-                let mut payload = buf.split_to(take);
+                // A buffer that goes whole needs nobody to count who has parts of it.
+                let whole = take == buf.len() && take == buf.capacity();
+                let mut payload = if whole { std::mem::take(buf) } else { buf.split_to(take) };
                 frame.remaining -= take as u64;
                 if let Some(mask) = &mut frame.mask {
                     apply_mask(&mut payload, *mask);
@@ -232,6 +234,15 @@ pub(crate) fn put_header(buf: &mut BytesMut, kind: Kind, len: usize, mask: Optio
     // A header has at most 14 bytes, so this can't fail.
     let written = header.format(len as u64, &mut cursor).map(|()| cursor.position() as usize);
     buf.extend_from_slice(&bytes[..written.unwrap_or(0)]);
+}
+
+/// How long the header of an unmasked frame is.
+pub(crate) fn header_len(payload: usize) -> usize {
+    match payload {
+        0..=125 => 2,
+        126..=0xffff => 4,
+        _ => 10,
+    }
 }
 
 /// The payload of a close frame. The reason is cut to what a control frame holds.

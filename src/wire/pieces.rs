@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
+use smallvec::{SmallVec, smallvec};
 
 /// Pieces smaller than this are copied together: cheaper than a slice each, and a small slice can't keep a large
 /// buffer alive.
@@ -11,10 +12,16 @@ const SMALL: usize = 8 * 1024;
 /// Small pieces are gathered up to about this size.
 const GATHER: usize = 32 * 1024;
 
+/// What was taken out of a queue: most often one piece, which costs no allocation of its own.
+pub(crate) type Taken = SmallVec<[Bytes; 1]>;
+
 /// A queue of bytes that copies small pieces and shares large ones.
 #[derive(Debug, Default)]
 pub(crate) struct Pieces {
-    done: VecDeque<Bytes>,
+    /// Empty if nothing is done.
+    front: Bytes,
+    /// What is done behind that.
+    more: VecDeque<Bytes>,
     open: BytesMut,
     len: usize,
 }
@@ -32,9 +39,16 @@ impl Pieces {
         if piece.len() < SMALL {
             self.push_small(&piece);
         } else {
-            self.len += piece.len();
-            self.seal();
-            self.done.push_back(piece);
+            self.push_shared(piece);
+        }
+    }
+
+    /// As [`push`](Self::push), of what is somebody else's.
+    pub(crate) fn push_ref(&mut self, piece: &Bytes) {
+        if piece.len() < SMALL {
+            self.push_small(piece);
+        } else {
+            self.push_shared(piece.clone());
         }
     }
 
@@ -42,20 +56,39 @@ impl Pieces {
     pub(crate) fn push_small(&mut self, piece: &[u8]) {
         if self.open.len() >= GATHER {
             self.seal();
+            // As much may come again.
+            self.open.reserve(GATHER.max(piece.len()));
         }
         self.len += piece.len();
         self.open.extend_from_slice(piece);
     }
 
+    /// Adds a piece as it is, with the buffer that it is a part of.
+    pub(crate) fn push_shared(&mut self, piece: Bytes) {
+        self.len += piece.len();
+        self.seal();
+        self.push_done(piece);
+    }
+
+    /// Makes room for a header and for what is pushed behind it, if that is copied: what fits needs one allocation.
+    pub(crate) fn expect(&mut self, header: usize, payload: usize) {
+        let additional = header + if payload < SMALL { payload } else { 0 };
+        if self.open.capacity() == 0 {
+            // Not a byte more, as it may for very few.
+            self.open = BytesMut::with_capacity(additional);
+        }
+        self.open.reserve(additional);
+    }
+
     /// Adds what these pieces hold from `start` to `end` to another queue.
     pub(crate) fn copy_range(&self, mut start: usize, mut end: usize, into: &mut Pieces) {
-        for piece in &self.done {
+        for piece in self.done() {
             if end == 0 {
                 return;
             }
             let (from, to) = (start.min(piece.len()), end.min(piece.len()));
             if to - from >= SMALL {
-                into.push(piece.slice(from..to));
+                into.push_shared(piece.slice(from..to));
             } else if from < to {
                 into.push_small(&piece[from..to]);
             }
@@ -71,7 +104,7 @@ impl Pieces {
     pub(crate) fn trim(&mut self, cap: usize) -> usize {
         let mut dropped = 0;
         while self.len > cap {
-            let front = match self.done.pop_front() {
+            let front = match self.pop_front() {
                 Some(front) => front.len(),
                 None => std::mem::take(&mut self.open).len(),
             };
@@ -96,17 +129,44 @@ impl Pieces {
     }
 
     /// Takes everything out.
-    pub(crate) fn take_all(&mut self) -> Vec<Bytes> {
+    pub(crate) fn take_all(&mut self) -> Taken {
         self.seal();
         self.len = 0;
-        std::mem::take(&mut self.done).into()
+        match (std::mem::take(&mut self.front), std::mem::take(&mut self.more)) {
+            (front, _) if front.is_empty() => Taken::new(),
+            (front, more) if more.is_empty() => smallvec![front],
+            (front, mut more) => {
+                more.push_front(front);
+                Taken::from_vec(more.into())
+            }
+        }
+    }
+
+    fn done(&self) -> impl Iterator<Item = &Bytes> {
+        (!self.front.is_empty()).then_some(&self.front).into_iter().chain(&self.more)
+    }
+
+    fn push_done(&mut self, piece: Bytes) {
+        if self.front.is_empty() {
+            self.front = piece;
+        } else if !piece.is_empty() {
+            self.more.push_back(piece);
+        }
+    }
+
+    fn pop_front(&mut self) -> Option<Bytes> {
+        let next = self.more.pop_front().unwrap_or_default();
+        Some(std::mem::replace(&mut self.front, next)).filter(|front| !front.is_empty())
     }
 
     fn seal(&mut self) {
-        if !self.open.is_empty() {
-            let open = self.open.split().freeze();
-            self.done.push_back(open);
+        if self.open.is_empty() {
+            return;
         }
+        // A buffer that is full needs nobody to count who has parts of it, and splitting one would make somebody do so.
+        let full = self.open.len() == self.open.capacity();
+        let open = if full { std::mem::take(&mut self.open) } else { self.open.split() };
+        self.push_done(open.freeze());
     }
 }
 
@@ -116,31 +176,31 @@ impl Buf for Pieces {
     }
 
     fn chunk(&self) -> &[u8] {
-        self.done.front().map_or(&self.open[..], |piece| &piece[..])
+        if self.front.is_empty() { &self.open } else { &self.front }
     }
 
     fn advance(&mut self, mut count: usize) {
         assert!(count <= self.len, "advanced past the end");
         self.len -= count;
-        while let Some(front) = self.done.front_mut() {
-            if count < front.len() {
-                front.advance(count);
+        while !self.front.is_empty() {
+            if count < self.front.len() {
+                self.front.advance(count);
                 return;
             }
-            count -= front.len();
-            self.done.pop_front();
+            count -= self.front.len();
+            self.pop_front();
         }
         self.open.advance(count);
         if self.len == 0 {
             // An idle connection keeps no buffer.
             self.open = BytesMut::new();
-            self.done = VecDeque::new();
+            self.more = VecDeque::new();
         }
     }
 
     fn chunks_vectored<'a>(&'a self, out: &mut [IoSlice<'a>]) -> usize {
         let open = (!self.open.is_empty()).then_some(&self.open[..]);
-        let pieces = self.done.iter().map(|piece| &piece[..]).chain(open);
+        let pieces = self.done().map(|piece| &piece[..]).chain(open);
         let mut filled = 0;
         for (slot, piece) in out.iter_mut().zip(pieces) {
             *slot = IoSlice::new(piece);
@@ -226,7 +286,7 @@ mod tests {
         // What is large is shared.
         let mut copy = Pieces::default();
         pieces.copy_range(9_500, 9_500 + 8 * 1024, &mut copy);
-        assert_eq!(copy.chunk().as_ptr(), pieces.done[3].as_ptr());
+        assert_eq!(copy.chunk().as_ptr(), pieces.more[2].as_ptr());
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::str::from_utf8;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::frame::{Kind, put_header};
-use super::pieces::Pieces;
+use super::frame::{Kind, header_len, put_header};
+use super::pieces::{Pieces, Taken};
 
 /// The original's follower loses what is longer than its read buffer.
 const MAX_ORIGINAL_FRAME: usize = 10 * 1024;
@@ -47,15 +47,17 @@ impl Framer {
     }
 
     /// Puts the bytes into `out` as frames; holds back a character that isn't complete yet.
-    pub(crate) fn push(&mut self, data: Vec<Bytes>, out: &mut Pieces) {
-        // Bytes have no boundaries: small pieces become one frame.
-        let mut pieces = Pieces::default();
-        pieces.push(Bytes::from(std::mem::take(&mut self.held)));
-        for piece in data {
-            pieces.push(piece);
+    pub(crate) fn push(&mut self, mut data: Taken, out: &mut Pieces) {
+        if !(self.held.is_empty() && data.len() == 1) {
+            // Bytes have no boundaries: small pieces become one frame.
+            let mut pieces = Pieces::default();
+            pieces.push(Bytes::from(std::mem::take(&mut self.held)));
+            for piece in data {
+                pieces.push(piece);
+            }
+            data = pieces.take_all();
         }
-        let pieces = pieces.take_all();
-        for mut piece in pieces {
+        for mut piece in data {
             if !self.held.is_empty() {
                 let mut joined = BytesMut::with_capacity(self.held.len() + piece.len());
                 joined.extend_from_slice(&self.held);
@@ -113,6 +115,7 @@ impl Framer {
 
     fn frame(&self, payload: Bytes, out: &mut Pieces) {
         let kind = if self.text == Text::No { Kind::Binary } else { Kind::Text };
+        out.expect(header_len(payload.len()), payload.len());
         out.write_with(|buf| put_header(buf, kind, payload.len(), None));
         out.push(payload);
     }
@@ -138,7 +141,7 @@ mod tests {
     fn frames(framer: &mut Framer, chunks: &[&[u8]]) -> Vec<(bool, Vec<u8>)> {
         let mut out = Pieces::default();
         for chunk in chunks {
-            framer.push(vec![Bytes::copy_from_slice(chunk)], &mut out);
+            framer.push(smallvec::smallvec![Bytes::copy_from_slice(chunk)], &mut out);
         }
         framer.end(&mut out);
         let bytes: Vec<u8> = out.take_all().concat();

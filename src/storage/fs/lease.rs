@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::Root;
 use super::commit::{Answered, Data};
@@ -216,12 +217,14 @@ impl Lease {
     }
 
     fn write(&self, core: &mut Core, data: &[Bytes], len: u64) -> Result<()> {
-        let meta = self.data.file.metadata().map_err(error)?;
-        if meta.len() != core.committed || meta.nlink() == 0 {
+        // Half of what `File::metadata` costs, which asks for more.
+        let stat = rustix::fs::fstat(&*self.data.file).map_err(|e| error(e.into()))?;
+        if stat.st_size as u64 != core.committed || stat.st_nlink == 0 {
             return Err(truncated());
         }
         core.allocate(&self.data.file, len)?;
-        let mut slices: Vec<IoSlice<'_>> = data.iter().filter(|d| !d.is_empty()).map(|d| IoSlice::new(d)).collect();
+        let slices = data.iter().filter(|d| !d.is_empty()).map(|d| IoSlice::new(d));
+        let mut slices: SmallVec<[IoSlice<'_>; 8]> = slices.collect();
         let mut slices = &mut slices[..];
         let mut at = core.committed;
         while !slices.is_empty() {

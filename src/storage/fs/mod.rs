@@ -869,7 +869,8 @@ impl Append for FsAppend {
         let (held, data, claim) = (Arc::clone(&self.held), data.to_vec(), self.claimed);
         let gate = lease.root.gates.changes.clone();
         self.busy = true;
-        let appended = gate.run(move || held.lease.append(&data, len, claim)).await?;
+        // In a box of its own: what is written here and now doesn't need the room.
+        let appended = Box::pin(gate.run(move || held.lease.append(&data, len, claim))).await?;
         self.busy = false;
         appended
     }

@@ -51,7 +51,7 @@ mod codec {
             .with_inputs(|| (Decoder::new(Role::Server, u64::MAX), sent.clone()))
             .bench_local_values(|(mut decoder, mut buf)| {
                 let mut got = 0;
-                while let Some(Event::Data { payload, .. }) = decoder.decode(&mut buf).unwrap() {
+                while let Some(Event::Data { payload, .. }) = decoder.decode(&mut buf, false).unwrap() {
                     got += black_box(payload).len();
                 }
                 assert_eq!(got, messages(size) * size);

@@ -270,7 +270,7 @@ mod tests {
 
         async fn upto(&mut self, len: usize) {
             while self.got.len() < len && self.closed.is_none() {
-                match self.decoder.decode(&mut self.buf).unwrap() {
+                match self.decoder.decode(&mut self.buf, false).unwrap() {
                     // What it is told beside the data is text.
                     Some(Event::Data { text: true, .. }) if self.dialect == Dialect::V1 => {}
                     Some(Event::Data { payload, .. }) => self.got.extend_from_slice(&payload),

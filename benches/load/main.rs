@@ -10,7 +10,7 @@
 //! | `ways` | the same by WebSocket, by plain body and as server-sent events |
 //! | `idle` | what a follower that waits costs in memory and CPU time |
 //! | `crowd` | 10,000 followers on one resource, and a restart under them |
-//! | `pairs` | 2,000 resources with an appender and a follower each, beside a relay without storage |
+//! | `pairs` | 2,000 resources with an appender and a follower each, beside a relay without storage, and one that stores |
 //! | `files` | a finished file to 100 readers, beside `ServeFile`; a live one to 100 that catch up |
 //! | `joiners` | 200 that join while 2,000 messages a second come |
 //! | `stalled` | what one follower that reads nothing does to 100 others and the appender, in ten runs with and without |

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::task::coop::unconstrained;
+use tokio::time::{Sleep, sleep};
 
 use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
 use crate::error::{Error, ErrorKind, Result};
@@ -90,12 +91,20 @@ async fn caught<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
 
 /// A call that is given up when it takes too long.
 async fn within<T>(limit: Duration, late: fn() -> Error, call: impl Future<Output = Result<T>>) -> Result<T> {
-    let mut call = pin!(caught(call));
-    // Most are done at once, and need no timer.
-    match poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await {
-        Poll::Ready(done) => done,
-        Poll::Pending => timeout(limit, call).await.unwrap_or_else(|_| Err(late())),
-    }
+    let (mut call, mut over) = (pin!(caught(call)), pin!(None));
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = call.as_mut().poll(cx) {
+            return Poll::Ready(done);
+        }
+        // Most are done at once, and need no timer.
+        if over.is_none() {
+            // A call that always uses up what a task may do at once is given up all the same.
+            over.set(Some(unconstrained(sleep(limit))));
+        }
+        let over = over.as_mut().as_pin_mut().map(|over| over.poll(cx));
+        if over == Some(Poll::Ready(())) { Poll::Ready(Err(late())) } else { Poll::Pending }
+    })
+    .await
 }
 
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T>> + Send>>;

@@ -70,8 +70,8 @@ pub(crate) struct Conn<IO> {
     decoder: Decoder,
     inbuf: BytesMut,
     read_large: bool,
-    /// The buffer of what was read last holds nothing else: a small read.
-    is_tight: bool,
+    /// How many bytes the buffer was made for by a small read; 0 if it was read into again, or by a large one.
+    small: usize,
     out: Pieces,
     /// Bytes of pongs that were queued since `out` was empty.
     pongs: usize,
@@ -99,7 +99,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             decoder: Decoder::new(role, max_message),
             inbuf: BytesMut::new(),
             read_large: false,
-            is_tight: false,
+            small: 0,
             out: Pieces::default(),
             pongs: 0,
             unflushed: false,
@@ -394,7 +394,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                 return Some(Inbound::Breach { code: 1013, reason });
             }
         }
-        keep(&mut self.message, payload.clone());
+        keep(&mut self.message, payload);
         None
     }
 
@@ -405,7 +405,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     }
 
     fn decoded(&mut self) -> Result<Option<Inbound>, Breach> {
-        while let Some(event) = self.decoder.decode(&mut self.inbuf)? {
+        while let Some(event) = self.decoder.decode(&mut self.inbuf, self.small > 0)? {
             match event {
                 Event::Data { payload, end, text } => return Ok(Some(Inbound::Data { payload, end, text })),
                 Event::Ping(payload) => {
@@ -470,11 +470,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
 
     /// Adds what was decoded last to what has arrived.
     fn gather(&self, pieces: &mut Pieces, payload: Bytes) {
-        if self.is_tight && self.inbuf.is_empty() && pieces.is_empty() {
-            // Most often all there is: not worth a copy.
+        let is_most = self.small > 0 && 2 * payload.len() >= self.small;
+        if is_most && !self.read_large && self.inbuf.is_empty() && pieces.is_empty() {
+            // Most often all there is, but for its header: not worth a copy.
             pieces.push_shared(payload);
         } else {
-            keep(pieces, payload);
+            keep(pieces, &payload);
         }
     }
 
@@ -483,7 +484,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         if self.read_large {
             self.inbuf.reserve(LARGE_READ);
             let n = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbuf))?;
-            (self.read_large, self.is_tight) = (n >= SMALL_READ, false);
+            (self.read_large, self.small) = (n >= SMALL_READ, 0);
             return Poll::Ready(Ok(n));
         }
         if self.inbuf.is_empty() {
@@ -493,10 +494,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         let mut buf = ReadBuf::uninit(&mut small);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
         let filled = buf.filled();
-        self.is_tight = self.inbuf.is_empty();
-        match self.is_tight {
-            true => self.inbuf = BytesMut::from(filled),
-            false => self.inbuf.extend_from_slice(filled),
+        if self.inbuf.is_empty() {
+            (self.inbuf, self.small) = (BytesMut::from(filled), filled.len());
+        } else {
+            self.inbuf.extend_from_slice(filled);
+            self.small = 0;
         }
         self.read_large = filled.len() == SMALL_READ;
         Poll::Ready(Ok(filled.len()))
@@ -504,12 +506,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
 }
 
 /// Keeps a piece of what a peer sent.
-fn keep(pieces: &mut Pieces, payload: Bytes) {
+fn keep(pieces: &mut Pieces, payload: &Bytes) {
     if payload.len() < LARGE_READ / 2 {
         // It may be all that keeps a whole read alive: what the peer sent between the pieces was dropped.
-        pieces.push_small(&payload);
+        pieces.push_small(payload);
     } else {
-        pieces.push(payload);
+        pieces.push_shared(payload.clone());
     }
 }
 
@@ -533,6 +535,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
+    use crate::wire::pieces::Taken;
 
     /// The other end, which does what it is told.
     #[derive(Debug, Default)]
@@ -654,20 +657,54 @@ mod tests {
     /// Both ways to take BINARY messages.
     const TAKES: [fn(&mut Conn<Peer>, usize) -> Told; 2] = [message, streamed];
 
+    /// What is told next, with how many allocations.
+    fn counted(conn: &mut Conn<Peer>) -> (Taken, u64) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut taken = Taken::new();
+        let counted = allocation_counter::measure(|| {
+            if let Poll::Ready(Message::Data(mut pieces)) = conn.poll_message(cx, 1 << 20) {
+                taken = pieces.take_all();
+            }
+        });
+        (taken, counted.count_total)
+    }
+
     #[test]
     fn a_small_message_is_read_into_one_allocation() {
-        let cx = &mut Context::from_waker(Waker::noop());
-        for len in [1, 125, 126, 4000] {
-            let mut conn = conn(sent(&[frame(BINARY, vec![b'x'; len])]));
-            let mut taken = Default::default();
+        for len in [6, 125, 126, 4000] {
+            let (taken, allocations) = counted(&mut conn(sent(&[frame(BINARY, vec![b'x'; len])])));
+            assert_eq!((taken.len(), taken[0].len()), (1, len));
+            assert_eq!(allocations, 1, "{len}");
+        }
+    }
+
+    #[test]
+    fn what_is_little_of_a_read_keeps_no_buffer_alive() {
+        let (little, pongs) = (frame(BINARY, "12345678"), vec![frame(PONG, ""); 100].concat());
+        for (read_large, frames) in [
+            (false, [pongs.clone(), little.clone()]),
+            (false, [little.clone(), frame(BEGIN, vec![b'x'; 3000])]),
+            (true, [pongs, little.clone()]),
+            (true, [Vec::new(), little]),
+        ] {
+            let mut taken = Taken::new();
             let counted = allocation_counter::measure(|| {
-                if let Poll::Ready(Message::Data(mut pieces)) = conn.poll_message(cx, 1 << 20) {
-                    taken = pieces.take_all();
+                let mut conn = conn(sent(&frames));
+                conn.read_large = read_large;
+                while taken.is_empty() {
+                    taken = counted(&mut conn).0;
                 }
             });
-            assert_eq!((taken.len(), taken[0].len()), (1, len));
-            assert_eq!(counted.count_total, 1, "{len}");
+            assert_eq!((taken.concat(), counted.bytes_current), (b"12345678".to_vec(), 8));
         }
+    }
+
+    #[test]
+    fn a_large_read_leaves_its_buffer_to_the_next() {
+        let mut conn = conn(sent(&[frame(BINARY, vec![b'x'; 1000])]));
+        conn.read_large = true;
+        assert_eq!(counted(&mut conn).0.concat().len(), 1000);
+        assert!(conn.inbuf.capacity() > LARGE_READ / 2);
     }
 
     #[test]

@@ -94,16 +94,16 @@ impl Decoder {
         std::str::from_utf8(&self.close_reason).unwrap_or_default()
     }
 
-    /// The next event, or `None` if `buf` has to grow first.
-    pub(crate) fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<Event>, Breach> {
+    /// The next event, or `None` if `buf` has to grow first. `spent`: once it is empty its memory is of no more use.
+    pub(crate) fn decode(&mut self, buf: &mut BytesMut, spent: bool) -> Result<Option<Event>, Breach> {
         loop {
             if let Some(frame) = &mut self.frame {
                 if frame.remaining > 0 && buf.is_empty() {
                     return Ok(None);
                 }
                 let take = frame.remaining.min(buf.len() as u64) as usize;
-                // A buffer that goes whole needs nobody to count who has parts of it.
-                let whole = take == buf.len() && take == buf.capacity();
+                // Of what goes whole nobody has to count who has parts of it, which would be another allocation.
+                let whole = spent && take == buf.len();
                 let mut payload = if whole { std::mem::take(buf) } else { buf.split_to(take) };
                 frame.remaining -= take as u64;
                 if let Some(mask) = &mut frame.mask {
@@ -301,7 +301,7 @@ mod tests {
         for chunk in input.chunks(step) {
             buf.extend_from_slice(chunk);
             loop {
-                match decoder.decode(&mut buf) {
+                match decoder.decode(&mut buf, false) {
                     Ok(Some(Event::Data { payload, end, .. })) => {
                         message.extend_from_slice(&payload);
                         if end {
@@ -383,7 +383,7 @@ mod tests {
     fn decode(role: Role, input: &[u8]) -> (Vec<Result<Event, Breach>>, bool) {
         let mut decoder = Decoder::new(role, 1 << 20);
         let mut buf = BytesMut::from(input);
-        let events = std::iter::from_fn(|| decoder.decode(&mut buf).transpose()).take(9).collect();
+        let events = std::iter::from_fn(|| decoder.decode(&mut buf, false).transpose()).take(9).collect();
         (events, decoder.between_messages())
     }
 
@@ -415,7 +415,7 @@ mod tests {
         assert_eq!(decode(Role::Server, &frame(0x88, b"")).0, [Ok(Event::Close(None))]);
         let mut decoder = Decoder::new(Role::Server, 1);
         assert_eq!(
-            decoder.decode(&mut BytesMut::from(&frame(0x88, b"\x03\xe8bye")[..])),
+            decoder.decode(&mut BytesMut::from(&frame(0x88, b"\x03\xe8bye")[..]), false),
             Ok(Some(Event::Close(Some(1000))))
         );
         assert_eq!(decoder.close_reason(), "bye");

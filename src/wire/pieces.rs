@@ -56,8 +56,6 @@ impl Pieces {
     pub(crate) fn push_small(&mut self, piece: &[u8]) {
         if self.open.len() >= GATHER {
             self.seal();
-            // As much may come again.
-            self.open.reserve(GATHER.max(piece.len()));
         }
         self.len += piece.len();
         self.open.extend_from_slice(piece);
@@ -130,6 +128,11 @@ impl Pieces {
 
     /// Takes everything out.
     pub(crate) fn take_all(&mut self) -> Taken {
+        if self.open.len() == self.open.capacity() {
+            // Of a buffer that goes whole nobody has to count who has parts of it, which would be another allocation.
+            let open = std::mem::take(&mut self.open);
+            self.push_done(open.freeze());
+        }
         self.seal();
         self.len = 0;
         match (std::mem::take(&mut self.front), std::mem::take(&mut self.more)) {
@@ -160,13 +163,10 @@ impl Pieces {
     }
 
     fn seal(&mut self) {
-        if self.open.is_empty() {
-            return;
+        if !self.open.is_empty() {
+            let open = self.open.split().freeze();
+            self.push_done(open);
         }
-        // A buffer that is full needs nobody to count who has parts of it, and splitting one would make somebody do so.
-        let full = self.open.len() == self.open.capacity();
-        let open = if full { std::mem::take(&mut self.open) } else { self.open.split() };
-        self.push_done(open.freeze());
     }
 }
 

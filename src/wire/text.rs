@@ -150,7 +150,9 @@ mod tests {
             let text = bytes[at] & 0x0f == 1;
             let mut decoder = Decoder::new(Role::Client, 1 << 30);
             let mut buf = BytesMut::from(&bytes[at..]);
-            let Ok(Some(Event::Data { payload, end: true, .. })) = decoder.decode(&mut buf) else { panic!("no frame") };
+            let Ok(Some(Event::Data { payload, end: true, .. })) = decoder.decode(&mut buf, false) else {
+                panic!("no frame")
+            };
             at = bytes.len() - buf.len();
             got.push((text, payload.to_vec()));
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, header};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ use crate::socket::{Beat, Pulse, Times, closing, expired, expiry};
 use crate::storage::erased::BoxFuture;
 use crate::storage::{End, Stat};
 use crate::wire::frame::{Kind, Role};
-use crate::wire::pieces::Pieces;
+use crate::wire::pieces::{Pieces, Taken};
 use crate::wire::{Conn, Inbound, Message, Streamed};
 
 /// At most about as many bytes are read into one append: one write, one wake.
@@ -98,9 +99,9 @@ pub(crate) trait Source {
     /// before.
     fn is_stream(&self) -> bool;
 
-    /// Cancelled when nobody waits for its answer any more.
-    fn left(&self) -> CancellationToken {
-        CancellationToken::new()
+    /// Cancelled when nobody waits for its answer any more, if anybody ever does.
+    fn left(&self) -> Option<CancellationToken> {
+        None
     }
 
     /// Counts its signs of life.
@@ -164,18 +165,16 @@ pub(crate) async fn run<IO>(hub: Arc<Hub>, io: IO, mut lease: Lease, terms: Term
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut conn = Conn::new(io, Role::Server, terms.max_message).sharing(&hub.incomplete);
+    let conn = Conn::new(io, Role::Server, terms.max_message).sharing(&hub.incomplete);
+    let mut socket = Socket { conn, dialect };
     if let Dialect::V1 { resumed } = dialect {
         lease.acknowledge();
         let resource = lease.resource();
-        control::put(conn.out(), &control::appending(resource.len(), resource.life, resumed));
+        control::put(socket.conn.out(), &control::appending(resource.len(), resource.life, resumed));
     }
-    let mut socket = Socket { conn, dialect };
-    let ended = appending(&hub, &mut socket, &mut lease, terms).await;
-    let mut conn = socket.conn;
-    let ended = match ended {
+    let ended = match appending(&hub, &mut socket, &mut lease, terms).await {
         // The original's client has nothing to append; or it never got the 101, and has gone. What is there is left as it was.
-        Ended::Finished(_) if conn.heard() == 0 && lease.resource().len() > 0 => Ended::Gone,
+        Ended::Finished(_) if socket.heard() == 0 && lease.resource().len() > 0 => Ended::Gone,
         ended => ended,
     };
     let v1 = matches!(dialect, Dialect::V1 { .. });
@@ -183,7 +182,7 @@ where
         Ended::Finished(end) => match lease.finish(end).await {
             Ok(stat) => {
                 if v1 {
-                    control::put(conn.out(), &control::finished(stat.len));
+                    control::put(socket.conn.out(), &control::finished(stat.len));
                 }
                 Some((1000, String::new()))
             }
@@ -203,7 +202,7 @@ where
         }
         Ended::Stopping => {
             if v1 && let Ok(len) = lease.sync().await {
-                control::put(conn.out(), &control::ack(len));
+                control::put(socket.conn.out(), &control::ack(len));
             }
             lease.stop().await;
             Some((1001, Error::from(ErrorKind::ShuttingDown).to_string()))
@@ -215,7 +214,7 @@ where
         }
     };
     if let Some((code, reason)) = last {
-        conn.close(code, &reason, closing(&hub)).await;
+        socket.conn.close(code, &reason, closing(&hub)).await;
     }
 }
 
@@ -258,7 +257,13 @@ impl Acks {
 pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut Lease, terms: Terms) -> Ended {
     // Polled again and again: who waits for each of them is known but once.
     let (lost, left) = (lease.over().clone(), source.left());
-    let (mut over, mut stops, mut left) = (pin!(lost.cancelled()), pin!(hub.soft.cancelled()), pin!(left.cancelled()));
+    let left = async {
+        match &left {
+            Some(left) => left.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    let (mut over, mut stops, mut left) = (pin!(lost.cancelled()), pin!(hub.soft.cancelled()), pin!(left));
     let mut pulse = match source.answers_pings() {
         false => Pulse::new(terms.times.silence, terms.times.silence),
         true => Pulse::new(terms.times.ping, terms.times.ping * 2),
@@ -302,8 +307,14 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
             },
         };
         lease.give_way().await;
-        if let Some(ended) = ahead.take(lease, terms, input, source).await {
-            return ended;
+        let appended = match input {
+            // In a box: who waits has no room for it meanwhile.
+            Input::Data(mut data) => Box::pin(ahead.append(lease, &terms, data.take_all(), source)).await,
+            Input::Ended(ended) => return ended,
+            Input::Nothing => Ok(()),
+        };
+        if let Err(error) = appended {
+            return failed(error);
         }
     }
     // The server stops, or nobody waits for an answer any more. What has arrived by now still counts, a finish above all;
@@ -322,11 +333,13 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
             // An end may have waited behind an append that took all the time.
             Some(Input::Data(_) | Input::Nothing) if late => break,
             None => break,
-            Some(input) => {
-                if let Some(ended) = take(lease, terms, input).await {
-                    return ended;
+            Some(Input::Data(mut data)) => {
+                if let Err(error) = append(lease, &terms, &data.take_all()).await {
+                    return failed(error);
                 }
             }
+            Some(Input::Ended(ended)) => return ended,
+            Some(Input::Nothing) => {}
         }
     }
     if hub.soft.is_cancelled() { Ended::Stopping } else { Ended::Gone }
@@ -368,22 +381,15 @@ impl Ahead {
         }
     }
 
-    /// Does what the appender said, and reads on meanwhile if that takes time.
-    async fn take<S: Source>(
-        &mut self,
-        lease: &mut Lease,
-        terms: Terms,
-        input: Input,
-        source: &mut S,
-    ) -> Option<Ended> {
-        let Input::Data(pieces) = &input else { return take(lease, terms, input).await };
-        let taken = lease.resource().len().saturating_add(pieces.len() as u64);
+    /// Appends what came, and reads on meanwhile if that takes time.
+    async fn append<S: Source>(&mut self, lease: &mut Lease, terms: &Terms, data: Taken, source: &mut S) -> Result<()> {
+        let taken = lease.resource().len().saturating_add(len(&data));
         // Followers find a batch in the tail, more than that they would read from the file.
         let limit = if lease.resource().is_followed() { BATCH } else { AHEAD };
-        let mut taking = pin!(take(lease, terms, input));
-        let ended = loop {
-            if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(taking.as_mut().poll(cx))).await {
-                break ended;
+        let mut appending = pin!(append(lease, terms, &data));
+        let appended = loop {
+            if let Poll::Ready(appended) = poll_fn(|cx| Poll::Ready(appending.as_mut().poll(cx))).await {
+                break appended;
             }
             let room = terms.room(taken.saturating_add(self.data.len() as u64));
             if !source.is_stream()
@@ -391,11 +397,11 @@ impl Ahead {
                 || self.data.len() > limit / 4 * 3
                 || !self.share.grow_to(2 * limit)
             {
-                break taking.await;
+                break appending.await;
             }
             let input = tokio::select! {
                 biased;
-                ended = &mut taking => break ended,
+                appended = &mut appending => break appended,
                 input = source.input(batch(room).min(limit - self.data.len())) => input,
             };
             match input {
@@ -408,7 +414,7 @@ impl Ahead {
         if self.data.is_empty() {
             self.share.clear();
         }
-        ended
+        appended
     }
 }
 
@@ -458,24 +464,20 @@ fn ended(inbound: Inbound) -> Input {
     }
 }
 
-async fn take(lease: &mut Lease, terms: Terms, input: Input) -> Option<Ended> {
-    match input {
-        Input::Data(pieces) => append(lease, pieces, terms.max_resource).await.err().map(failed),
-        Input::Ended(ended) => Some(ended),
-        Input::Nothing => None,
-    }
-}
-
 /// How much may be gathered where there is so much room: a batch ends before the message that is too much for the resource.
 fn batch(room: u64) -> usize {
     usize::try_from(room).unwrap_or(usize::MAX).min(BATCH)
 }
 
-async fn append(lease: &mut Lease, mut pieces: Pieces, max: u64) -> Result<()> {
-    if lease.resource().len().saturating_add(pieces.len() as u64) > max {
+async fn append(lease: &mut Lease, terms: &Terms, data: &[Bytes]) -> Result<()> {
+    if len(data) > terms.room(lease.resource().len()) {
         return Err(ErrorKind::TooLarge.into());
     }
-    lease.append(&pieces.take_all()).await.map(drop)
+    lease.append(data).await.map(drop)
+}
+
+fn len(data: &[Bytes]) -> u64 {
+    data.iter().map(|data| data.len() as u64).sum()
 }
 
 fn failed(error: Error) -> Ended {

@@ -161,8 +161,8 @@ impl Source for Incoming {
         true
     }
 
-    fn left(&self) -> CancellationToken {
-        self.left.clone()
+    fn left(&self) -> Option<CancellationToken> {
+        Some(self.left.clone())
     }
 
     fn heard(&self) -> u64 {

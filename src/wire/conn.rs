@@ -360,13 +360,24 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     ///
     /// Closing TCP with unread bytes in the socket would reset the connection and destroy what the peer has not
     /// read yet, so whatever still arrives is read and dropped.
-    pub(crate) async fn close(mut self, code: u16, reason: &str, patience: Duration) {
+    ///
+    /// In a box: who waits for years before it needs this has no room for it meanwhile.
+    pub(crate) fn close(
+        mut self,
+        code: u16,
+        reason: &str,
+        patience: Duration,
+    ) -> Pin<Box<impl Future<Output = ()> + use<IO>>> {
         self.put(Kind::Close, &close_payload(code, reason));
-        self.end(patience).await;
+        self.end(patience)
     }
 
     /// As [`close`](Self::close), with no close frame of its own (one is queued or was sent).
-    pub(crate) async fn end(mut self, patience: Duration) {
+    pub(crate) fn end(self, patience: Duration) -> Pin<Box<impl Future<Output = ()> + use<IO>>> {
+        Box::pin(self.ending(patience))
+    }
+
+    async fn ending(mut self, patience: Duration) {
         // What has come of a message is of no use any more, and others may need its room.
         (self.message, self.inbuf) = Default::default();
         (self.arriving, self.handed_out) = (None, None);

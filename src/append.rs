@@ -1,8 +1,8 @@
 //! The append loop: over a WebSocket, in the original's dialect and in the resumable subprotocol (protocol sections 3 and
 //! 4), or from the body of a request (section 5).
 
-use std::future::poll_fn;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::socket::{Beat, Pulse, Times, closing, expired, expiry};
 use crate::storage::erased::BoxFuture;
 use crate::storage::{End, Stat};
 use crate::wire::frame::{Kind, Role};
-use crate::wire::pieces::{Pieces, Taken};
+use crate::wire::pieces::Pieces;
 use crate::wire::{Conn, Inbound, Message, Streamed};
 
 /// At most about as many bytes are read into one append: one write, one wake.
@@ -308,8 +308,20 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
         };
         lease.give_way().await;
         let appended = match input {
-            // In a box: who waits has no room for it meanwhile.
-            Input::Data(mut data) => Box::pin(ahead.append(lease, &terms, data.take_all(), source)).await,
+            Input::Data(data) => {
+                let data = data.into_all();
+                let upto = lease.resource().len().saturating_add(len(&data));
+                // Followers find a batch in the tail, more than that they would read from the file.
+                let limit = if lease.resource().is_followed() { BATCH } else { AHEAD };
+                let mut appending = pin!(append(lease, &terms, &data));
+                let appended = match poll_fn(|cx| Poll::Ready(appending.as_mut().poll(cx))).await {
+                    Poll::Ready(appended) => appended,
+                    // In a box: most have no use for the room.
+                    Poll::Pending => Box::pin(ahead.read_on(source, appending, upto, limit, &terms)).await,
+                };
+                ahead.settle();
+                appended
+            }
             Input::Ended(ended) => return ended,
             Input::Nothing => Ok(()),
         };
@@ -333,8 +345,8 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
             // An end may have waited behind an append that took all the time.
             Some(Input::Data(_) | Input::Nothing) if late => break,
             None => break,
-            Some(Input::Data(mut data)) => {
-                if let Err(error) = append(lease, &terms, &data.take_all()).await {
+            Some(Input::Data(data)) => {
+                if let Err(error) = append(lease, &terms, &data.into_all()).await {
                     return failed(error);
                 }
             }
@@ -381,27 +393,27 @@ impl Ahead {
         }
     }
 
-    /// Appends what came, and reads on meanwhile if that takes time.
-    async fn append<S: Source>(&mut self, lease: &mut Lease, terms: &Terms, data: Taken, source: &mut S) -> Result<()> {
-        let taken = lease.resource().len().saturating_add(len(&data));
-        // Followers find a batch in the tail, more than that they would read from the file.
-        let limit = if lease.resource().is_followed() { BATCH } else { AHEAD };
-        let mut appending = pin!(append(lease, terms, &data));
-        let appended = loop {
-            if let Poll::Ready(appended) = poll_fn(|cx| Poll::Ready(appending.as_mut().poll(cx))).await {
-                break appended;
-            }
-            let room = terms.room(taken.saturating_add(self.data.len() as u64));
+    /// Reads on until what came before that, up to this length of the resource, is appended.
+    async fn read_on<S: Source>(
+        &mut self,
+        source: &mut S,
+        mut appending: Pin<&mut impl Future<Output = Result<()>>>,
+        upto: u64,
+        limit: usize,
+        terms: &Terms,
+    ) -> Result<()> {
+        loop {
+            let room = terms.room(upto.saturating_add(self.data.len() as u64));
             if !source.is_stream()
                 || self.then.is_some()
                 || self.data.len() > limit / 4 * 3
                 || !self.share.grow_to(2 * limit)
             {
-                break appending.await;
+                return appending.await;
             }
             let input = tokio::select! {
                 biased;
-                appended = &mut appending => break appended,
+                appended = &mut appending => return appended,
                 input = source.input(batch(room).min(limit - self.data.len())) => input,
             };
             match input {
@@ -410,11 +422,14 @@ impl Ahead {
                 Input::Nothing => {}
                 other => self.then = Some(other),
             }
-        };
+        }
+    }
+
+    /// Gives memory back if nothing is in it.
+    fn settle(&mut self) {
         if self.data.is_empty() {
             self.share.clear();
         }
-        appended
     }
 }
 
@@ -492,7 +507,6 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
 
-    use bytes::Bytes;
     use tokio::io::{DuplexStream, duplex};
     use tokio::task::JoinHandle;
 
@@ -691,6 +705,13 @@ mod tests {
             assert_eq!(code, Some(1000));
             assert!(stored == data);
         });
+    }
+
+    #[tokio::test]
+    async fn an_appender_that_waits_takes_little_memory() {
+        let streams = Streams::new(MemoryStorage::new(1 << 20));
+        let appending = run(Arc::clone(&streams.hub), duplex(1).0, open(&streams).await, terms(1), V1);
+        assert!(size_of_val(&appending) < 2700, "{}", size_of_val(&appending));
     }
 
     #[tokio::test]

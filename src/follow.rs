@@ -240,6 +240,18 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_follower_that_waits_takes_little_memory() {
+        let streams = Streams::new(MemoryStorage::new(1 << 20));
+        let _appender = streams.append("a").await.unwrap();
+        let Some(Found::Open(cursor)) = streams.hub.follow(&Key::new("a").unwrap()).await.unwrap() else {
+            panic!("it is at rest")
+        };
+        let terms = Terms { times: Times::default(), until: None, dialect: Dialect::V1 };
+        let following = run(Arc::clone(&streams.hub), tokio::io::duplex(1).0, cursor, terms);
+        assert!(size_of_val(&following) < 1600, "{}", size_of_val(&following));
+    }
+
     async fn follow<IO>(streams: &Streams, io: IO, dialect: Dialect) -> JoinHandle<()>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,

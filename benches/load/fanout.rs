@@ -131,7 +131,8 @@ pub async fn fanout(smoke: bool) {
     };
     let (mut rows, mut alone) = (Vec::new(), Vec::new());
     for &load in loads {
-        let cost = cost(load, if smoke { 1 } else { 3 }).await;
+        let alone_at_full_speed = load.followers == 1 && load.rate.is_none();
+        let cost = cost(load, if smoke { 1 } else { 3 }, alone_at_full_speed).await;
         rows.push(cost.row(load));
         if !cost.storing.is_empty() {
             let ratio = format!("{:.2}×", median(&cost.layer) / median(&cost.storing));
@@ -187,7 +188,7 @@ pub async fn grow(smoke: bool) {
     for (title, loads) in panels {
         let mut panel = plot::Panel { title, ours: Vec::new(), floor: Vec::new() };
         for (x, load) in loads {
-            let cost = cost(load, if smoke { 1 } else { 3 }).await;
+            let cost = cost(load, if smoke { 1 } else { 3 }, false).await;
             panel.ours.push((x, median(&cost.layer)));
             panel.floor.push((x, median(&cost.floor)));
             rows.push(cost.row(load));
@@ -203,13 +204,13 @@ pub async fn grow(smoke: bool) {
     }
 }
 
-async fn cost(load: Load, rounds: usize) -> Cost {
+async fn cost(load: Load, rounds: usize, storing: bool) -> Cost {
     let mut cost = Cost { floor: Vec::new(), storing: Vec::new(), layer: Vec::new(), busy: (0.0, 0.0) };
     let each = |used: &Used| used.server / load.deliveries() * 1e6;
     let data: Arc<[u8]> = measure::text(load.size * load.messages).into();
     for _ in 0..rounds {
         cost.floor.push(each(&one_run(&Child::floor(load.followers, load.size), load, &data).await));
-        if load.followers == 1 && load.rate.is_none() {
+        if storing {
             cost.storing.push(each(&one_run(&Child::storing_floor(1, load.size), load, &data).await));
         }
         let used = one_run(&Child::layer(), load, &data).await;

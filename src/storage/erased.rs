@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
-use tokio::task::coop::unconstrained;
+use tokio::task::coop::{Unconstrained, unconstrained};
 use tokio::time::{Sleep, sleep};
 
 use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
@@ -89,6 +89,11 @@ async fn caught<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     .await
 }
 
+/// Fires also for a call that always uses up what a task may do at once.
+fn timer(limit: Duration) -> Unconstrained<Sleep> {
+    unconstrained(sleep(limit))
+}
+
 /// A call that is given up when it takes too long.
 async fn within<T>(limit: Duration, late: fn() -> Error, call: impl Future<Output = Result<T>>) -> Result<T> {
     let (mut call, mut over) = (pin!(caught(call)), pin!(None));
@@ -98,8 +103,7 @@ async fn within<T>(limit: Duration, late: fn() -> Error, call: impl Future<Outpu
         }
         // Most are done at once, and need no timer.
         if over.is_none() {
-            // A call that always uses up what a task may do at once is given up all the same.
-            over.set(Some(unconstrained(sleep(limit))));
+            over.set(Some(timer(limit)));
         }
         let over = over.as_mut().as_pin_mut().map(|over| over.poll(cx));
         if over == Some(Poll::Ready(())) { Poll::Ready(Err(late())) } else { Poll::Pending }
@@ -115,7 +119,7 @@ struct GuardedStream<T> {
     /// For one piece.
     limit: Option<Duration>,
     /// Since it was asked for the next piece.
-    late: Option<Pin<Box<Sleep>>>,
+    late: Option<Pin<Box<Unconstrained<Sleep>>>>,
 }
 
 /// What is told for as long as there is something to tell.
@@ -135,7 +139,7 @@ impl<T> Stream for GuardedStream<T> {
             Ok(Poll::Ready(next)) => next,
             Ok(Poll::Pending) => {
                 let Some(limit) = this.limit else { return Poll::Pending };
-                let late = this.late.get_or_insert_with(|| Box::pin(sleep(limit)));
+                let late = this.late.get_or_insert_with(|| Box::pin(timer(limit)));
                 if late.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }
@@ -224,5 +228,43 @@ impl<A: Append> DynAppend for GuardedAppend<A> {
             return Box::pin(std::future::ready(Err(panicked())));
         }
         Box::pin(caught(async move { self.append.finish(end).await }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::coop;
+
+    use super::*;
+
+    /// Does all that a task may do at once, whenever it is polled, and is never done.
+    fn busy(polls: &mut u32, cx: &mut Context<'_>) {
+        *polls += 1;
+        assert!(*polls < 100, "it is polled again and again");
+        while coop::has_budget_remaining() {
+            assert!(pin!(coop::consume_budget()).poll(cx).is_ready());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_uses_up_what_a_task_may_do_is_given_up_as_well() {
+        let (limit, mut polls) = (Duration::from_secs(1), 0);
+        let call = poll_fn(|cx| {
+            busy(&mut polls, cx);
+            Poll::Pending::<Result<()>>
+        });
+        assert_eq!(within(limit, hangs, call).await.unwrap_err().kind(), ErrorKind::Overloaded);
+
+        struct Busy(u32);
+        impl Stream for Busy {
+            type Item = Result<()>;
+            fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+                busy(&mut self.0, cx);
+                Poll::Pending
+            }
+        }
+        let mut stream = GuardedStream { items: Some(Box::pin(Busy(0))), limit: Some(limit), late: None };
+        let next = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await;
+        assert_eq!(next.unwrap().unwrap_err().to_string(), hung().to_string());
     }
 }

@@ -494,7 +494,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.read_large {
             self.inbuf.reserve(LARGE_READ);
-            let n = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbuf))?;
+            let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbuf);
+            if read.is_pending() && self.inbuf.is_empty() {
+                // It may be idle for long.
+                self.inbuf = BytesMut::new();
+            }
+            let n = ready!(read)?;
             (self.read_large, self.small) = (n >= SMALL_READ, 0);
             return Poll::Ready(Ok(n));
         }
@@ -711,11 +716,14 @@ mod tests {
     }
 
     #[test]
-    fn a_large_read_leaves_its_buffer_to_the_next() {
-        let mut conn = conn(sent(&[frame(BINARY, vec![b'x'; 1000])]));
+    fn a_large_read_leaves_its_buffer_to_the_next_but_not_while_nothing_comes() {
+        let mut conn = conn([frame(BINARY, vec![b'x'; 5000]), frame(BINARY, vec![b'x'; 5000])]);
         conn.read_large = true;
-        assert_eq!(counted(&mut conn).0.concat().len(), 1000);
-        assert!(conn.inbuf.capacity() > LARGE_READ / 2);
+        assert_eq!(message(&mut conn, 1), data([b'x'; 5000]));
+        assert!(conn.read_large && conn.inbuf.capacity() > LARGE_READ / 2);
+        assert_eq!(message(&mut conn, 1), data([b'x'; 5000]));
+        assert_eq!(message(&mut conn, 1), Told::Waits);
+        assert_eq!(conn.inbuf.capacity(), 0);
     }
 
     #[test]

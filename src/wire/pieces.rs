@@ -55,7 +55,9 @@ impl Pieces {
     /// Copies a piece, so that it keeps no buffer alive.
     pub(crate) fn push_small(&mut self, piece: &[u8]) {
         if self.open.len() >= GATHER {
-            self.seal();
+            // What is left of the buffer is as large again when it grows.
+            let open = self.open.split().freeze();
+            self.push_done(open);
         }
         self.len += piece.len();
         self.open.extend_from_slice(piece);
@@ -128,11 +130,6 @@ impl Pieces {
 
     /// Takes everything out.
     pub(crate) fn take_all(&mut self) -> Taken {
-        if self.open.len() == self.open.capacity() {
-            // Of a buffer that goes whole nobody has to count who has parts of it, which would be another allocation.
-            let open = std::mem::take(&mut self.open);
-            self.push_done(open.freeze());
-        }
         self.seal();
         self.len = 0;
         match (std::mem::take(&mut self.front), std::mem::take(&mut self.more)) {
@@ -143,6 +140,10 @@ impl Pieces {
                 Taken::from_vec(more.into())
             }
         }
+    }
+
+    pub(crate) fn into_all(mut self) -> Taken {
+        self.take_all()
     }
 
     fn done(&self) -> impl Iterator<Item = &Bytes> {
@@ -163,10 +164,13 @@ impl Pieces {
     }
 
     fn seal(&mut self) {
-        if !self.open.is_empty() {
-            let open = self.open.split().freeze();
-            self.push_done(open);
+        if self.open.is_empty() {
+            return;
         }
+        // Of a buffer that goes whole nobody has to count who has parts of it, which would be another allocation.
+        let whole = self.open.len() == self.open.capacity();
+        let open = if whole { std::mem::take(&mut self.open) } else { self.open.split() };
+        self.push_done(open.freeze());
     }
 }
 

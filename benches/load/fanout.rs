@@ -84,7 +84,13 @@ impl Cost {
             per_gb(&self.layer),
             per_gb(&self.floor),
             format!("{:.2}×{}", self.ratio(), if void { " (void)" } else { "" }),
-            format!("{:.0}, {:.0} %", self.busy.0 * 100.0, self.busy.1 * 100.0),
+            // Readers that have nothing left to give may be what is measured.
+            format!(
+                "{:.0}, {:.0} %{}",
+                self.busy.0 * 100.0,
+                self.busy.1 * 100.0,
+                if self.busy.0 < 0.95 && self.busy.1 >= 0.95 { " (readers)" } else { "" }
+            ),
         ]
     }
 }

@@ -7,6 +7,9 @@ use super::latency::{Reader, WAYS, Way};
 use super::measure::{self, Child, count, table};
 use super::peers::Appender;
 
+/// What the server makes once for all is made for these.
+const WARM: usize = 20;
+
 /// What a follower may cost that waits, in KiB: over a connection of hyper's it is mostly that.
 fn limit(way: Way) -> f64 {
     if way == Way::Socket { 8.0 } else { 30.0 }
@@ -14,7 +17,7 @@ fn limit(way: Way) -> f64 {
 
 pub async fn idle(smoke: bool) {
     let followers = if smoke { 200 } else { 1000 };
-    let mut rows = Vec::new();
+    let mut rows = vec![floor(followers, smoke).await];
     for way in WAYS {
         rows.push(one_run(way, followers, smoke).await);
     }
@@ -25,14 +28,42 @@ pub async fn idle(smoke: bool) {
     );
 }
 
+/// The floor's sockets have no memory of their own in its process, but for the list of them.
+async fn floor(followers: usize, smoke: bool) -> Vec<String> {
+    let child = Child::floor(WARM + followers, 1024);
+    let data: Arc<[u8]> = measure::text(1024).into();
+    let mut appender = Appender::open(child.addr, "/idle.txt").await;
+    let mut all = Vec::new();
+    for _ in 0..WARM {
+        all.push(Reader::open(child.addr, Way::Socket, "/idle.txt").await);
+    }
+    let before = child.settled_rss().await;
+    for _ in 0..followers {
+        all.push(Reader::open(child.addr, Way::Socket, "/idle.txt").await);
+    }
+    let fresh = (child.settled_rss().await - before) / followers as f64;
+    appender.send(&data).await;
+    for follower in &mut all {
+        follower.reach(&data, data.len()).await;
+    }
+    row("floor", &child, fresh, before, followers, smoke).await
+}
+
+async fn row(name: &str, child: &Child, fresh: f64, before: f64, followers: usize, smoke: bool) -> Vec<String> {
+    let used = (child.settled_rss().await - before) / followers as f64;
+    let (seconds, cpu) = (if smoke { 1 } else { 10 }, child.cpu());
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    let cpu = (child.cpu() - cpu) * 1e3 / seconds as f64;
+    vec![name.to_owned(), format!("{fresh:.1}"), format!("{used:.1}"), format!("{cpu:.3}")]
+}
+
 async fn one_run(way: Way, followers: usize, smoke: bool) -> Vec<String> {
     let child = Child::layer();
     let data: Arc<[u8]> = measure::text(8 * 1024).into();
     let mut appender = Appender::open(child.addr, "/idle.txt").await;
     appender.send(&data[..1024]).await;
-    // What the server makes once for all is not counted.
     let mut warm = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..WARM {
         warm.push(Reader::open(child.addr, way, "/idle.txt").await);
     }
     for follower in &mut warm {
@@ -51,12 +82,10 @@ async fn one_run(way: Way, followers: usize, smoke: bool) -> Vec<String> {
     for follower in idle.iter_mut().chain(&mut warm) {
         follower.reach(&data, data.len()).await;
     }
-    let used = (child.settled_rss().await - before) / followers as f64;
-    let (seconds, cpu) = (if smoke { 1 } else { 10 }, child.cpu());
-    tokio::time::sleep(Duration::from_secs(seconds)).await;
-    let cpu = (child.cpu() - cpu) * 1e3 / seconds as f64;
+    let row = row(way.name(), &child, fresh, before, followers, smoke).await;
     // In a debug build futures are larger.
     let limit = if cfg!(debug_assertions) { limit(way) * 2.0 } else { limit(way) };
+    let used = (child.rss() - before) / followers as f64;
     assert!(fresh <= limit && used <= limit, "an idle follower by {} takes {fresh} and {used} KiB", way.name());
-    vec![way.name().to_owned(), format!("{fresh:.1}"), format!("{used:.1}"), format!("{cpu:.3}")]
+    row
 }

@@ -23,7 +23,7 @@ pub mod surviving {}
 /// # How cost grows
 ///
 /// The server's CPU time; median of three runs in turn, with the least and the most. Two shared virtual cores, the server on
-/// one of them.
+/// one of them. How busy the two were is the most of any run with this crate; the readers' side sends as well.
 ///
 #[doc = include_str!("cost_table.md")]
 ///

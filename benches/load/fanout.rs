@@ -49,8 +49,7 @@ struct Used {
     wall: f64,
 }
 
-/// What the floor took where peers were measured (shared/peers.md), in CPU s per million and for 64 KiB per GB. A floor of more
-/// than one and a half of that makes the ratio void.
+/// What the floor took where peers were measured (shared/peers.md), in CPU s per million and for 64 KiB per GB.
 fn known_floor(load: Load) -> Option<f64> {
     let known = match (load.size, load.followers, load.rate) {
         (64, 1, None) => 0.10,
@@ -68,12 +67,7 @@ fn known_floor(load: Load) -> Option<f64> {
 }
 
 impl Cost {
-    fn ratio(&self) -> f64 {
-        median(&self.layer) / median(&self.floor)
-    }
-
     fn row(&self, load: Load) -> Vec<String> {
-        let void = known_floor(load).is_some_and(|known| median(&self.floor) > 1.5 * known);
         let per_gb = |million: &[f64]| format!("{:.2}", median(million) * 1e3 / load.size as f64);
         vec![
             size(load.size),
@@ -83,7 +77,7 @@ impl Cost {
             spread(&self.floor, 3),
             per_gb(&self.layer),
             per_gb(&self.floor),
-            format!("{:.2}×{}", self.ratio(), if void { " (void)" } else { "" }),
+            measure::to_floor(&self.layer, &self.floor, known_floor(load)),
             // Readers that have nothing left to give may be what is measured.
             format!(
                 "{:.0}, {:.0} %{}",
@@ -224,7 +218,13 @@ async fn cost(load: Load, rounds: usize, storing: bool) -> Cost {
         let (server, followers) = (used.server / used.wall, used.followers / used.wall);
         cost.busy = (cost.busy.0.max(server), cost.busy.1.max(followers));
     }
-    eprintln!("{} × {}, {}/s: {:.3}", load.followers, size(load.size), load.rate(), cost.ratio());
+    eprintln!(
+        "{} × {}, {}/s: {}",
+        load.followers,
+        size(load.size),
+        load.rate(),
+        measure::to_floor(&cost.layer, &cost.floor, None)
+    );
     cost
 }
 

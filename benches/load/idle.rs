@@ -46,11 +46,11 @@ async fn floor(followers: usize, smoke: bool) -> Vec<String> {
     for follower in &mut all {
         follower.reach(&data, data.len()).await;
     }
-    row("floor", &child, fresh, before, followers, smoke).await
+    let used = (child.settled_rss().await - before) / followers as f64;
+    row("floor", &child, fresh, used, smoke).await
 }
 
-async fn row(name: &str, child: &Child, fresh: f64, before: f64, followers: usize, smoke: bool) -> Vec<String> {
-    let used = (child.settled_rss().await - before) / followers as f64;
+async fn row(name: &str, child: &Child, fresh: f64, used: f64, smoke: bool) -> Vec<String> {
     let (seconds, cpu) = (if smoke { 1 } else { 10 }, child.cpu());
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let cpu = (child.cpu() - cpu) * 1e3 / seconds as f64;
@@ -82,10 +82,9 @@ async fn one_run(way: Way, followers: usize, smoke: bool) -> Vec<String> {
     for follower in idle.iter_mut().chain(&mut warm) {
         follower.reach(&data, data.len()).await;
     }
-    let row = row(way.name(), &child, fresh, before, followers, smoke).await;
+    let used = (child.settled_rss().await - before) / followers as f64;
     // In a debug build futures are larger.
     let limit = if cfg!(debug_assertions) { limit(way) * 2.0 } else { limit(way) };
-    let used = (child.rss() - before) / followers as f64;
     assert!(fresh <= limit && used <= limit, "an idle follower by {} takes {fresh} and {used} KiB", way.name());
-    row
+    row(way.name(), &child, fresh, used, smoke).await
 }

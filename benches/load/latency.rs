@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::measure::{self, Child, count, median, spread, table};
+use super::measure::{self, Child, count, spread, table};
 use super::peers::{Appender, Follower};
 
 const SIZE: usize = 1024;
@@ -38,12 +38,11 @@ type Sent = Arc<Mutex<Vec<Instant>>>;
 
 /// Of the layer and of the floor in turn, for so many followers and messages a second.
 pub async fn latency(smoke: bool) {
-    // With the floor's median where peers were measured (shared/peers.md): one of more than one and a half of that makes the
-    // ratio void.
-    let loads: &[(usize, u32, usize, f64)] = if smoke {
-        &[(2, 200, 50, f64::INFINITY)]
+    // With the floor's median where peers were measured (shared/peers.md).
+    let loads: &[(usize, u32, usize, Option<f64>)] = if smoke {
+        &[(2, 200, 50, None)]
     } else {
-        &[(1, 1000, 3000, 0.07), (100, 200, 600, 1.1), (1000, 20, 60, 12.0)]
+        &[(1, 1000, 3000, Some(0.07)), (100, 200, 600, Some(1.1)), (1000, 20, 60, Some(12.0))]
     };
     let mut rows = Vec::new();
     for &(followers, rate, messages, known) in loads {
@@ -64,11 +63,7 @@ pub async fn latency(smoke: bool) {
             rate.to_string(),
             spread(&layer[0], 3),
             spread(&floor[0], 3),
-            format!(
-                "{:.2}×{}",
-                median(&layer[0]) / median(&floor[0]),
-                if median(&floor[0]) > 1.5 * known { " (void)" } else { "" }
-            ),
+            measure::to_floor(&layer[0], &floor[0], known),
             spread(&layer[1], 1),
             spread(&floor[1], 1),
         ]);

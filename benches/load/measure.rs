@@ -170,6 +170,13 @@ pub fn spread(values: &[f64], digits: usize) -> String {
     format!("{:.digits$} ({least:.digits$}–{most:.digits$})", median(values))
 }
 
+/// How ours is to the floor's. A floor of more than one and a half of what it was where peers were measured
+/// (shared/peers.md) makes the ratio void.
+pub fn to_floor(ours: &[f64], floor: &[f64], known: Option<f64>) -> String {
+    let void = known.is_some_and(|known| median(floor) > 1.5 * known);
+    format!("{:.2}×{}", median(ours) / median(floor), if void { " (void)" } else { "" })
+}
+
 /// So many, with commas.
 pub fn count(number: usize) -> String {
     let digits = number.to_string();

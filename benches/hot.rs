@@ -9,10 +9,10 @@ use divan::{AllocProfiler, Bencher, black_box};
 
 // The codec is private to the crate, and made so that it stands alone.
 #[allow(unused_imports)]
-#[path = "../src/wire/frame.rs"]
+#[path = "../src/websocket/frame.rs"]
 mod frame;
 #[allow(unused_imports)]
-#[path = "../src/wire/pieces.rs"]
+#[path = "../src/buffer.rs"]
 mod pieces;
 
 #[global_allocator]

@@ -10,16 +10,17 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use tower::{Layer, Service};
 
-use crate::answer::answer;
+use crate::access::Verb;
 use crate::body::ResponseBody;
+use crate::body::{outlast, request_body};
 use crate::error::{BoxError, ErrorKind};
 use crate::future::{ResponseFuture, Verdict};
 use crate::hub::Hub;
-use crate::inflow::{outlast, request_body};
-use crate::intent::{Intent, Verb};
 use crate::layer::HttpFStreamLayer;
-use crate::options::Options;
-use crate::respond::problem;
+use crate::server::config::Options;
+use crate::server::dispatch::answer;
+use crate::server::intent::Intent;
+use crate::server::response::problem;
 use crate::storage::Storage;
 use crate::streams::Streams;
 

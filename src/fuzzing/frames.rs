@@ -8,11 +8,13 @@ use serde_json::Value;
 
 use super::peer::{Lines, Said, Script, decode};
 use super::{Input, run};
-use crate::append::{self, Dialect, Terms};
 use crate::error::Result;
 use crate::hub::{Attach, Attached};
 use crate::key::Key;
-use crate::storage::{Append, ByteStream, End, Life, MemoryStorage, Open, Stat, State, Storage, stream};
+use crate::server::append::Terms;
+use crate::server::append::websocket::{self, Dialect};
+use crate::state::{End, Life, Stat, State};
+use crate::storage::{Append, ByteStream, MemoryStorage, Open, Storage, stream};
 use crate::streams::Streams;
 
 /// A peer says anything to the append loop, in either dialect, in steps of any size: what is stored, how it ended and
@@ -191,7 +193,7 @@ async fn append_all(io: Script, terms: Terms, dialect: Dialect, waits: u8) -> Go
         panic!("not let in")
     };
     let heard = Arc::clone(&io.heard);
-    append::run(Arc::clone(hub), io, lease, terms, dialect).await;
+    websocket::run(Arc::clone(hub), io, lease, terms, dialect).await;
     hub.tasks.close();
     hub.tasks.wait().await;
     let mut got = Got { stored: Vec::new(), state: None, told: std::mem::take(&mut heard.lock().unwrap()) };

@@ -2,11 +2,12 @@
 
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header};
 
-use crate::asked::{Asked, Range, Reading};
+use crate::access::Verb;
 use crate::error::ErrorKind;
-use crate::hub::Begin;
-use crate::intent::{Intent, Rules, Verb};
 use crate::key::Key;
+use crate::protocol::Begin;
+use crate::server::intent::{Intent, Rules};
+use crate::server::parameters::{Asked, Range, Reading};
 
 /// Makes a request of text that looks like one: a method, a target and a version in the first line, then headers. Lines
 /// that can't be headers are left out. `None` if hyper would not let it through either.

@@ -5,10 +5,10 @@ use data_encoding::BASE64;
 
 use super::Input;
 use super::peer::{Said, decode};
-use crate::events::Encoder;
-use crate::storage::{Life, State};
-use crate::wire::pieces::Pieces;
-use crate::wire::text::Framer;
+use crate::buffer::Pieces;
+use crate::protocol::events::Encoder;
+use crate::state::{Life, State};
+use crate::websocket::text::Framer;
 
 /// Bytes that come in any pieces are put together again to the same bytes by whoever reads the frames or the events.
 pub fn text(data: &[u8]) -> bool {

@@ -6,10 +6,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::{Hub, Phase, Progress, Resource, Seat};
+use crate::buffer::Pieces;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
-use crate::storage::{ByteStream, Life, Stat, State, stream};
-use crate::wire::pieces::Pieces;
+use crate::protocol::Begin;
+use crate::state::{Life, Stat, State};
+use crate::storage::{ByteStream, stream};
 
 /// A follower's place.
 pub(crate) struct Cursor {
@@ -26,19 +28,6 @@ pub(crate) struct Cursor {
     phase: Phase,
     /// Counts it.
     _seat: Option<Seat>,
-}
-
-/// Where a follower begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Begin {
-    #[default]
-    Start,
-    /// At this byte.
-    Offset(u64),
-    /// This many bytes before the end.
-    Tail(u64),
-    /// This many lines before the end.
-    Lines(u64),
 }
 
 /// How much is read at once to find lines.

@@ -17,46 +17,41 @@ use tokio_util::task::TaskTracker;
 
 use crate::budget::{Budget, Share};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
-use crate::storage::erased::{BoxFuture, DynAppend, DynStorage, hangs};
-use crate::storage::{Life, Open, Stat, State, stream};
-use crate::streams::{Durability, Event};
+use crate::state::{Life, Stat, State};
+use crate::storage::erased::{DynAppend, DynStorage, hangs};
+use crate::storage::{Open, stream};
+use futures_core::future::BoxFuture;
 
-mod append;
-mod audience;
-mod caps;
+mod config;
 mod cursor;
+mod events;
+mod idle;
+mod lease;
+mod limits;
 mod progress;
 mod resource;
 #[cfg(test)]
 mod sim;
 
-pub(crate) use self::append::Lease;
-use self::append::{end_lost, stop_it};
-pub(crate) use self::audience::{Batch, Listener, Ticket};
-use self::caps::{Followers, one_append};
-pub(crate) use self::caps::{Limits, Seat};
-pub(crate) use self::cursor::{Begin, Cursor, Step};
+pub(crate) use self::config::Config;
+pub use self::config::Durability;
+pub(crate) use self::cursor::{Cursor, Step};
+pub use self::events::Event;
+pub(crate) use self::idle::{Batch, Listener, Ticket};
+pub(crate) use self::lease::Lease;
+use self::lease::{end_lost, stop_it};
+#[cfg(test)]
+pub(crate) use self::limits::READ_AHEAD;
+use self::limits::{Followers, one_append};
+pub(crate) use self::limits::{Limits, Seat};
 pub(crate) use self::progress::{Phase, Progress};
 pub(crate) use self::resource::Resource;
 use self::resource::{Held, Place};
 
 /// How much a lagging listener for events can be behind before it is told that it missed some.
 const EVENTS: usize = 1024;
-
-#[derive(Debug, Clone)]
-pub(crate) struct Config {
-    pub(crate) tail_cache: usize,
-    pub(crate) durability: Durability,
-    /// How long a lost appender may take to come back.
-    pub(crate) grace: Duration,
-    /// How long a resource may be parked.
-    pub(crate) parking: Duration,
-    pub(crate) limits: Limits,
-    /// How long the storage may take.
-    pub(crate) patience: Duration,
-}
 
 pub(crate) struct Hub {
     pub(crate) storage: Box<dyn DynStorage>,
@@ -171,7 +166,7 @@ impl Hub {
             followers: Followers::new(config.limits),
             appends: Budget::new(config.limits.appends),
             incomplete: Budget::new(config.limits.incomplete),
-            ahead: Budget::new(crate::append::AHEAD_OF_ALL),
+            ahead: Budget::new(limits::READ_AHEAD),
             config,
             adopted: OnceCell::new(),
             events: broadcast::channel(EVENTS).0,

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
+use crate::buffer::Pieces;
 use crate::error::ErrorKind;
-use crate::storage::State;
-use crate::wire::pieces::Pieces;
+use crate::state::State;
 
 /// The one number that followers wait for, and how the resource stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

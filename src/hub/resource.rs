@@ -6,15 +6,15 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::audience::{Audience, Listener, Ticket};
+use super::idle::{Audience, Listener, Ticket};
 use super::progress::Tail;
 use super::{Phase, Progress};
 use crate::budget::Share;
 use crate::error::{ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
+use crate::state::{Life, Stat};
 use crate::storage::erased::DynAppend;
-use crate::storage::{Life, Stat};
 
 /// A live or lost resource.
 pub(crate) struct Resource {

@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
+use futures_core::future::BoxFuture;
 use tokio::task::coop::{Unconstrained, unconstrained};
 use tokio::time::{Sleep, sleep};
 
-use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
+use super::{Append, ByteStream, End, EntryStream, Open, StatStream, Storage};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
-
-pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+use crate::state::{Life, Stat};
 
 pub(crate) trait DynStorage: Send + Sync + 'static {
     fn open<'a>(&'a self, key: &'a Key, how: Open) -> BoxFuture<'a, Result<Box<dyn DynAppend>>>;

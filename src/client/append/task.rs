@@ -17,10 +17,10 @@ use crate::client::request::{Answer, Dialect, Options, Verb, WebSocket, send};
 use crate::client::retry::Attempts;
 use crate::client::url::Target;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::AppenderId;
-use crate::socket::{Beat, Pulse};
-use crate::wire::Inbound;
-use crate::wire::frame::{Kind, close_payload};
+use crate::identity::AppenderId;
+use crate::websocket::Inbound;
+use crate::websocket::frame::{Kind, close_payload};
+use crate::websocket::keepalive::{Beat, Pulse};
 
 /// How long the end of a connection may take once its outcome is known.
 const PATIENCE: Duration = Duration::from_secs(5);

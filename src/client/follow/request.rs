@@ -14,8 +14,8 @@ use crate::client::request::{Answer, Dialect, Options, Verb, send};
 use crate::client::retry::{Attempts, Retry, is_passing};
 use crate::client::url::Target;
 use crate::error::{ErrorKind, Result};
-use crate::hub::Begin;
-use crate::storage::Life;
+use crate::protocol::Begin;
+use crate::state::Life;
 
 /// The longest that a server is asked to wait at once: proxies give up on answers after a minute.
 const WAIT_AT_ONCE: Duration = Duration::from_secs(30);

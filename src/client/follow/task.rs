@@ -16,9 +16,9 @@ use crate::client::request::{Answer, Dialect, Options, Verb, WebSocket, send};
 use crate::client::retry::Attempts;
 use crate::client::url::Target;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Life, State};
-use crate::wire::Inbound;
-use crate::wire::frame::Kind;
+use crate::state::{Life, State};
+use crate::websocket::Inbound;
+use crate::websocket::frame::Kind;
 
 /// How long the end of a connection may take once its outcome is known.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -9,10 +9,12 @@ use tokio_util::sync::CancellationToken;
 use super::super::{Attach, Attached, Entry, Lease};
 use super::world::{World, byte};
 use crate::error::{ErrorKind, Result};
-use crate::id::Owner;
+use crate::hub::Durability;
+use crate::identity::Owner;
 use crate::key::Key;
-use crate::storage::{End, Life, Open, State};
-use crate::streams::{Durability, Follower, Streams, Update};
+use crate::state::{End, Life, State};
+use crate::storage::Open;
+use crate::streams::{Follower, Streams, Update};
 
 /// No call may take longer, however slow the storage is.
 const BOUND: Duration = Duration::from_secs(60);

@@ -29,7 +29,8 @@ use self::store::SimStore;
 use self::world::World;
 use super::{Attach, Attached};
 use crate::error::ErrorKind;
-use crate::storage::{Open, State};
+use crate::state::State;
+use crate::storage::Open;
 use crate::streams::Streams;
 
 mod actors;

@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::super::Lease;
 use super::actors::Session;
 use super::store::Res;
-use crate::id::{AppenderId, Owner};
+use crate::hub::Durability;
+use crate::identity::{AppenderId, Owner};
 use crate::key::Key;
-use crate::storage::{Life, State};
-use crate::streams::Durability;
+use crate::state::{Life, State};
 
 tokio::task_local! {
     /// A follower's own generator. The order in which a `watch` wakes several is random, so they must not share one.

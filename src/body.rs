@@ -154,7 +154,7 @@ where
 }
 
 /// How long what is sent behind a refusal is taken, and dropped.
-const OUTLAST: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The body of a request, whatever its type was.
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
@@ -196,9 +196,9 @@ impl<B: Body> Body for AsBytes<B> {
 
 /// Takes what is still sent of a body that was refused. To drop it resets the stream or the connection, and most clients
 /// then never see why (seen: curl 7.88, httpx over HTTP/1.1).
-pub(crate) fn outlast(mut body: RequestBody) {
+pub(crate) fn drain(mut body: RequestBody) {
     if body.is_end_stream() {
         return;
     }
-    tokio::spawn(tokio::time::timeout(OUTLAST, async move { while let Some(Ok(_)) = body.frame().await {} }));
+    tokio::spawn(tokio::time::timeout(DRAIN_TIMEOUT, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }

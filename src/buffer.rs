@@ -6,18 +6,18 @@ use std::io::IoSlice;
 use bytes::{Buf, Bytes, BytesMut};
 use smallvec::{SmallVec, smallvec};
 
-/// Pieces smaller than this are copied together: cheaper than a slice each, and a small slice can't keep a large
+/// ByteQueue smaller than this are copied together: cheaper than a slice each, and a small slice can't keep a large
 /// buffer alive.
 const SMALL: usize = 8 * 1024;
 /// Small pieces are gathered up to about this size.
 const GATHER: usize = 32 * 1024;
 
 /// What was taken out of a queue: most often one piece, which costs no allocation of its own.
-pub(crate) type Taken = SmallVec<[Bytes; 1]>;
+pub(crate) type Segments = SmallVec<[Bytes; 1]>;
 
 /// A queue of bytes that copies small pieces and shares large ones.
 #[derive(Debug, Default)]
-pub(crate) struct Pieces {
+pub(crate) struct ByteQueue {
     /// Empty if nothing is done.
     front: Bytes,
     /// What is done behind that.
@@ -26,7 +26,7 @@ pub(crate) struct Pieces {
     len: usize,
 }
 
-impl Pieces {
+impl ByteQueue {
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -81,7 +81,7 @@ impl Pieces {
     }
 
     /// Adds what these pieces hold from `start` to `end` to another queue.
-    pub(crate) fn copy_range(&self, mut start: usize, mut end: usize, into: &mut Pieces) {
+    pub(crate) fn copy_range(&self, mut start: usize, mut end: usize, into: &mut ByteQueue) {
         for piece in self.done() {
             if end == 0 {
                 return;
@@ -122,27 +122,27 @@ impl Pieces {
     }
 
     /// Adds another queue's pieces behind these.
-    pub(crate) fn append(&mut self, other: &mut Pieces) {
+    pub(crate) fn append(&mut self, other: &mut ByteQueue) {
         for piece in other.take_all() {
             self.push(piece);
         }
     }
 
     /// Takes everything out.
-    pub(crate) fn take_all(&mut self) -> Taken {
+    pub(crate) fn take_all(&mut self) -> Segments {
         self.seal();
         self.len = 0;
         match (std::mem::take(&mut self.front), std::mem::take(&mut self.more)) {
-            (front, _) if front.is_empty() => Taken::new(),
+            (front, _) if front.is_empty() => Segments::new(),
             (front, more) if more.is_empty() => smallvec![front],
             (front, mut more) => {
                 more.push_front(front);
-                Taken::from_vec(more.into())
+                Segments::from_vec(more.into())
             }
         }
     }
 
-    pub(crate) fn into_all(mut self) -> Taken {
+    pub(crate) fn into_all(mut self) -> Segments {
         self.take_all()
     }
 
@@ -174,7 +174,7 @@ impl Pieces {
     }
 }
 
-impl Buf for Pieces {
+impl Buf for ByteQueue {
     fn remaining(&self) -> usize {
         self.len
     }
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn keeps_order_and_bounds_the_count() {
-        let mut pieces = Pieces::default();
+        let mut pieces = ByteQueue::default();
         let mut expected = Vec::new();
         for i in 0..50_000u32 {
             let size = if i % 5000 == 0 { SMALL + i as usize } else { (i % 3) as usize };
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn small_pieces_are_copied_together_and_large_ones_shared() {
         let (small, large) = (Bytes::from(vec![1; 8 * 1024 - 1]), Bytes::from(vec![2; 8 * 1024]));
-        let mut pieces = Pieces::default();
+        let mut pieces = ByteQueue::default();
         assert!(pieces.is_empty());
         for _ in 0..6 {
             pieces.push(small.clone());
@@ -262,9 +262,9 @@ mod tests {
     }
 
     /// Small ones, a large one, and some that are open still: bytes that count.
-    fn some() -> (Pieces, Vec<u8>) {
+    fn some() -> (ByteQueue, Vec<u8>) {
         let all: Vec<u8> = (0..30_000u32).map(|i| (i / 7) as u8).collect();
-        let mut pieces = Pieces::default();
+        let mut pieces = ByteQueue::default();
         for range in [0..5, 5..9_000, 9_000..9_500, 9_500..29_000] {
             pieces.push(Bytes::copy_from_slice(&all[range]));
         }
@@ -280,7 +280,7 @@ mod tests {
         let cuts = [0, 1, 5, 6, 8_999, 9_000, 9_400, 9_500, 20_000, 29_000, 29_001, 30_000];
         for start in cuts {
             for end in cuts.into_iter().filter(|end| *end >= start) {
-                let mut copy = Pieces::default();
+                let mut copy = ByteQueue::default();
                 copy.push_small(b"before");
                 pieces.copy_range(start, end, &mut copy);
                 assert_eq!(copy.len(), 6 + end - start, "{start}..{end}");
@@ -288,7 +288,7 @@ mod tests {
             }
         }
         // What is large is shared.
-        let mut copy = Pieces::default();
+        let mut copy = ByteQueue::default();
         pieces.copy_range(9_500, 9_500 + 8 * 1024, &mut copy);
         assert_eq!(copy.chunk().as_ptr(), pieces.more[2].as_ptr());
     }
@@ -299,7 +299,7 @@ mod tests {
         for (cap, dropped) in [(30_000, 0), (29_999, 5), (21_000, 8_995), (20_999, 500), (1_000, 19_500), (999, 1_000)]
         {
             assert_eq!(pieces.trim(cap), dropped, "{cap}");
-            let mut left = Pieces::default();
+            let mut left = ByteQueue::default();
             pieces.copy_range(0, pieces.len(), &mut left);
             assert!(left.take_all().concat() == all[all.len() - pieces.len()..], "{cap}");
         }

@@ -36,7 +36,7 @@ pub fn path(data: &[u8]) -> bool {
     let asks = uri.query().is_some_and(|query| query.contains("verb") || query.contains('%'));
     match rules.intent(&request) {
         _ if asks => {}
-        Intent::Serve { key } => assert_eq!(Some(key), expected),
+        Intent::Read { key } => assert_eq!(Some(key), expected),
         Intent::Pass => assert_eq!(expected, None),
         other => panic!("{other:?}"),
     }

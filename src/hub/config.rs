@@ -11,10 +11,10 @@ pub(crate) struct Config {
     /// How long a lost appender may take to come back.
     pub(crate) grace: Duration,
     /// How long a resource may be parked.
-    pub(crate) parking: Duration,
+    pub(crate) parking_timeout: Duration,
     pub(crate) limits: Limits,
     /// How long the storage may take.
-    pub(crate) patience: Duration,
+    pub(crate) storage_timeout: Duration,
 }
 
 /// When committed bytes are made to survive a power loss. They survive the process's death in any case, if the

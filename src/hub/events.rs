@@ -35,6 +35,6 @@ pub enum Event {
         /// The resource.
         key: Key,
     },
-    /// The listener was too slow and missed this many events; [`list`](Streams::list) tells how things stand.
+    /// The member was too slow and missed this many events; [`list`](Streams::list) tells how things stand.
     Missed(u64),
 }

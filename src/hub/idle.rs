@@ -1,7 +1,7 @@
 //! The followers of a resource that have all there is: what comes is written to them by whoever comes by, to many in one go,
 //! instead of waking a task for each.
 //!
-//! A follower that has caught up leaves its connection in a seat and waits there for anything else. Seats come in groups of
+//! A follower that has caught up leaves its connection in a permit and waits there for anything else. Seats come in groups of
 //! the same runtime. What is small is written to the first group by the appender's own task, and everything to the others
 //! by a task of each group; it is encoded once for all of a group that want the same. A follower whose socket doesn't take
 //! all of it at once is called, takes its connection back, and goes on by itself, as does everyone at a change that isn't
@@ -19,7 +19,7 @@ use tokio::task::coop;
 
 use super::Resource;
 use super::cursor::STEP;
-use crate::buffer::{Pieces, Taken};
+use crate::buffer::{ByteQueue, Segments};
 
 /// How many followers are served in one go: with a write or two each they are within what a task may do at once. (With 32,
 /// 100 followers of messages of 1 KiB wait a tenth longer.)
@@ -29,17 +29,17 @@ const SMALL: u64 = 16 * 1024;
 /// How many frames of one batch are kept: its followers are at the same place but for a few.
 const FRAMES: usize = 4;
 
-/// A follower in its seat.
-pub(crate) trait Listener: Send + Sync {
+/// A follower in its permit.
+pub(crate) trait IdleMember: Send + Sync {
     /// Writes what has come, if the follower has left its connection here. If that panics the connection has to be gone.
-    fn hear(&self, batch: &mut Batch<'_>);
+    fn write(&self, batch: &mut GroupWrite<'_>);
     /// The follower has to look after itself.
-    fn call(&self);
+    fn wake(&self);
 }
 
 /// All seats of a resource.
 #[derive(Default)]
-pub(super) struct Audience {
+pub(super) struct IdleGroups {
     groups: Mutex<Vec<Arc<Group>>>,
 }
 
@@ -58,42 +58,42 @@ struct Group {
 #[derive(Default)]
 struct Seats {
     /// Those that were left go with time.
-    all: Vec<Arc<dyn Listener>>,
+    all: Vec<Arc<dyn IdleMember>>,
     /// Somebody has taken them out to serve them …
     busy: bool,
     /// … and others have asked for that meanwhile.
     again: bool,
 }
 
-/// A seat in a group; it is free again when dropped.
-pub(crate) struct Ticket(Arc<Group>);
+/// A permit in a group; it is free again when dropped.
+pub(crate) struct Membership(Arc<Group>);
 
-impl Ticket {
+impl Membership {
     /// Whether anybody will come by here.
     pub(crate) fn is_valid(&self) -> bool {
         !self.0.is_closed()
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Membership {
     fn drop(&mut self) {
         self.0.sitting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Audience {
+impl IdleGroups {
     fn groups(&self) -> MutexGuard<'_, Vec<Arc<Group>>> {
         // Nothing that panics runs under this lock.
         self.groups.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Takes a seat.
-    pub(super) fn join(resource: &Arc<Resource>, listener: Arc<dyn Listener>) -> Ticket {
+    /// Takes a permit.
+    pub(super) fn join(resource: &Arc<Resource>, member: Arc<dyn IdleMember>) -> Membership {
         let runtime = Handle::current();
-        let mut groups = resource.audience.groups();
-        let free = groups.iter().find(|group| group.has_room(runtime.id()) && group.add(&listener));
+        let mut groups = resource.idle_groups.groups();
+        let free = groups.iter().find(|group| group.has_room(runtime.id()) && group.add(&member));
         if let Some(group) = free {
-            return Ticket(Arc::clone(group));
+            return Membership(Arc::clone(group));
         }
         let group = Arc::new(Group {
             runtime: runtime.id(),
@@ -102,11 +102,11 @@ impl Audience {
             closed: AtomicBool::new(false),
             due: Notify::new(),
         });
-        group.add(&listener);
+        group.add(&member);
         groups.retain(|group| !group.is_closed());
         groups.push(Arc::clone(&group));
         runtime.spawn(serving(Arc::clone(resource), Task(Arc::clone(&group))));
-        Ticket(group)
+        Membership(group)
     }
 
     /// The resource has grown.
@@ -145,8 +145,8 @@ impl Group {
         self.runtime == runtime && self.sitting.load(Ordering::Relaxed) < GROUP
     }
 
-    /// Whether anybody will come by at this seat.
-    fn add(&self, listener: &Arc<dyn Listener>) -> bool {
+    /// Whether anybody will come by at this permit.
+    fn add(&self, member: &Arc<dyn IdleMember>) -> bool {
         let mut seats = self.seats();
         if self.is_closed() {
             return false;
@@ -154,7 +154,7 @@ impl Group {
         if seats.all.len() >= GROUP {
             seats.all.retain(is_taken);
         }
-        seats.all.push(Arc::clone(listener));
+        seats.all.push(Arc::clone(member));
         self.sitting.fetch_add(1, Ordering::Relaxed);
         true
     }
@@ -171,12 +171,12 @@ impl Group {
             seats.busy = true;
             std::mem::take(&mut seats.all)
         };
-        let mut batch = Batch { resource, to: resource.len(), most, frames: SmallVec::new(), is_whole: true };
+        let mut batch = GroupWrite { resource, to: resource.len(), most, frames: SmallVec::new(), is_whole: true };
         let mut served = 0;
-        for listener in &all {
+        for member in &all {
             // A connection that panics is its follower's misfortune, and nobody else's.
-            if catch_unwind(AssertUnwindSafe(|| listener.hear(&mut batch))).is_err() {
-                listener.call();
+            if catch_unwind(AssertUnwindSafe(|| member.write(&mut batch))).is_err() {
+                member.wake();
             }
             if !batch.is_whole {
                 break;
@@ -196,7 +196,7 @@ impl Group {
         drop(seats);
         if self.is_closed() {
             // Its task found nobody here to call.
-            self.call_all();
+            self.wake_all();
         }
         batch.is_whole && !again
     }
@@ -208,7 +208,7 @@ impl Group {
             let _seats = self.seats();
             self.closed.store(true, Ordering::Release);
         }
-        self.call_all();
+        self.wake_all();
     }
 
     /// Closes it if nobody sits here; whether it has.
@@ -221,21 +221,21 @@ impl Group {
         empty
     }
 
-    fn call_all(&self) {
+    fn wake_all(&self) {
         let all = self.seats().all.clone();
-        for listener in all {
-            listener.call();
+        for member in all {
+            member.wake();
         }
     }
 }
 
 /// Whether its follower is still there: nobody else has it.
-fn is_taken(listener: &Arc<dyn Listener>) -> bool {
-    Arc::strong_count(listener) > 1
+fn is_taken(member: &Arc<dyn IdleMember>) -> bool {
+    Arc::strong_count(member) > 1
 }
 
 /// What has come, for one group.
-pub(crate) struct Batch<'a> {
+pub(crate) struct GroupWrite<'a> {
     resource: &'a Resource,
     to: u64,
     /// Nobody is written more than this.
@@ -250,11 +250,11 @@ struct Frame {
     from: u64,
     voice: u8,
     /// `None`: each has to make its own.
-    bytes: Option<Taken>,
+    bytes: Option<Segments>,
     to: u64,
 }
 
-impl Batch<'_> {
+impl GroupWrite<'_> {
     /// Whether there is anything for a follower who is here.
     pub(crate) fn is_behind(&self, at: u64) -> bool {
         at < self.to
@@ -262,7 +262,7 @@ impl Batch<'_> {
 
     /// Whether it is written here and now to a follower who is there. If not, it and the rest of the group have their turn
     /// later.
-    pub(crate) fn goes_on(&mut self, at: u64) -> bool {
+    pub(crate) fn may_write_now(&mut self, at: u64) -> bool {
         self.is_whole &= self.to.saturating_sub(at) <= self.most && coop::has_budget_remaining();
         self.is_whole
     }
@@ -273,7 +273,7 @@ impl Batch<'_> {
         &mut self,
         from: u64,
         voice: u8,
-        encode: impl FnOnce(Pieces) -> Option<Pieces>,
+        encode: impl FnOnce(ByteQueue) -> Option<ByteQueue>,
     ) -> Option<(&[Bytes], u64)> {
         let known = self.frames.iter().position(|frame| (frame.from, frame.voice) == (from, voice));
         let index = known.unwrap_or_else(|| {
@@ -332,15 +332,15 @@ mod tests {
         called: AtomicUsize,
     }
 
-    impl Listener for Follower {
-        fn hear(&self, batch: &mut Batch<'_>) {
+    impl IdleMember for Follower {
+        fn write(&self, batch: &mut GroupWrite<'_>) {
             let at = self.heard.load(Ordering::Relaxed) as u64;
-            if batch.is_behind(at) && batch.goes_on(at) {
+            if batch.is_behind(at) && batch.may_write_now(at) {
                 self.heard.store(batch.to as usize, Ordering::Relaxed);
             }
         }
 
-        fn call(&self) {
+        fn wake(&self) {
             self.called.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -350,14 +350,14 @@ mod tests {
         Arc::new(Resource::new(Key::new("a").unwrap(), &stat, None, Place::Taken, 1 << 20, None))
     }
 
-    fn join(resource: &Arc<Resource>) -> (Arc<Follower>, Ticket) {
+    fn join(resource: &Arc<Resource>) -> (Arc<Follower>, Membership) {
         let follower = Arc::<Follower>::default();
-        let ticket = resource.seat(Arc::clone(&follower) as _);
+        let ticket = resource.join_idle_group(Arc::clone(&follower) as _);
         (follower, ticket)
     }
 
     fn groups(resource: &Resource) -> Vec<usize> {
-        resource.audience.groups().iter().map(|group| group.seats().all.len()).collect()
+        resource.idle_groups.groups().iter().map(|group| group.seats().all.len()).collect()
     }
 
     /// Until all tasks wait.
@@ -386,7 +386,7 @@ mod tests {
         assert_eq!(groups(&resource), [GROUP / 4, GROUP / 4, 2]);
         all.extend((0..2 * GROUP - 4).map(|_| join(&resource)));
         assert_eq!(groups(&resource)[..2], [GROUP, GROUP]);
-        assert_eq!(resource.audience.groups().len(), 3);
+        assert_eq!(resource.idle_groups.groups().len(), 3);
         assert!(all.iter().all(|(follower, _)| follower.called.load(Ordering::Relaxed) == 0));
         all.clear();
         for more in 1..3 {
@@ -414,10 +414,10 @@ mod tests {
     }
 
     /// Looks while it is told whether others may join and grow.
-    struct Busy(Arc<Resource>, AtomicUsize, Mutex<Option<(Arc<Follower>, Ticket)>>);
+    struct Busy(Arc<Resource>, AtomicUsize, Mutex<Option<(Arc<Follower>, Membership)>>);
 
-    impl Listener for Busy {
-        fn hear(&self, batch: &mut Batch<'_>) {
+    impl IdleMember for Busy {
+        fn write(&self, batch: &mut GroupWrite<'_>) {
             if self.1.fetch_add(1, Ordering::Relaxed) == 0 {
                 self.0.grow(0, &[], batch.to + 1).unwrap();
                 *self.2.lock().unwrap() = Some(join(&self.0));
@@ -425,7 +425,7 @@ mod tests {
             }
         }
 
-        fn call(&self) {
+        fn wake(&self) {
             self.1.fetch_add(100, Ordering::Relaxed);
         }
     }
@@ -434,7 +434,7 @@ mod tests {
     async fn what_comes_while_others_are_served_is_told_next() {
         let resource = resource();
         let busy = Arc::new(Busy(Arc::clone(&resource), AtomicUsize::new(0), Mutex::default()));
-        let _ticket = resource.seat(Arc::clone(&busy) as _);
+        let _ticket = resource.join_idle_group(Arc::clone(&busy) as _);
         let (other, _ticket) = join(&resource);
         resource.grow(0, &[], 7).unwrap();
         settle().await;

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Durability, Event};
 use crate::state::{End, Stat, State};
 use crate::storage::Open;
-use crate::storage::erased::{DynAppend, hung};
+use crate::storage::erased::{DynAppend, timed_out};
 use futures_core::future::BoxFuture;
 
 /// How long what is kept for followers who are behind may stay when nothing comes any more.
@@ -78,23 +78,23 @@ impl Lease {
     }
 
     /// From now on nothing is synced but what [`sync`](Self::sync) is asked for.
-    pub(crate) fn acknowledge(&mut self) {
+    pub(crate) fn sync_on_request(&mut self) {
         self.acknowledged = true;
     }
 
     /// Whether an append counts only once it is synced.
-    pub(crate) fn is_acked(&self) -> bool {
+    pub(crate) fn syncs_each_append(&self) -> bool {
         self.hub.config.durability == Durability::Acked
     }
 
     /// Cancelled when somebody else has taken over, or the resource was ended from outside.
-    pub(crate) fn over(&self) -> &CancellationToken {
+    pub(crate) fn revoked(&self) -> &CancellationToken {
         &self.over
     }
 
     /// Why it is [`over`](Self::over).
-    pub(crate) fn over_as(&self) -> ErrorKind {
-        self.resource.over_as(self.holder)
+    pub(crate) fn revocation(&self) -> ErrorKind {
+        self.resource.revocation(self.holder)
     }
 
     /// Gives way to followers where they would find in the tail no longer what they want next. Cancel safe.
@@ -111,11 +111,11 @@ impl Lease {
     ///
     /// Not cancel safe: the appender is poisoned.
     pub(crate) async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
-        if self.hub.hard.is_cancelled() {
+        if self.hub.aborting.is_cancelled() {
             return Err(ErrorKind::ShuttingDown.into());
         }
         if self.over.is_cancelled() {
-            return Err(self.over_as().into());
+            return Err(self.revocation().into());
         }
         let append = self.append.as_mut().filter(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
         let before = self.resource.len();
@@ -235,7 +235,7 @@ impl Lease {
         };
         let ending = self.hub.tasks.spawn(ending);
         // If that takes too long it goes on to its end all the same, and whoever comes back is told of it.
-        let ended = timeout(self.hub.config.patience, ending).await.map_err(|_| hung())?;
+        let ended = timeout(self.hub.config.storage_timeout, ending).await.map_err(|_| timed_out())?;
         ended.unwrap_or_else(|panicked| {
             // Nobody knows how it ended, but it has.
             self.hub.end(&self.resource, self.resource.len(), Phase::Cut(ErrorKind::Storage));
@@ -251,7 +251,7 @@ impl Lease {
         let mut held = self.resource.held();
         if held.holder != self.holder || self.over.is_cancelled() {
             drop(held);
-            return Err(self.over_as().into());
+            return Err(self.revocation().into());
         }
         let append = self.append.take_if(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
         match &mut held.place {
@@ -295,7 +295,7 @@ impl Drop for Lease {
                 let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
                 self.hub.tasks.spawn_on(end_lost(hub, resource, append), &self.runtime);
             }
-            Place::Taken if self.hub.soft.is_cancelled() => {
+            Place::Taken if self.hub.shutting_down.is_cancelled() => {
                 held.place = Place::Ending;
                 let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
                 self.hub.tasks.spawn_on(stop_it(hub, resource, append), &self.runtime);
@@ -386,7 +386,7 @@ async fn end_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Box<dyn DynAppen
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::{Attach, Attached};
+    use crate::hub::{AttachRequest, Attached};
     use crate::identity::Owner;
     use crate::key::Key;
     use crate::storage::{Append, MemoryStorage, Storage};
@@ -396,7 +396,7 @@ mod tests {
     async fn what_was_deleted_is_not_parked() {
         // A sync would tell it.
         let streams = Streams::builder(MemoryStorage::new(1 << 20)).durability(Durability::Process).build();
-        let attach = Attach { owner: Some(Owner::ANYONE), ..Attach::new(Open::Continue) };
+        let attach = AttachRequest { owner: Some(Owner::ANYONE), ..AttachRequest::new(Open::Continue) };
         let attached = streams.hub.attach(&Key::new("a").unwrap(), attach).await.unwrap();
         let Attached::Open { mut lease, .. } = attached else { panic!("it is finished") };
         lease.append(&[Bytes::from_static(b"x")]).await.unwrap();

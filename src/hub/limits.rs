@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::budget::{Budget, Share};
+use crate::budget::{Budget, Reservation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 
@@ -15,9 +15,9 @@ pub(crate) const READ_AHEAD: usize = 128 * 1024 * 1024;
 pub(crate) struct Limits {
     /// Resources that are live, lost or parked.
     pub(crate) appends: usize,
-    /// Followers of one resource.
+    /// FollowerCounts of one resource.
     pub(crate) followers: usize,
-    /// Followers of all resources.
+    /// FollowerCounts of all resources.
     pub(crate) total_followers: usize,
     /// Bytes of incomplete messages.
     pub(crate) incomplete: usize,
@@ -34,13 +34,13 @@ fn overloaded(why: &'static str) -> Error {
 }
 
 /// One resource more that is not at rest.
-pub(super) fn one_append(appends: &Arc<Budget>) -> Result<Share> {
-    let mut one = appends.share();
+pub(super) fn one_append(appends: &Arc<Budget>) -> Result<Reservation> {
+    let mut one = appends.reservation();
     one.grow(1).then_some(one).ok_or_else(|| overloaded("too much is appended to on this server: try again later"))
 }
 
 /// Counts followers, by resource and altogether.
-pub(super) struct Followers {
+pub(super) struct FollowerCounts {
     limits: Limits,
     counts: Mutex<Counts>,
 }
@@ -51,7 +51,7 @@ struct Counts {
     by_key: HashMap<Key, usize>,
 }
 
-impl Followers {
+impl FollowerCounts {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self { limits, counts: Mutex::default() })
     }
@@ -62,7 +62,7 @@ impl Followers {
     }
 
     /// Counts one more follower of a resource, whether that is there yet or not.
-    pub(super) fn seat(self: &Arc<Self>, key: &Key) -> Result<Seat> {
+    pub(super) fn permit(self: &Arc<Self>, key: &Key) -> Result<FollowerPermit> {
         let mut counts = self.counts();
         if counts.total >= self.limits.total_followers {
             return Err(overloaded("too many followers on this server: try again later"));
@@ -73,17 +73,17 @@ impl Followers {
         }
         counts.total += 1;
         counts.by_key.insert(key.clone(), followers + 1);
-        Ok(Seat { of: Arc::clone(self), key: key.clone() })
+        Ok(FollowerPermit { of: Arc::clone(self), key: key.clone() })
     }
 }
 
 /// One follower of a resource.
-pub(crate) struct Seat {
-    of: Arc<Followers>,
+pub(crate) struct FollowerPermit {
+    of: Arc<FollowerCounts>,
     key: Key,
 }
 
-impl Drop for Seat {
+impl Drop for FollowerPermit {
     fn drop(&mut self) {
         let mut counts = self.of.counts();
         counts.total -= 1;
@@ -102,14 +102,14 @@ mod tests {
 
     #[test]
     fn fault_43_followers_leave_nothing_behind() {
-        let followers = Followers::new(Limits { followers: 2, total_followers: 3, ..Limits::default() });
+        let followers = FollowerCounts::new(Limits { followers: 2, total_followers: 3, ..Limits::default() });
         let (a, b) = (Key::new("a").unwrap(), Key::new("b").unwrap());
-        let (one, two) = (followers.seat(&a).unwrap(), followers.seat(&a).unwrap());
-        assert_eq!(followers.seat(&a).err().unwrap().kind(), ErrorKind::Overloaded);
-        let three = followers.seat(&b).unwrap();
-        assert_eq!(followers.seat(&b).err().unwrap().kind(), ErrorKind::Overloaded, "three altogether");
+        let (one, two) = (followers.permit(&a).unwrap(), followers.permit(&a).unwrap());
+        assert_eq!(followers.permit(&a).err().unwrap().kind(), ErrorKind::Overloaded);
+        let three = followers.permit(&b).unwrap();
+        assert_eq!(followers.permit(&b).err().unwrap().kind(), ErrorKind::Overloaded, "three altogether");
         drop(one);
-        drop(followers.seat(&b).unwrap());
+        drop(followers.permit(&b).unwrap());
         drop((two, three));
         let counts = followers.counts();
         assert_eq!((counts.total, counts.by_key.len()), (0, 0), "not even keys");

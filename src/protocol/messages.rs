@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use crate::buffer::Pieces;
+use crate::buffer::ByteQueue;
 use crate::state::{End, Life, State};
 use crate::websocket::frame::{Kind, put_header};
 
 /// Queues a TEXT message of the server's.
-pub(crate) fn put(out: &mut Pieces, message: &str) {
+pub(crate) fn queue(out: &mut ByteQueue, message: &str) {
     out.write_with(|buf| {
         put_header(buf, Kind::Text, message.len(), None);
         buf.extend_from_slice(message.as_bytes());

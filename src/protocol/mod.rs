@@ -6,7 +6,7 @@ pub(crate) mod headers;
 pub(crate) mod messages;
 mod start;
 
-pub(crate) use self::start::Begin;
+pub(crate) use self::start::StartPosition;
 
 /// The name of the resumable WebSocket subprotocol.
 pub(crate) const SUBPROTOCOL: &str = "httpfstream.v1";

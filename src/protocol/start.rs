@@ -2,9 +2,9 @@
 
 /// Where a follower begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Begin {
+pub(crate) enum StartPosition {
     #[default]
-    Start,
+    Beginning,
     /// At this byte.
     Offset(u64),
     /// This many bytes before the end.

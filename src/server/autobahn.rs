@@ -5,7 +5,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
 
-use super::handshake::Granted;
+use super::handshake::AcceptedUpgrade;
 use super::intent::Upgrade;
 use crate::websocket::Conn;
 use crate::websocket::autobahn::{MAX_MESSAGE, echo};
@@ -21,7 +21,7 @@ async fn serve() {
             let (io, _) = listener.accept().await.unwrap();
             let answer = service_fn(async |request: http::Request<hyper::body::Incoming>| {
                 let (mut head, _) = request.into_parts();
-                let (response, pending) = Granted::check(Upgrade::Http1, &mut head)?.split()?;
+                let (response, pending) = AcceptedUpgrade::check(Upgrade::Http1, &mut head)?.split()?;
                 tokio::spawn(async move {
                     if let Some(io) = pending.wait().await {
                         echo(Conn::new(io, Role::Server, MAX_MESSAGE), true).await;

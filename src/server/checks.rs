@@ -47,7 +47,7 @@ pub(crate) fn depends_on_another(asked: &HeaderMap, stat: &Stat) -> bool {
 
 /// How long a closing connection may take to hear out and to be heard out.
 pub(crate) fn closing(hub: &Hub) -> Duration {
-    Duration::from_secs(if hub.soft.is_cancelled() { 1 } else { 5 })
+    Duration::from_secs(if hub.shutting_down.is_cancelled() { 1 } else { 5 })
 }
 
 /// The end of a grant, if it has one.

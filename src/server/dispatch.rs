@@ -21,14 +21,14 @@ use crate::hub::Hub;
 
 /// Answers what is ours. `None`: there is no such resource, and the request named none of our verbs. `request_body` is called
 /// only once it will be appended.
-pub(crate) async fn answer(
+pub(crate) async fn dispatch(
     hub: &Arc<Hub>,
     options: &Options,
     intent: Intent,
     head: &mut request::Parts,
     request_body: &mut (dyn FnMut() -> RequestBody + Send),
 ) -> Option<Response<OwnBody>> {
-    let mut response = answer_any(hub, options, intent, head, request_body).await?;
+    let mut response = dispatch_any(hub, options, intent, head, request_body).await?;
     if head.method == Method::HEAD {
         // hyper leaves it out over HTTP/1.1, but over HTTP/2 it would be sent.
         if let Some(len @ 1..) = response.body().size_hint().exact() {
@@ -40,7 +40,7 @@ pub(crate) async fn answer(
     Some(response)
 }
 
-async fn answer_any(
+async fn dispatch_any(
     hub: &Arc<Hub>,
     options: &Options,
     intent: Intent,
@@ -55,14 +55,14 @@ async fn answer_any(
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
             Ok(response)
         }
-        Intent::Socket { verb: Verb::Append, key, upgrade, .. } => append(hub, options, key, upgrade, head).await,
-        Intent::Socket { key, upgrade, by_header, .. } => {
+        Intent::WebSocket { verb: Verb::Append, key, upgrade, .. } => append(hub, options, key, upgrade, head).await,
+        Intent::WebSocket { key, upgrade, by_header, .. } => {
             websocket::follow(hub, options, key, upgrade, by_header, head).await
         }
-        Intent::Plain { verb: Verb::Follow, key } => body::follow(hub, options, key, head).await,
-        Intent::Plain { key, .. } => upload(hub, options, key, head, request_body).await,
+        Intent::Http { verb: Verb::Follow, key } => body::follow(hub, options, key, head).await,
+        Intent::Http { key, .. } => upload(hub, options, key, head, request_body).await,
         Intent::Preflight => cors::preflight(&options.origins, head),
-        Intent::Serve { key } => return read(hub, options, key, head).await,
+        Intent::Read { key } => return read(hub, options, key, head).await,
         Intent::Delete { key } => return delete(hub, options, key, head).await,
     };
     Some(answered.unwrap_or_else(|error| problem(&error)))

@@ -17,12 +17,12 @@ use crate::server::intent::Upgrade;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An upgrade that was checked and can be granted.
-pub(crate) struct Granted {
+pub(crate) struct AcceptedUpgrade {
     response: Response<OwnBody>,
     on_upgrade: Option<OnUpgrade>,
 }
 
-impl Granted {
+impl AcceptedUpgrade {
     /// Checks the handshake (RFC 6455 section 4.2, RFC 8441 section 5). Nothing is promised to the client yet.
     pub(crate) fn check(upgrade: Upgrade, head: &mut request::Parts) -> Result<Self> {
         let response = match upgrade {
@@ -63,9 +63,9 @@ impl Granted {
 
     /// The answer, and the connection to come.
     ///
-    /// Asked for before a 101 is given: `hyper::upgrade::on` hands out a future that fails where there is none.
-    pub(crate) fn split(self) -> Result<(Response<OwnBody>, Pending)> {
-        Ok((self.response, Pending(self.on_upgrade.ok_or(ErrorKind::NotUpgradable)?)))
+    /// Parameters for before a 101 is given: `hyper::upgrade::on` hands out a future that fails where there is none.
+    pub(crate) fn split(self) -> Result<(Response<OwnBody>, PendingUpgrade)> {
+        Ok((self.response, PendingUpgrade(self.on_upgrade.ok_or(ErrorKind::NotUpgradable)?)))
     }
 }
 
@@ -84,9 +84,9 @@ fn handshake_headers(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// A connection that is about to change hands.
-pub(crate) struct Pending(OnUpgrade);
+pub(crate) struct PendingUpgrade(OnUpgrade);
 
-impl Pending {
+impl PendingUpgrade {
     /// The connection; `None`, logged, if it never comes.
     pub(crate) async fn wait(self) -> Option<TokioIo<Upgraded>> {
         match tokio::time::timeout(PATIENCE, self.0).await {

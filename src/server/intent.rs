@@ -38,13 +38,13 @@ pub(crate) enum Intent {
     /// The verb is ours, but doesn't take this method; these it takes.
     MethodNotAllowed { allow: &'static str },
     /// An append or a follow over a WebSocket. `by_header`: the verb came by `X-Verb`, as from the original's client.
-    Socket { verb: Verb, key: Key, upgrade: Upgrade, by_header: bool },
+    WebSocket { verb: Verb, key: Key, upgrade: Upgrade, by_header: bool },
     /// A verb of ours without an upgrade, or a resumable upload.
-    Plain { verb: Verb, key: Key },
+    Http { verb: Verb, key: Key },
     /// A browser asks whether another site's page may do what is ours.
     Preflight,
     /// A GET or HEAD of what may be a resource.
-    Serve { key: Key },
+    Read { key: Key },
     /// A DELETE of what may be a resource.
     Delete { key: Key },
 }
@@ -79,10 +79,10 @@ impl Rules {
         match (verb.or(self.default_verb.filter(|verb| upgrade.is_some() && *verb != Verb::Delete)), upgrade) {
             (None, Some(_)) => Intent::Pass,
             (None, None) => match *request.method() {
-                Method::GET | Method::HEAD => key().map_or(Intent::Pass, |key| Intent::Serve { key }),
+                Method::GET | Method::HEAD => key().map_or(Intent::Pass, |key| Intent::Read { key }),
                 Method::DELETE => key().map_or(Intent::Pass, |key| Intent::Delete { key }),
                 Method::PUT | Method::POST | Method::PATCH if is_resumable(request) => match key() {
-                    Ok(key) => Intent::Plain { verb: Verb::Append, key },
+                    Ok(key) => Intent::Http { verb: Verb::Append, key },
                     Err(error) => Intent::Refuse(error),
                 },
                 _ => Intent::Pass,
@@ -90,7 +90,7 @@ impl Rules {
             (Some(verb), upgrade) => match key() {
                 Err(error) => Intent::Refuse(error),
                 Ok(key) => match upgrade {
-                    Some(upgrade) => Intent::Socket { verb, key, upgrade, by_header },
+                    Some(upgrade) => Intent::WebSocket { verb, key, upgrade, by_header },
                     None => plain(request.method(), verb, key),
                 },
             },
@@ -104,7 +104,7 @@ fn plain(method: &Method, verb: Verb, key: Key) -> Intent {
         Verb::Follow => (matches!(*method, Method::GET | Method::HEAD), "GET, HEAD"),
         _ => (matches!(*method, Method::GET | Method::PUT | Method::POST | Method::PATCH), "GET, PUT, POST, PATCH"),
     };
-    if fits { Intent::Plain { verb, key } } else { Intent::MethodNotAllowed { allow } }
+    if fits { Intent::Http { verb, key } } else { Intent::MethodNotAllowed { allow } }
 }
 
 /// Whether it is a resumable upload, by draft-ietf-httpbis-resumable-upload.
@@ -236,12 +236,12 @@ mod tests {
             Intent::Pass => "pass".into(),
             Intent::Refuse(error) => error.kind().status().as_str().into(),
             Intent::MethodNotAllowed { allow } => format!("405 {allow}"),
-            Intent::Socket { verb, key, upgrade, by_header } => {
+            Intent::WebSocket { verb, key, upgrade, by_header } => {
                 format!("{verb:?} {key} {upgrade:?}{}", if by_header { " by header" } else { "" })
             }
-            Intent::Plain { verb, key } => format!("plain {verb:?} {key}"),
+            Intent::Http { verb, key } => format!("plain {verb:?} {key}"),
             Intent::Preflight => "preflight".into(),
-            Intent::Serve { key } => format!("serve {key}"),
+            Intent::Read { key } => format!("serve {key}"),
             Intent::Delete { key } => format!("delete {key}"),
         }
     }

@@ -11,7 +11,7 @@ use crate::access::Verb;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::AppenderId;
 use crate::protocol::headers::{APPENDER_ID, UPLOAD_OFFSET};
-use crate::protocol::{Begin, SUBPROTOCOL};
+use crate::protocol::{SUBPROTOCOL, StartPosition};
 use crate::server::intent::{is_media_type, query, tokens};
 use crate::state::{Life, State};
 
@@ -20,7 +20,7 @@ pub(crate) const UNBOUNDED: u64 = (1 << 53) - 1;
 
 /// What a request asks for besides its verb.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Asked {
+pub(crate) struct Parameters {
     /// It offers the resumable subprotocol.
     pub(crate) v1: bool,
     /// An appender's: where it believes the end to be.
@@ -30,11 +30,11 @@ pub(crate) struct Asked {
     pub(crate) finish: Option<u64>,
     pub(crate) life: Option<Life>,
     /// A follower's.
-    pub(crate) begin: Begin,
+    pub(crate) begin: StartPosition,
     pub(crate) wait: Option<Duration>,
 }
 
-impl Asked {
+impl Parameters {
     /// What the head of a WebSocket upgrade asks for.
     pub(crate) fn of(head: &request::Parts, verb: Verb) -> Result<Self> {
         let protocols = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
@@ -75,9 +75,9 @@ impl Asked {
     /// What a follower asks for.
     pub(crate) fn to_follow(head: &request::Parts) -> Result<Self> {
         let begins = [
-            number(head, "offset", Some(UPLOAD_OFFSET))?.map(Begin::Offset),
-            number(head, "tail", None)?.map(Begin::Tail),
-            number(head, "lines", None)?.map(Begin::Lines),
+            number(head, "offset", Some(UPLOAD_OFFSET))?.map(StartPosition::Offset),
+            number(head, "tail", None)?.map(StartPosition::Tail),
+            number(head, "lines", None)?.map(StartPosition::Lines),
         ];
         let mut begins = begins.into_iter().flatten();
         let begin = begins.next().unwrap_or_default();
@@ -91,7 +91,7 @@ impl Asked {
 
 /// What a follower without an upgrade asks for besides.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Reading {
+pub(crate) struct FollowHeaders {
     pub(crate) range: Range,
     /// It wants server-sent events.
     pub(crate) events: bool,
@@ -105,7 +105,7 @@ pub(crate) enum Range {
     /// There is none, or one in a unit that is not ours.
     No,
     /// From here to the end that is yet to come.
-    From(Begin),
+    From(StartPosition),
     /// A piece of what is stored.
     Piece,
     Malformed,
@@ -120,7 +120,7 @@ pub(crate) struct EventId {
     pub(crate) interrupted: bool,
 }
 
-impl Reading {
+impl FollowHeaders {
     pub(crate) fn of(head: &request::Parts) -> Result<Self> {
         let events = head
             .headers
@@ -158,10 +158,12 @@ fn range(headers: &HeaderMap) -> Range {
     }
     let Some((first, last)) = ranges.trim().split_once('-') else { return Range::Malformed };
     match (first, digits(first), last, digits(last)) {
-        (_, Some(first), "", _) => Range::From(Begin::Offset(first)),
-        (_, Some(first), _, Some(last)) if last >= UNBOUNDED && first <= last => Range::From(Begin::Offset(first)),
+        (_, Some(first), "", _) => Range::From(StartPosition::Offset(first)),
+        (_, Some(first), _, Some(last)) if last >= UNBOUNDED && first <= last => {
+            Range::From(StartPosition::Offset(first))
+        }
         (_, Some(first), _, Some(last)) if first <= last => Range::Piece,
-        ("", _, _, Some(bytes)) => Range::From(Begin::Tail(bytes)),
+        ("", _, _, Some(bytes)) => Range::From(StartPosition::Tail(bytes)),
         _ => Range::Malformed,
     }
 }
@@ -221,12 +223,12 @@ fn is_given(head: &request::Parts, name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn asked(verb: Verb, query: &str, headers: &[(&str, &str)]) -> Result<Asked> {
+    fn asked(verb: Verb, query: &str, headers: &[(&str, &str)]) -> Result<Parameters> {
         let mut request = http::Request::builder().uri(format!("/a?verb=x&{query}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        Asked::of(&request.body(()).unwrap().into_parts().0, verb)
+        Parameters::of(&request.body(()).unwrap().into_parts().0, verb)
     }
 
     const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "other, httpfstream.v1");
@@ -240,24 +242,24 @@ mod tests {
             &format!("offset=7&create&appender={id}&life={life}&finish=%39"),
             &[PROTOCOL, ("upload-offset", " 7 "), ("appender-id", id)],
         );
-        let expected = Asked {
+        let expected = Parameters {
             v1: true,
             offset: Some(7),
             create: true,
             appender: Some(id.parse().unwrap()),
             finish: Some(9),
             life: Some(Life::from_bits(0x0123456789abcdef0123456789abcdef)),
-            ..Asked::default()
+            ..Parameters::default()
         };
         assert_eq!(all.unwrap(), expected);
         assert!(asked(Verb::Append, "", &[PROTOCOL, ("if-none-match", "*")]).unwrap().create);
         assert!(!asked(Verb::Append, "", &[PROTOCOL]).unwrap().create);
-        assert_eq!(asked(Verb::Append, "", &[]).unwrap(), Asked::default());
+        assert_eq!(asked(Verb::Append, "", &[]).unwrap(), Parameters::default());
         for (query, begin) in [
-            ("", Begin::Start),
-            ("offset=5", Begin::Offset(5)),
-            ("tail=0", Begin::Tail(0)),
-            ("lines=3", Begin::Lines(3)),
+            ("", StartPosition::Beginning),
+            ("offset=5", StartPosition::Offset(5)),
+            ("tail=0", StartPosition::Tail(0)),
+            ("lines=3", StartPosition::Lines(3)),
         ] {
             assert_eq!(asked(Verb::Follow, query, &[PROTOCOL]).unwrap().begin, begin);
         }

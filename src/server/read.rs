@@ -17,7 +17,7 @@ use tower_http::services::fs::{Backend, File, Metadata, ServeDir};
 
 use super::checks::{authorize, existing, hidden, lists};
 use super::config::Options;
-use super::response::{describe, disarm, etag, problem};
+use super::response::{describe, etag, problem, sandbox};
 use crate::access::{Allowed, Verb};
 use crate::body::{Capped, OwnBody, boxed, full};
 use crate::error::{ErrorKind, Result};
@@ -90,7 +90,7 @@ pub(crate) async fn serve(
     if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {
         headers.insert(header::CONTENT_TYPE, content_type(key, default_type));
     }
-    disarm(headers);
+    sandbox(headers);
     Ok(response)
 }
 

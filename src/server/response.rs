@@ -36,7 +36,7 @@ pub(crate) fn etag(stat: &Stat) -> String {
 }
 
 /// What somebody stored must not become a script of this site.
-pub(crate) fn disarm(headers: &mut HeaderMap) {
+pub(crate) fn sandbox(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
 }
@@ -84,7 +84,7 @@ pub(crate) fn problem(error: &Error) -> Response<OwnBody> {
 }
 
 /// A problem, with how the resource stands.
-pub(crate) fn told_with(error: &Error, stat: Option<Stat>) -> Response<OwnBody> {
+pub(crate) fn problem_with_stat(error: &Error, stat: Option<Stat>) -> Response<OwnBody> {
     let mut response = problem(error);
     if let Some(stat) = stat {
         describe(response.headers_mut(), &stat);

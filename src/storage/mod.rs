@@ -141,7 +141,7 @@ pub trait Storage: Clone + Send + Sync + 'static {
     }
 
     /// Lists the resources that are [`Lost`](State::Lost), with their [owner](Stat::owner): what another process left
-    /// when it died or stopped. Asked for once, before anything else.
+    /// when it died or stopped. Parameters for once, before anything else.
     ///
     /// The default has none: a storage that can't keep owners loses no bytes by that, but no appender's place is kept
     /// across a restart, and such resources are interrupted.

@@ -13,14 +13,14 @@ use tokio::sync::broadcast;
 use crate::access::Verb;
 use crate::body::RequestBody;
 use crate::body::ResponseBody;
-use crate::buffer::Taken;
+use crate::buffer::Segments;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::{Attach, Attached, Config, Cursor, Durability, Event, Found, Hub, Lease, Limits, Step};
+use crate::hub::{AttachRequest, Attached, Config, Cursor, Durability, Event, Found, Hub, Lease, Limits, Step};
 use crate::identity::{AppenderId, Owner};
 use crate::key::Key;
-use crate::protocol::Begin;
+use crate::protocol::StartPosition;
 use crate::server::config::Options;
-use crate::server::dispatch::answer;
+use crate::server::dispatch::dispatch;
 use crate::server::intent::Intent;
 use crate::server::response::problem;
 use crate::state::{End, Life, Stat, State};
@@ -94,7 +94,7 @@ impl StreamsBuilder {
     /// Default: 10 minutes.
     #[must_use]
     pub fn parking_timeout(mut self, limit: Duration) -> Self {
-        self.config.parking = limit.min(LONGEST_GRACE);
+        self.config.parking_timeout = limit.min(LONGEST_GRACE);
         self
     }
 
@@ -155,7 +155,7 @@ impl StreamsBuilder {
     /// Default: 60 seconds; at least a millisecond.
     #[must_use]
     pub fn storage_timeout(mut self, limit: Duration) -> Self {
-        self.config.patience = limit.max(Duration::from_millis(1));
+        self.config.storage_timeout = limit.max(Duration::from_millis(1));
         self
     }
 
@@ -212,11 +212,12 @@ impl Streams {
             tail_cache: 64 * 1024,
             durability: Durability::default(),
             grace: Duration::from_secs(30),
-            parking: Duration::from_secs(600),
+            parking_timeout: Duration::from_secs(600),
             limits: Limits::default(),
-            patience: Duration::from_secs(60),
+            storage_timeout: Duration::from_secs(60),
         };
-        let make = Box::new(move |config: Config| Hub::new(Box::new(Guarded::new(storage, config.patience)), config));
+        let make =
+            Box::new(move |config: Config| Hub::new(Box::new(Guarded::new(storage, config.storage_timeout)), config));
         StreamsBuilder { make, config }
     }
 
@@ -231,7 +232,7 @@ impl Streams {
         K: TryInto<Key>,
         Error: From<K::Error>,
     {
-        let attach = Attach::new(Open::Continue);
+        let attach = AttachRequest::new(Open::Continue);
         AppendRequest { streams: self.clone(), key: key.try_into().map_err(Error::from), attach, id: None }
     }
 
@@ -247,7 +248,7 @@ impl Streams {
         FollowRequest {
             streams: self.clone(),
             key: key.try_into().map_err(Error::from),
-            from: Begin::Start,
+            from: StartPosition::Beginning,
             life: None,
             wait: Duration::ZERO,
         }
@@ -259,7 +260,7 @@ impl Streams {
     /// # Errors
     /// [`Storage`](ErrorKind::Storage) and the like: the storage can't tell which ones these are.
     pub async fn recover(&self) -> Result<()> {
-        self.hub.adopt_all().await
+        self.hub.recover().await
     }
 
     /// What is known of a resource; `None` if it is absent.
@@ -305,7 +306,7 @@ impl Streams {
         let intent = match Key::new(key.as_ref()) {
             Ok(key) => match options.rules.intent_for(&request, || Ok(key.clone())) {
                 // A verb that is not ours, of the route's own perhaps.
-                Intent::Pass if matches!(*request.method(), Method::GET | Method::HEAD) => Intent::Serve { key },
+                Intent::Pass if matches!(*request.method(), Method::GET | Method::HEAD) => Intent::Read { key },
                 // A method that means nothing here.
                 Intent::Pass => Intent::MethodNotAllowed { allow: "GET, HEAD" },
                 intent => intent,
@@ -315,7 +316,7 @@ impl Streams {
         let (mut head, _) = request.into_parts();
         // Nothing here takes a body.
         let mut body = RequestBody::default;
-        let response = match answer(&self.hub, &options, intent, &mut head, &mut body).await {
+        let response = match dispatch(&self.hub, &options, intent, &mut head, &mut body).await {
             Some(response) => response,
             None => problem(&ErrorKind::NotFound.into()),
         };
@@ -341,7 +342,7 @@ impl Streams {
     /// Dropping the future leaves the first step done and skips the cut.
     pub async fn shutdown(&self, grace: Duration) {
         let hub = &self.hub;
-        hub.soft.cancel();
+        hub.shutting_down.cancel();
         hub.tasks.close();
         hub.leases.close();
         let done = async {
@@ -353,7 +354,7 @@ impl Streams {
         };
         if tokio::time::timeout(grace, done).await.is_err() {
             hub.cut_all();
-            hub.hard.cancel();
+            hub.aborting.cancel();
             // A storage that hangs is left behind.
             let _ = tokio::time::timeout(LAST_STEP, hub.tasks.wait()).await;
         }
@@ -372,7 +373,7 @@ impl fmt::Debug for Streams {
 pub struct AppendRequest {
     streams: Streams,
     key: Result<Key>,
-    attach: Attach,
+    attach: AttachRequest,
     id: Option<AppenderId>,
 }
 
@@ -411,7 +412,7 @@ impl IntoFuture for AppendRequest {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let owner = self.id.map(|id| Owner::new(&id, None));
-            let attach = Attach { owner, ..self.attach };
+            let attach = AttachRequest { owner, ..self.attach };
             match self.streams.hub.attach(&self.key?, attach).await? {
                 Attached::Open { lease, resumed } => Ok(Appender { lease, resumed }),
                 // Only a finish that is asked about is answered so.
@@ -438,7 +439,7 @@ impl IntoFuture for AppendRequest {
 pub struct FollowRequest {
     streams: Streams,
     key: Result<Key>,
-    from: Begin,
+    from: StartPosition,
     life: Option<Life>,
     wait: Duration,
 }
@@ -448,19 +449,19 @@ impl FollowRequest {
     ///
     /// The last one of `offset`, [`tail`](Self::tail) and [`lines`](Self::lines) counts.
     pub fn offset(mut self, offset: u64) -> Self {
-        self.from = Begin::Offset(offset);
+        self.from = StartPosition::Offset(offset);
         self
     }
 
     /// From this many bytes before the end.
     pub fn tail(mut self, bytes: u64) -> Self {
-        self.from = Begin::Tail(bytes);
+        self.from = StartPosition::Tail(bytes);
         self
     }
 
     /// From this many lines before the end. What stands behind the last line feed is a line too.
     pub fn lines(mut self, lines: u64) -> Self {
-        self.from = Begin::Lines(lines);
+        self.from = StartPosition::Lines(lines);
         self
     }
 
@@ -486,17 +487,17 @@ impl IntoFuture for FollowRequest {
             let (hub, key) = (&self.streams.hub, self.key?);
             let found = match self.wait {
                 Duration::ZERO => hub.follow(&key).await?,
-                limit => hub.follow_within(&key, limit).await?,
+                limit => hub.follow_when_created(&key, limit).await?,
             };
             let mut cursor = match found.ok_or(ErrorKind::NotFound)? {
-                Found::Open(cursor) | Found::AtRest(cursor, _) => cursor,
+                Found::Open(cursor) | Found::Closed(cursor, _) => cursor,
             };
             if self.life.is_some_and(|life| life != cursor.life()) {
                 return Err(ErrorKind::Life.into());
             }
             cursor.start(self.from).await?;
             let (offset, state) = (cursor.at(), cursor.state());
-            Ok(Follower { cursor, ready: Taken::new().into_iter(), offset, state, ended: None })
+            Ok(Follower { cursor, ready: Segments::new().into_iter(), offset, state, ended: None })
         })
     }
 }
@@ -523,7 +524,7 @@ impl Appender {
     pub async fn append(&mut self, data: impl Into<Bytes>) -> Result<u64> {
         self.lease.give_way().await;
         let len = self.lease.append(&[data.into()]).await?;
-        if self.lease.is_acked() {
+        if self.lease.syncs_each_append() {
             self.lease.sync().await?;
         }
         Ok(len)
@@ -584,7 +585,7 @@ impl fmt::Debug for Appender {
 /// A follower inside the process.
 pub struct Follower {
     cursor: Cursor,
-    ready: <Taken as IntoIterator>::IntoIter,
+    ready: <Segments as IntoIterator>::IntoIter,
     offset: u64,
     state: State,
     ended: Option<Result<(), ErrorKind>>,

@@ -52,7 +52,7 @@ pub(crate) async fn echo<IO: AsyncRead + AsyncWrite + Unpin>(mut conn: Conn<IO>,
             }
             Inbound::Pong => continue,
             Inbound::Close(code) => (code.unwrap_or(1000), "".into()),
-            Inbound::Breach { code, reason } => (code, reason),
+            Inbound::ProtocolError { code, reason } => (code, reason),
             Inbound::Eof { .. } | Inbound::Broken(_) => return whole,
         };
         conn.close(code, &reason, PATIENCE).await;

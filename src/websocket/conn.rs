@@ -13,9 +13,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-use super::frame::{Breach, Decoder, Event, Kind, Role, apply_mask, close_payload, put_header};
-use crate::budget::{Budget, Share};
-use crate::buffer::Pieces;
+use super::frame::{Decoder, Event, Kind, ProtocolError, Role, apply_mask, close_payload, put_header};
+use crate::budget::{Budget, Reservation};
+use crate::buffer::ByteQueue;
 
 /// Reads go through the stack in this size, so that an idle connection holds no buffer.
 const SMALL_READ: usize = 4 * 1024;
@@ -32,7 +32,7 @@ pub(crate) enum Inbound {
     /// It closes, with this code if it gave one. The caller answers with [`Conn::close`].
     Close(Option<u16>),
     /// It broke the protocol. The caller closes with this code.
-    Breach { code: u16, reason: Cow<'static, str> },
+    ProtocolError { code: u16, reason: Cow<'static, str> },
     /// It closed its side without a close frame; cleanly if that cut no message.
     Eof { between_messages: bool },
     /// The connection broke.
@@ -43,7 +43,7 @@ pub(crate) enum Inbound {
 #[derive(Debug)]
 pub(crate) enum Message {
     /// The complete messages that have arrived so far, in pieces.
-    Data(Pieces),
+    Data(ByteQueue),
     /// Anything but data.
     Other(Inbound),
 }
@@ -52,7 +52,7 @@ pub(crate) enum Message {
 #[derive(Debug)]
 pub(crate) enum Streamed {
     /// What has arrived of BINARY messages so far, whole or not.
-    Data(Pieces),
+    Data(ByteQueue),
     /// A whole TEXT message.
     Text(Vec<u8>),
     /// Anything but data.
@@ -72,7 +72,7 @@ pub(crate) struct Conn<IO> {
     read_large: bool,
     /// How many bytes the buffer was made for by a small read; 0 if it was read into again, or by a large one.
     small: usize,
-    out: Pieces,
+    out: ByteQueue,
     /// Bytes of pongs that were queued since `out` was empty.
     pongs: usize,
     /// The I/O may hold written bytes back: TLS does.
@@ -80,11 +80,11 @@ pub(crate) struct Conn<IO> {
     /// Counts reads that brought anything: a sign of life.
     heard: u64,
     /// The message that is arriving, for those who want whole ones.
-    message: Pieces,
+    message: ByteQueue,
     /// What that message takes of a budget that the connection shares with others, if it does.
-    arriving: Option<Share>,
+    arriving: Option<Reservation>,
     /// The same for the messages that were handed out last: they are in memory until more is asked for.
-    handed_out: Option<Share>,
+    handed_out: Option<Reservation>,
     /// That message is complete, and had no room in the batch before it.
     message_waits: bool,
     /// What came behind a batch of messages and is told next.
@@ -100,11 +100,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             inbuf: BytesMut::new(),
             read_large: false,
             small: 0,
-            out: Pieces::default(),
+            out: ByteQueue::default(),
             pongs: 0,
             unflushed: false,
             heard: 0,
-            message: Pieces::default(),
+            message: ByteQueue::default(),
             arriving: None,
             handed_out: None,
             message_waits: false,
@@ -114,11 +114,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
 
     /// Takes what messages need from a budget, once they are larger than a read.
     pub(crate) fn sharing(self, budget: &Arc<Budget>) -> Self {
-        Self { arriving: Some(budget.share()), handed_out: Some(budget.share()), ..self }
+        Self { arriving: Some(budget.reservation()), handed_out: Some(budget.reservation()), ..self }
     }
 
     /// Grows whenever bytes arrive from the peer.
-    pub(crate) fn heard(&self) -> u64 {
+    pub(crate) fn activity(&self) -> u64 {
         self.heard
     }
 
@@ -138,7 +138,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     }
 
     /// What is to be written; [`flush`](Self::flush) writes it.
-    pub(crate) fn out(&mut self) -> &mut Pieces {
+    pub(crate) fn out(&mut self) -> &mut ByteQueue {
         &mut self.out
     }
 
@@ -168,7 +168,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             match self.decoded() {
                 Ok(Some(inbound)) => return Poll::Ready(inbound),
                 Ok(None) => {}
-                Err(Breach { code, reason }) => return Poll::Ready(Inbound::Breach { code, reason }),
+                Err(ProtocolError { code, reason }) => return Poll::Ready(Inbound::ProtocolError { code, reason }),
             }
             match self.poll_flush(cx) {
                 Poll::Ready(Ok(())) => {}
@@ -201,7 +201,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         if let Some(handed_out) = &mut self.handed_out {
             handed_out.clear();
         }
-        let mut whole = Pieces::default();
+        let mut whole = ByteQueue::default();
         if std::mem::take(&mut self.message_waits) {
             whole.append(&mut self.message);
             self.hand_out();
@@ -222,7 +222,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                 }
                 Ok(None) => ready!(self.poll_inbound(cx)),
                 Ok(Some(inbound)) => inbound,
-                Err(Breach { code, reason }) => Inbound::Breach { code, reason },
+                Err(ProtocolError { code, reason }) => Inbound::ProtocolError { code, reason },
             };
             match next {
                 Inbound::Data { payload, end: false, .. } => match self.hold(&payload) {
@@ -262,7 +262,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     /// What has arrived of BINARY messages, without regard to where they end and no more than about `most` bytes, or a
     /// whole TEXT message.
     pub(crate) fn poll_streamed(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Streamed> {
-        let mut data = Pieces::default();
+        let mut data = ByteQueue::default();
         loop {
             let next = match self.behind.take() {
                 Some(behind) => behind,
@@ -275,7 +275,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                     }
                     Ok(None) => ready!(self.poll_inbound(cx)),
                     Ok(Some(inbound)) => inbound,
-                    Err(Breach { code, reason }) => Inbound::Breach { code, reason },
+                    Err(ProtocolError { code, reason }) => Inbound::ProtocolError { code, reason },
                 },
             };
             match next {
@@ -294,7 +294,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                 Inbound::Data { payload, end, .. } => {
                     if self.message.len() + payload.len() > MAX_TEXT {
                         let reason = "control message over the size limit".into();
-                        return Poll::Ready(Streamed::Other(Inbound::Breach { code: 1009, reason }));
+                        return Poll::Ready(Streamed::Other(Inbound::ProtocolError { code: 1009, reason }));
                     }
                     self.message.push(payload);
                     if end {
@@ -402,7 +402,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             let free = LARGE_READ.saturating_sub(self.message.len());
             if !arriving.grow(payload.len().saturating_sub(free)) {
                 let reason = "too many large messages arrive at once: try again later, or send smaller ones".into();
-                return Some(Inbound::Breach { code: 1013, reason });
+                return Some(Inbound::ProtocolError { code: 1013, reason });
             }
         }
         keep(&mut self.message, payload);
@@ -415,7 +415,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         }
     }
 
-    fn decoded(&mut self) -> Result<Option<Inbound>, Breach> {
+    fn decoded(&mut self) -> Result<Option<Inbound>, ProtocolError> {
         while let Some(event) = self.decoder.decode(&mut self.inbuf, self.small > 0)? {
             match event {
                 Event::Data { payload, end, text } => return Ok(Some(Inbound::Data { payload, end, text })),
@@ -480,7 +480,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     }
 
     /// Adds what was decoded last to what has arrived.
-    fn gather(&self, pieces: &mut Pieces, payload: Bytes) {
+    fn gather(&self, pieces: &mut ByteQueue, payload: Bytes) {
         let is_most = self.small > 0 && 2 * payload.len() >= self.small;
         if is_most && !self.read_large && self.inbuf.is_empty() && pieces.is_empty() {
             // Most often all there is, but for its header: not worth a copy.
@@ -522,7 +522,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
 }
 
 /// Keeps a piece of what a peer sent.
-fn keep(pieces: &mut Pieces, payload: &Bytes) {
+fn keep(pieces: &mut ByteQueue, payload: &Bytes) {
     if payload.len() < LARGE_READ / 2 {
         // It may be all that keeps a whole read alive: what the peer sent between the pieces was dropped.
         pieces.push_small(payload);
@@ -551,7 +551,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
-    use crate::buffer::Taken;
+    use crate::buffer::Segments;
 
     /// The other end, which does what it is told.
     #[derive(Debug, Default)]
@@ -674,9 +674,9 @@ mod tests {
     const TAKES: [fn(&mut Conn<Peer>, usize) -> Told; 2] = [message, streamed];
 
     /// What is told next, with how many allocations.
-    fn counted(conn: &mut Conn<Peer>) -> (Taken, u64) {
+    fn counted(conn: &mut Conn<Peer>) -> (Segments, u64) {
         let cx = &mut Context::from_waker(Waker::noop());
-        let mut taken = Taken::new();
+        let mut taken = Segments::new();
         let counted = allocation_counter::measure(|| {
             if let Poll::Ready(Message::Data(mut pieces)) = conn.poll_message(cx, 1 << 20) {
                 taken = pieces.take_all();
@@ -703,7 +703,7 @@ mod tests {
             (true, [pongs, little.clone()]),
             (true, [Vec::new(), little]),
         ] {
-            let mut taken = Taken::new();
+            let mut taken = Segments::new();
             let counted = allocation_counter::measure(|| {
                 let mut conn = conn(sent(&frames));
                 conn.read_large = read_large;
@@ -736,7 +736,7 @@ mod tests {
             assert_eq!(take(&mut conn, 100), other("Close(Some(1000))"));
             assert_eq!(conn.close_reason(), "bye");
             assert_eq!(take(&mut conn, 100), Told::Waits);
-            assert_eq!(conn.heard(), 1);
+            assert_eq!(conn.activity(), 1);
             conn.io.reads.extend([Ok(frame(PONG, "")), Ok(Vec::new())]);
             assert_eq!(take(&mut conn, 100), other("Pong"));
             assert_eq!(take(&mut conn, 100), other("Eof { between_messages: true }"));
@@ -771,10 +771,10 @@ mod tests {
             let most = LONG.len() + 64 * 1024;
             let mut conn = conn(reads());
             assert_eq!(take(&mut conn, most), data([&LONG[..], b"a"].concat()));
-            assert_eq!(conn.heard(), 3, "two reads for the long one");
+            assert_eq!(conn.activity(), 3, "two reads for the long one");
             // That was no full read: the next is by itself.
             assert_eq!(take(&mut conn, most), data("b"));
-            assert_eq!(conn.heard(), 4);
+            assert_eq!(conn.activity(), 4);
             conn.io.reads.extend(reads().map(Ok));
             assert_eq!(take(&mut conn, most - 1), data(LONG), "there is no room for a full read more");
             assert_eq!(take(&mut conn, most), data("a"));
@@ -787,7 +787,7 @@ mod tests {
             for (rest, told) in [("", "Eof { between_messages: true }"), ("\u{2}", "Eof { between_messages: false }")] {
                 let mut conn = conn([[frame(BINARY, LONG), rest.into()].concat(), Vec::new()]);
                 assert_eq!(take(&mut conn, 1 << 20), data(LONG));
-                assert_eq!(conn.heard(), 2, "an end is no sign of life");
+                assert_eq!(conn.activity(), 2, "an end is no sign of life");
                 assert_eq!(take(&mut conn, 1 << 20), other(told));
             }
             let mut conn = conn([frame(BINARY, LONG)]);
@@ -844,7 +844,7 @@ mod tests {
     fn fault_43_a_message_takes_of_the_budget_from_64_kib_on_until_the_next_is_asked_for() {
         let budget = Budget::new(1000);
         let free = |bytes| {
-            let mut share = budget.share();
+            let mut share = budget.reservation();
             share.grow(bytes) && !share.grow(1)
         };
         let begin = frame(BEGIN, vec![b'm'; 64 * 1024 - 1]);
@@ -867,7 +867,7 @@ mod tests {
         for _ in 0..2 {
             let Told::Other(breach) = message(&mut conn, 1 << 20) else { panic!("no breach") };
             assert!(breach.contains("1013"), "{breach}");
-            conn.message = Pieces::default();
+            conn.message = ByteQueue::default();
             conn.arriving.as_mut().unwrap().clear();
             conn.io.reads.push_back(Ok(frame(0x00, vec![b'm'; 64 * 1024 + 1001])));
         }
@@ -950,7 +950,7 @@ mod tests {
             let start = tokio::time::Instant::now();
             assert_eq!(conn.flush(stall).await.unwrap_err().kind(), kind);
             assert_eq!(start.elapsed() >= stall, kind == io::ErrorKind::TimedOut);
-            conn.out = Pieces::default();
+            conn.out = ByteQueue::default();
         }
     }
 

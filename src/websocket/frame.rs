@@ -28,12 +28,12 @@ pub(crate) enum Event {
 
 /// A breach of the protocol, with the close code that answers it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Breach {
+pub(crate) struct ProtocolError {
     pub(crate) code: u16,
     pub(crate) reason: Cow<'static, str>,
 }
 
-impl Breach {
+impl ProtocolError {
     fn protocol(reason: &'static str) -> Self {
         Self { code: 1002, reason: reason.into() }
     }
@@ -95,7 +95,7 @@ impl Decoder {
     }
 
     /// The next event, or `None` if `buf` has to grow first. `spent`: once it is empty its memory is of no more use.
-    pub(crate) fn decode(&mut self, buf: &mut BytesMut, spent: bool) -> Result<Option<Event>, Breach> {
+    pub(crate) fn decode(&mut self, buf: &mut BytesMut, spent: bool) -> Result<Option<Event>, ProtocolError> {
         loop {
             if let Some(frame) = &mut self.frame {
                 if frame.remaining > 0 && buf.is_empty() {
@@ -125,14 +125,14 @@ impl Decoder {
                 continue;
             }
             let mut cursor = Cursor::new(&buf[..]);
-            let parsed = FrameHeader::parse(&mut cursor).map_err(|_| Breach::protocol("bad frame header"))?;
+            let parsed = FrameHeader::parse(&mut cursor).map_err(|_| ProtocolError::protocol("bad frame header"))?;
             let Some((header, len)) = parsed else { return Ok(None) };
             let header_len = cursor.position() as usize;
             self.check(&header)?;
             match header.opcode {
                 OpCode::Control(control) => {
                     if len > MAX_CONTROL {
-                        return Err(Breach::protocol("control frame over 125 bytes"));
+                        return Err(ProtocolError::protocol("control frame over 125 bytes"));
                     }
                     if ((buf.len() - header_len) as u64) < len {
                         return Ok(None);
@@ -147,10 +147,10 @@ impl Decoder {
                 OpCode::Data(data) => {
                     match data {
                         Data::Continue if !self.in_message => {
-                            return Err(Breach::protocol("continuation without a message"));
+                            return Err(ProtocolError::protocol("continuation without a message"));
                         }
                         Data::Text | Data::Binary if self.in_message => {
-                            return Err(Breach::protocol("a message began inside another"));
+                            return Err(ProtocolError::protocol("a message began inside another"));
                         }
                         Data::Continue => {}
                         Data::Text | Data::Binary => self.text = data == Data::Text,
@@ -158,7 +158,7 @@ impl Decoder {
                     }
                     let total = self.message_len.checked_add(len).filter(|total| *total <= self.max_message);
                     let Some(total) = total else {
-                        return Err(Breach { code: 1009, reason: "message over the size limit".into() });
+                        return Err(ProtocolError { code: 1009, reason: "message over the size limit".into() });
                     };
                     buf.advance(header_len);
                     self.message_len = total;
@@ -169,42 +169,42 @@ impl Decoder {
         }
     }
 
-    fn check(&self, header: &FrameHeader) -> Result<(), Breach> {
+    fn check(&self, header: &FrameHeader) -> Result<(), ProtocolError> {
         if header.rsv1 || header.rsv2 || header.rsv3 {
-            return Err(Breach::protocol("reserved bits are set"));
+            return Err(ProtocolError::protocol("reserved bits are set"));
         }
         match (self.role, header.mask) {
-            (Role::Server, None) => return Err(Breach::protocol("a client's frame is not masked")),
-            (Role::Client, Some(_)) => return Err(Breach::protocol("a server's frame is masked")),
+            (Role::Server, None) => return Err(ProtocolError::protocol("a client's frame is not masked")),
+            (Role::Client, Some(_)) => return Err(ProtocolError::protocol("a server's frame is masked")),
             _ => {}
         }
         if matches!(header.opcode, OpCode::Control(_)) && !header.is_final {
-            return Err(Breach::protocol("fragmented control frame"));
+            return Err(ProtocolError::protocol("fragmented control frame"));
         }
         Ok(())
     }
 
-    fn control(&mut self, control: Control, mut payload: Bytes) -> Result<Event, Breach> {
+    fn control(&mut self, control: Control, mut payload: Bytes) -> Result<Event, ProtocolError> {
         match control {
             Control::Ping => Ok(Event::Ping(payload)),
             Control::Pong => Ok(Event::Pong),
             Control::Close => match payload.len() {
                 0 => Ok(Event::Close(None)),
-                1 => Err(Breach::protocol("close frame of one byte")),
+                1 => Err(ProtocolError::protocol("close frame of one byte")),
                 _ => {
                     let code = payload.get_u16();
                     // RFC 6455 section 7.4: these are never sent, or not registered.
                     if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
-                        return Err(Breach::protocol("close code that must not be sent"));
+                        return Err(ProtocolError::protocol("close code that must not be sent"));
                     }
                     if std::str::from_utf8(&payload).is_err() {
-                        return Err(Breach { code: 1007, reason: "close reason is not UTF-8".into() });
+                        return Err(ProtocolError { code: 1007, reason: "close reason is not UTF-8".into() });
                     }
                     self.close_reason = payload;
                     Ok(Event::Close(Some(code)))
                 }
             },
-            Control::Reserved(_) => Err(Breach::protocol("reserved opcode")),
+            Control::Reserved(_) => Err(ProtocolError::protocol("reserved opcode")),
         }
     }
 }
@@ -294,7 +294,7 @@ mod tests {
     }
 
     /// Feeds the bytes in steps and gathers whole messages and control events.
-    fn run(input: &[u8], step: usize, max: u64) -> (Vec<Vec<u8>>, Vec<Event>, Result<(), Breach>) {
+    fn run(input: &[u8], step: usize, max: u64) -> (Vec<Vec<u8>>, Vec<Event>, Result<(), ProtocolError>) {
         let (mut messages, mut controls, mut message) = (Vec::new(), Vec::new(), Vec::new());
         let mut decoder = Decoder::new(Role::Server, max);
         let mut buf = BytesMut::new();
@@ -380,14 +380,14 @@ mod tests {
     }
 
     /// All that is in the bytes, one event after the other, and whether they end between two messages.
-    fn decode(role: Role, input: &[u8]) -> (Vec<Result<Event, Breach>>, bool) {
+    fn decode(role: Role, input: &[u8]) -> (Vec<Result<Event, ProtocolError>>, bool) {
         let mut decoder = Decoder::new(role, 1 << 20);
         let mut buf = BytesMut::from(input);
         let events = std::iter::from_fn(|| decoder.decode(&mut buf, false).transpose()).take(9).collect();
         (events, decoder.between_messages())
     }
 
-    fn data(payload: &'static [u8], end: bool, text: bool) -> Result<Event, Breach> {
+    fn data(payload: &'static [u8], end: bool, text: bool) -> Result<Event, ProtocolError> {
         Ok(Event::Data { payload: Bytes::from_static(payload), end, text })
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Watches whether a peer is alive. The only timer of a connection.
-pub(crate) struct Pulse {
+pub(crate) struct Keepalive {
     sleep: Pin<Box<Sleep>>,
     every: Duration,
     /// Silent ticks after which the peer is given up.
@@ -18,12 +18,12 @@ pub(crate) struct Pulse {
 
 /// What a tick calls for.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Beat {
+pub(crate) enum KeepaliveAction {
     Ping,
-    Dead,
+    GiveUp,
 }
 
-impl Pulse {
+impl Keepalive {
     /// Pings every so often, and gives up after so much silence.
     pub(crate) fn new(every: Duration, silence: Duration) -> Self {
         let patience = silence.as_nanos().div_ceil(every.as_nanos().max(1)).clamp(1, u32::MAX.into());
@@ -44,7 +44,7 @@ impl Pulse {
     }
 
     /// Says what the tick calls for.
-    pub(crate) fn beat(&mut self, heard: u64) -> Beat {
+    pub(crate) fn on_tick(&mut self, heard: u64) -> KeepaliveAction {
         self.sleep.as_mut().reset(Instant::now() + self.every);
         if heard != self.heard {
             self.heard = heard;
@@ -52,6 +52,6 @@ impl Pulse {
         } else {
             self.silent += 1;
         }
-        if self.silent >= self.patience { Beat::Dead } else { Beat::Ping }
+        if self.silent >= self.patience { KeepaliveAction::GiveUp } else { KeepaliveAction::Ping }
     }
 }

@@ -5,7 +5,7 @@ use std::str::from_utf8;
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::frame::{Kind, header_len, put_header};
-use crate::buffer::{Pieces, Taken};
+use crate::buffer::{ByteQueue, Segments};
 
 /// The original's follower loses what is longer than its read buffer.
 const MAX_ORIGINAL_FRAME: usize = 10 * 1024;
@@ -47,10 +47,10 @@ impl Framer {
     }
 
     /// Puts the bytes into `out` as frames; holds back a character that isn't complete yet.
-    pub(crate) fn push(&mut self, mut data: Taken, out: &mut Pieces) {
+    pub(crate) fn push(&mut self, mut data: Segments, out: &mut ByteQueue) {
         if !(self.held.is_empty() && data.len() == 1) {
             // Bytes have no boundaries: small pieces become one frame.
-            let mut pieces = Pieces::default();
+            let mut pieces = ByteQueue::default();
             pieces.push(Bytes::from(std::mem::take(&mut self.held)));
             for piece in data {
                 pieces.push(piece);
@@ -70,7 +70,7 @@ impl Framer {
     }
 
     /// Puts what was held back: the data has ended inside a character.
-    pub(crate) fn end(&mut self, out: &mut Pieces) {
+    pub(crate) fn end(&mut self, out: &mut ByteQueue) {
         if !self.held.is_empty() {
             if self.text == Text::WhileValid {
                 self.text = Text::No;
@@ -80,7 +80,7 @@ impl Framer {
         }
     }
 
-    fn push_piece(&mut self, mut piece: Bytes, out: &mut Pieces) {
+    fn push_piece(&mut self, mut piece: Bytes, out: &mut ByteQueue) {
         if self.text == Text::WhileValid {
             match from_utf8(&piece) {
                 Ok(_) => {}
@@ -101,7 +101,7 @@ impl Framer {
         self.frames(piece, out);
     }
 
-    fn frames(&self, mut piece: Bytes, out: &mut Pieces) {
+    fn frames(&self, mut piece: Bytes, out: &mut ByteQueue) {
         let max = if self.text == Text::Always { MAX_ORIGINAL_FRAME } else { MAX_FRAME };
         while piece.len() > max {
             let cut = if self.text == Text::No { max } else { max - incomplete(&piece[..max]) };
@@ -113,7 +113,7 @@ impl Framer {
         }
     }
 
-    fn frame(&self, payload: Bytes, out: &mut Pieces) {
+    fn frame(&self, payload: Bytes, out: &mut ByteQueue) {
         let kind = if self.text == Text::No { Kind::Binary } else { Kind::Text };
         out.expect(header_len(payload.len()), payload.len());
         out.write_with(|buf| put_header(buf, kind, payload.len(), None));
@@ -139,7 +139,7 @@ mod tests {
 
     /// Frames as (is text, payload).
     fn frames(framer: &mut Framer, chunks: &[&[u8]]) -> Vec<(bool, Vec<u8>)> {
-        let mut out = Pieces::default();
+        let mut out = ByteQueue::default();
         for chunk in chunks {
             framer.push(smallvec::smallvec![Bytes::copy_from_slice(chunk)], &mut out);
         }

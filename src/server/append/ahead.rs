@@ -3,9 +3,9 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use super::{BATCH, Input, Source, Terms, batch};
-use crate::budget::Share;
-use crate::buffer::Pieces;
+use super::{AppendLimits, BATCH, Input, Source, batch};
+use crate::budget::Reservation;
+use crate::buffer::ByteQueue;
 use crate::error::Result;
 use crate::hub::Hub;
 
@@ -14,17 +14,17 @@ use crate::hub::Hub;
 pub(super) const AHEAD: usize = 4 * BATCH;
 
 /// What a stream gave while the storage still had what it gave before.
-pub(super) struct Ahead {
-    data: Pieces,
+pub(super) struct ReadAhead {
+    data: ByteQueue,
     /// What came behind that.
     then: Option<Input>,
     /// The memory for it and for what is being appended, in a budget that all appenders share.
-    share: Share,
+    share: Reservation,
 }
 
-impl Ahead {
+impl ReadAhead {
     pub(super) fn new(hub: &Hub) -> Self {
-        Self { data: Pieces::default(), then: None, share: hub.ahead.share() }
+        Self { data: ByteQueue::default(), then: None, share: hub.read_ahead_budget.reservation() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -49,10 +49,10 @@ impl Ahead {
         mut appending: Pin<&mut impl Future<Output = Result<()>>>,
         upto: u64,
         limit: usize,
-        terms: &Terms,
+        limits: &AppendLimits,
     ) -> Result<()> {
         loop {
-            let room = terms.room(upto.saturating_add(self.data.len() as u64));
+            let room = limits.room(upto.saturating_add(self.data.len() as u64));
             if !source.is_stream()
                 || self.then.is_some()
                 || self.data.len() > limit / 4 * 3

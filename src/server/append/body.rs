@@ -9,22 +9,22 @@ use http::Version;
 use http_body::Body;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ended, Input, Source, Terms, appending};
-use crate::body::{RequestBody, outlast};
-use crate::buffer::Pieces;
+use super::{AppendEnd, AppendLimits, Input, Source, appending};
+use crate::body::{RequestBody, drain};
+use crate::buffer::ByteQueue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Hub, Lease};
 use crate::state::{End, Stat};
 
 /// A request's body.
-struct Incoming {
+struct BodySource {
     body: RequestBody,
     heard: u64,
-    ended: Option<Ended>,
+    ended: Option<AppendEnd>,
     /// It has given its end, and must not be asked again.
     over: bool,
     /// What its clean end means.
-    then: Then,
+    then: OnEnd,
     /// It came over HTTP/2: see [`is_whole`](Self::is_whole).
     http2: bool,
     left: CancellationToken,
@@ -32,16 +32,16 @@ struct Incoming {
 
 /// How a request's body is to be taken.
 #[derive(Debug)]
-pub(crate) struct Taking {
+pub(crate) struct BodyOptions {
     pub(crate) version: Version,
-    pub(crate) then: Then,
+    pub(crate) then: OnEnd,
     /// How long the resource has to be when it is finished, if that was told.
     pub(crate) length: Option<u64>,
     /// Cancelled when nobody waits for the answer any more.
     pub(crate) left: CancellationToken,
 }
 
-impl Incoming {
+impl BodySource {
     /// Whether a body that gives no more was all that was meant.
     ///
     /// hyper takes a stream that was reset without an error for one that has ended, as is right for an answer (RFC 9113
@@ -51,7 +51,7 @@ impl Incoming {
         self.body.size_hint().lower() == 0 && (!self.http2 || self.body.is_end_stream())
     }
 
-    fn end(&mut self, ended: Ended) {
+    fn end(&mut self, ended: AppendEnd) {
         self.ended = Some(ended);
         self.over = true;
     }
@@ -59,14 +59,14 @@ impl Incoming {
 
 /// What the end of a request's body means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum OnEnd {
     Finish,
     Park,
 }
 
-impl Source for Incoming {
+impl Source for BodySource {
     async fn input(&mut self, most: usize) -> Input {
-        let mut gathered = Pieces::default();
+        let mut gathered = ByteQueue::default();
         std::future::poll_fn(|cx| {
             // Nothing gathered is ever kept over a wait.
             while self.ended.is_none() && gathered.len() < most.max(1) {
@@ -79,16 +79,16 @@ impl Source for Incoming {
                     }
                     Poll::Ready(Some(Err(error))) => {
                         tracing::debug!(error = &*error as &dyn std::error::Error, "a body was cut");
-                        self.end(Ended::Gone);
+                        self.end(AppendEnd::Disconnected);
                     }
                     Poll::Ready(None) if !self.is_whole() => {
                         tracing::debug!("a body ended without saying that this was all");
-                        self.end(Ended::Gone);
+                        self.end(AppendEnd::Disconnected);
                     }
                     Poll::Ready(None) => {
                         self.end(match self.then {
-                            Then::Finish => Ended::Finished(End::Finished),
-                            Then::Park => Ended::Parked,
+                            OnEnd::Finish => AppendEnd::Finished(End::Finished),
+                            OnEnd::Park => AppendEnd::Parked,
                         });
                     }
                     Poll::Pending if gathered.is_empty() => return Poll::Pending,
@@ -112,7 +112,7 @@ impl Source for Incoming {
         Some(self.left.clone())
     }
 
-    fn heard(&self) -> u64 {
+    fn activity(&self) -> u64 {
         self.heard
     }
 
@@ -122,7 +122,7 @@ impl Source for Incoming {
 
     fn ping(&mut self) {}
 
-    fn acks(&mut self) -> Option<&mut Pieces> {
+    fn acks(&mut self) -> Option<&mut ByteQueue> {
         None
     }
 
@@ -135,30 +135,30 @@ impl Source for Incoming {
 pub(crate) async fn append(
     hub: Arc<Hub>,
     body: RequestBody,
-    taking: Taking,
+    taking: BodyOptions,
     mut lease: Lease,
-    terms: Terms,
+    limits: AppendLimits,
 ) -> Result<Stat> {
-    let Taking { version, then, length, left } = taking;
+    let BodyOptions { version, then, length, left } = taking;
     let mut source =
-        Incoming { body, heard: 0, ended: None, over: false, then, http2: version == Version::HTTP_2, left };
-    let ended = appending(&hub, &mut source, &mut lease, terms).await;
-    if matches!(ended, Ended::Failed(_) | Ended::Stopping) && !source.over {
-        outlast(source.body);
+        BodySource { body, heard: 0, ended: None, over: false, then, http2: version == Version::HTTP_2, left };
+    let ended = appending(&hub, &mut source, &mut lease, limits).await;
+    if matches!(ended, AppendEnd::Failed(_) | AppendEnd::ShuttingDown) && !source.over {
+        drain(source.body);
     }
     match ended {
-        Ended::Finished(_) if length.is_some_and(|length| length != lease.resource().len()) => {
+        AppendEnd::Finished(_) if length.is_some_and(|length| length != lease.resource().len()) => {
             Err(Error::new(ErrorKind::BadRequest)
                 .with_detail("the resource is not as long as its `Upload-Length` says"))
         }
-        Ended::Finished(end) => lease.finish(end).await,
-        Ended::Parked => lease.park().await,
-        Ended::Failed(error) => Err(error),
-        Ended::Stopping => {
+        AppendEnd::Finished(end) => lease.finish(end).await,
+        AppendEnd::Parked => lease.park().await,
+        AppendEnd::Failed(error) => Err(error),
+        AppendEnd::ShuttingDown => {
             lease.stop().await;
             Err(ErrorKind::ShuttingDown.into())
         }
-        Ended::Gone | Ended::Left(_) | Ended::Breach(..) => {
+        AppendEnd::Disconnected | AppendEnd::ClosedByPeer(_) | AppendEnd::ProtocolError(..) => {
             Err(Error::new(ErrorKind::BadRequest).with_detail("the body was cut"))
         }
     }

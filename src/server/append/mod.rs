@@ -18,15 +18,15 @@ use futures_core::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::ahead::{AHEAD, Ahead};
+use self::ahead::{AHEAD, ReadAhead};
 use super::checks::{expired, expiry};
 use super::config::Times;
-use crate::buffer::Pieces;
+use crate::buffer::ByteQueue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Hub, Lease};
 use crate::protocol::messages;
 use crate::state::End;
-use crate::websocket::keepalive::{Beat, Pulse};
+use crate::websocket::keepalive::{Keepalive, KeepaliveAction};
 
 /// At most about as many bytes are read into one append: one write, one wake.
 const BATCH: usize = 256 * 1024;
@@ -39,14 +39,14 @@ const MAX_UNTOLD: usize = 4 * 1024;
 
 /// What an appender may do.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Terms {
+pub(crate) struct AppendLimits {
     pub(crate) times: Times,
     pub(crate) max_message: u64,
     pub(crate) max_resource: u64,
     pub(crate) until: Option<Instant>,
 }
 
-impl Terms {
+impl AppendLimits {
     /// How much may be added to a resource of this length.
     fn room(self, len: u64) -> u64 {
         self.max_resource.saturating_sub(len)
@@ -54,21 +54,21 @@ impl Terms {
 }
 
 /// How an appender ended.
-pub(crate) enum Ended {
+pub(crate) enum AppendEnd {
     /// The appender says that this was all.
     Finished(End),
     /// The appender says that more will come in another request.
     Parked,
     /// Answer its close with the same code.
-    Left(u16),
+    ClosedByPeer(u16),
     /// It broke the protocol.
-    Breach(u16, String),
+    ProtocolError(u16, String),
     /// It can't go on.
     Failed(Error),
     /// The server stops.
-    Stopping,
+    ShuttingDown,
     /// There is nobody to tell.
-    Gone,
+    Disconnected,
 }
 
 /// Where an appender's bytes come from.
@@ -88,7 +88,7 @@ pub(crate) trait Source {
     }
 
     /// Counts its signs of life.
-    fn heard(&self) -> u64;
+    fn activity(&self) -> u64;
 
     /// Whether it can be asked for a sign of life.
     fn answers_pings(&self) -> bool;
@@ -97,7 +97,7 @@ pub(crate) trait Source {
     fn ping(&mut self);
 
     /// Where acknowledgements go, if it takes any.
-    fn acks(&mut self) -> Option<&mut Pieces>;
+    fn acks(&mut self) -> Option<&mut ByteQueue>;
 
     /// Sends acknowledgements that wait. (They go by themselves with the next input, but not without bound.)
     async fn send_acks(&mut self, limit: Duration) -> std::io::Result<()>;
@@ -129,42 +129,47 @@ impl Acks {
     }
 }
 
-pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut Lease, terms: Terms) -> Ended {
+pub(crate) async fn appending<S: Source>(
+    hub: &Hub,
+    source: &mut S,
+    lease: &mut Lease,
+    limits: AppendLimits,
+) -> AppendEnd {
     // Polled again and again: who waits for each of them is known but once.
-    let (lost, left) = (lease.over().clone(), source.left());
+    let (lost, left) = (lease.revoked().clone(), source.left());
     let left = async {
         match &left {
             Some(left) => left.cancelled().await,
             None => std::future::pending().await,
         }
     };
-    let (mut over, mut stops, mut left) = (pin!(lost.cancelled()), pin!(hub.soft.cancelled()), pin!(left));
-    let mut pulse = match source.answers_pings() {
-        false => Pulse::new(terms.times.silence, terms.times.silence),
-        true => Pulse::new(terms.times.ping, terms.times.ping * 2),
+    let (mut over, mut stops, mut left) = (pin!(lost.cancelled()), pin!(hub.shutting_down.cancelled()), pin!(left));
+    let mut keepalive = match source.answers_pings() {
+        false => Keepalive::new(limits.times.silence, limits.times.silence),
+        true => Keepalive::new(limits.times.ping, limits.times.ping * 2),
     };
     let told = lease.resource().len();
     let mut acks = source.acks().map(|_| Acks { told, syncing: None });
-    let mut ahead = Ahead::new(hub);
+    let mut ahead = ReadAhead::new(hub);
     loop {
         if let Some(acks) = &mut acks {
             acks.begin(lease);
         }
-        let most = batch(terms.room(lease.resource().len()));
+        let most = batch(limits.room(lease.resource().len()));
         let input = tokio::select! {
             biased;
-            () = &mut over => return failed(lease.over_as().into()),
+            () = &mut over => return failed(lease.revocation().into()),
             () = &mut stops => break,
             () = &mut left => break,
-            () = expiry(terms.until) => return failed(expired()),
+            () = expiry(limits.until) => return failed(expired()),
             synced = Acks::next(&mut acks) => match (synced, &mut acks) {
                 (Ok(len), Some(acks)) => {
                     let Some(out) = source.acks() else { continue };
                     if len > acks.told {
                         acks.told = len;
-                        messages::put(out, &messages::ack(len));
+                        messages::queue(out, &messages::ack(len));
                     }
-                    if out.len() > MAX_UNTOLD && source.send_acks(terms.times.stall).await.is_err() {
+                    if out.len() > MAX_UNTOLD && source.send_acks(limits.times.stall).await.is_err() {
                         return failed(ErrorKind::TimedOut.into());
                     }
                     continue;
@@ -173,9 +178,9 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
                 (Ok(_), None) => continue,
             },
             input = ahead.input(source, most) => input,
-            () = pulse.tick() => match pulse.beat(source.heard()) {
-                Beat::Dead => return failed(ErrorKind::TimedOut.into()),
-                Beat::Ping => {
+            () = keepalive.tick() => match keepalive.on_tick(source.activity()) {
+                KeepaliveAction::GiveUp => return failed(ErrorKind::TimedOut.into()),
+                KeepaliveAction::Ping => {
                     source.ping();
                     continue;
                 }
@@ -188,11 +193,11 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
                 let upto = lease.resource().len().saturating_add(len(&data));
                 // Followers find a batch in the tail, more than that they would read from the file.
                 let limit = if lease.resource().is_followed() { BATCH } else { AHEAD };
-                let mut appending = pin!(append(lease, &terms, &data));
+                let mut appending = pin!(append(lease, &limits, &data));
                 let appended = match poll_fn(|cx| Poll::Ready(appending.as_mut().poll(cx))).await {
                     Poll::Ready(appended) => appended,
                     // In a box: most have no use for the room.
-                    Poll::Pending => Box::pin(ahead.read_on(source, appending, upto, limit, &terms)).await,
+                    Poll::Pending => Box::pin(ahead.read_on(source, appending, upto, limit, &limits)).await,
                 };
                 ahead.settle();
                 appended
@@ -209,7 +214,7 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
     let stopped = Instant::now();
     loop {
         let late = stopped.elapsed() >= LAST_WORDS && ahead.is_empty();
-        let most = batch(terms.room(lease.resource().len()));
+        let most = batch(limits.room(lease.resource().len()));
         let arrived = tokio::select! {
             biased;
             input = ahead.input(source, most) => Some(input),
@@ -221,7 +226,7 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
             Some(Input::Data(_) | Input::Nothing) if late => break,
             None => break,
             Some(Input::Data(data)) => {
-                if let Err(error) = append(lease, &terms, &data.into_all()).await {
+                if let Err(error) = append(lease, &limits, &data.into_all()).await {
                     return failed(error);
                 }
             }
@@ -229,13 +234,13 @@ pub(crate) async fn appending<S: Source>(hub: &Hub, source: &mut S, lease: &mut 
             Some(Input::Nothing) => {}
         }
     }
-    if hub.soft.is_cancelled() { Ended::Stopping } else { Ended::Gone }
+    if hub.shutting_down.is_cancelled() { AppendEnd::ShuttingDown } else { AppendEnd::Disconnected }
 }
 
 /// What an appender did.
 pub(crate) enum Input {
-    Data(Pieces),
-    Ended(Ended),
+    Data(ByteQueue),
+    Ended(AppendEnd),
     Nothing,
 }
 
@@ -244,8 +249,8 @@ fn batch(room: u64) -> usize {
     usize::try_from(room).unwrap_or(usize::MAX).min(BATCH)
 }
 
-async fn append(lease: &mut Lease, terms: &Terms, data: &[Bytes]) -> Result<()> {
-    if len(data) > terms.room(lease.resource().len()) {
+async fn append(lease: &mut Lease, limits: &AppendLimits, data: &[Bytes]) -> Result<()> {
+    if len(data) > limits.room(lease.resource().len()) {
         return Err(ErrorKind::TooLarge.into());
     }
     lease.append(data).await.map(drop)
@@ -255,9 +260,9 @@ fn len(data: &[Bytes]) -> u64 {
     data.iter().map(|data| data.len() as u64).sum()
 }
 
-fn failed(error: Error) -> Ended {
+fn failed(error: Error) -> AppendEnd {
     if matches!(error.kind(), ErrorKind::Storage | ErrorKind::Full | ErrorKind::Overloaded) {
         tracing::error!(error = &error as &dyn std::error::Error, "appending failed");
     }
-    Ended::Failed(error)
+    AppendEnd::Failed(error)
 }

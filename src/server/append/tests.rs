@@ -8,23 +8,23 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
 use super::ahead::AHEAD;
-use super::websocket::{Dialect, run};
+use super::websocket::{AppendDialect, run};
 use super::*;
-use crate::hub::{Attach, Attached, Durability, READ_AHEAD};
+use crate::hub::{AttachRequest, Attached, Durability, READ_AHEAD};
 use crate::key::Key;
 use crate::storage::{FsStorage, MemoryStorage, Open};
 use crate::streams::Streams;
 use crate::websocket::frame::{Kind, Role};
 use crate::websocket::{Conn, Inbound, Streamed};
 
-const V1: Dialect = Dialect::V1 { resumed: false };
+const V1: AppendDialect = AppendDialect::V1 { resumed: false };
 
-fn terms(max_resource: u64) -> Terms {
-    Terms { times: Times::default(), max_message: 1 << 30, max_resource, until: None }
+fn limits(max_resource: u64) -> AppendLimits {
+    AppendLimits { times: Times::default(), max_message: 1 << 30, max_resource, until: None }
 }
 
 async fn open(streams: &Streams) -> Lease {
-    let attached = streams.hub.attach(&Key::new("a").unwrap(), Attach::new(Open::Create)).await.unwrap();
+    let attached = streams.hub.attach(&Key::new("a").unwrap(), AttachRequest::new(Open::Create)).await.unwrap();
     let Attached::Open { lease, .. } = attached else { panic!("it is finished") };
     lease
 }
@@ -47,7 +47,7 @@ impl Held {
         let streams = Streams::builder(FsStorage::open(dir.path()).unwrap()).durability(Durability::Process).build();
         let lease = open(&streams).await;
         let (ours, theirs) = duplex(PIPE);
-        let served = run(Arc::clone(&streams.hub), ours, lease, terms(max_resource), V1);
+        let served = run(Arc::clone(&streams.hub), ours, lease, limits(max_resource), V1);
         let conn = Conn::new(theirs, Role::Client, 1 << 30);
         let mut held = Self { streams, conn, served: tokio::spawn(served), holds: Vec::new(), _dir: dir };
         held.hold();
@@ -146,7 +146,7 @@ fn a_stream_is_read_on_while_the_storage_is_busy_but_not_without_bound() {
 fn who_finds_no_memory_for_it_does_not_read_on() {
     alone().block_on(async {
         let mut held = Held::new(u64::MAX).await;
-        let mut all = held.streams.hub.ahead.share();
+        let mut all = held.streams.hub.read_ahead_budget.reservation();
         assert!(all.grow(READ_AHEAD));
         let data = numbered(2 << 20);
         held.conn.put(Kind::Binary, &data);
@@ -167,7 +167,7 @@ fn memory_is_given_back_once_the_storage_keeps_up() {
         held.flush().await;
         held.send(&data[1000..]).await;
         held.flush().await;
-        let mut all = held.streams.hub.ahead.share();
+        let mut all = held.streams.hub.read_ahead_budget.reservation();
         assert!(!all.grow(READ_AHEAD), "it takes some of it");
         held.holds.clear();
         while !all.grow(READ_AHEAD) {
@@ -191,7 +191,7 @@ fn fault_44_a_finish_behind_what_was_read_ahead_counts_however_long_that_takes()
         held.conn.put(Kind::Text, br#"{"finish":true}"#);
         held.flush().await;
         held.hold();
-        held.streams.hub.soft.cancel();
+        held.streams.hub.shutting_down.cancel();
         held.holds.remove(0);
         // What was read ahead is now held up as well, for longer than last words are waited for.
         while held.streams.hub.stat(&Key::new("a").unwrap()).await.unwrap().is_none_or(|stat| stat.len == 0) {
@@ -210,7 +210,7 @@ fn fault_44_a_finish_behind_what_was_read_ahead_counts_however_long_that_takes()
 #[tokio::test]
 async fn an_appender_that_waits_takes_little_memory() {
     let streams = Streams::new(MemoryStorage::new(1 << 20));
-    let appending = run(Arc::clone(&streams.hub), duplex(1).0, open(&streams).await, terms(1), V1);
+    let appending = run(Arc::clone(&streams.hub), duplex(1).0, open(&streams).await, limits(1), V1);
     assert!(size_of_val(&appending) < 2700, "{}", size_of_val(&appending));
 }
 
@@ -231,7 +231,7 @@ async fn a_sender_that_never_pauses_leaves_followers_their_turn() {
     frame.resize(frame.len() + 64 * 1024, b'x');
     let sent = frame.repeat(16 * 16);
     let io = tokio::io::join(&sent[..], tokio::io::sink());
-    run(Arc::clone(&streams.hub), io, lease, terms(u64::MAX), V1).await;
+    run(Arc::clone(&streams.hub), io, lease, limits(u64::MAX), V1).await;
     assert_eq!(streams.stat("a").await.unwrap().unwrap().len, 16 << 20);
     assert!(turns.load(Ordering::Relaxed) > 50, "{turns:?}");
 }

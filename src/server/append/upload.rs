@@ -6,28 +6,28 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, hea
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Terms;
-use super::body::{self, Taking, Then};
+use super::AppendLimits;
+use super::body::{self, BodyOptions, OnEnd};
 use crate::access::{Allowed, Verb};
 use crate::body::{OwnBody, RequestBody, full};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::{Attach, Attached, Hub};
+use crate::hub::{AttachRequest, Attached, Hub};
 use crate::identity::Owner;
 use crate::key::Key;
 use crate::protocol::headers::{UPLOAD_COMPLETE, UPLOAD_DRAFT, UPLOAD_LENGTH};
 use crate::server::checks::{authorize, depends_on_another};
 use crate::server::config::Options;
 use crate::server::intent::{is_media_type, is_partial_upload};
-use crate::server::parameters::{Asked, bad, digits, malformed};
-use crate::server::response::{describe, told_with};
+use crate::server::parameters::{Parameters, bad, digits, malformed};
+use crate::server::response::{describe, problem_with_stat};
 use crate::state::Stat;
 use crate::storage::Open;
 
 /// What the head of such a request asks for.
 #[derive(Debug, PartialEq, Eq)]
 struct Upload {
-    asked: Asked,
-    then: Then,
+    parameters: Parameters,
+    then: OnEnd,
     /// Whoever sends it knows how to go on after a cut.
     resumable: bool,
     /// How long the resource will be at least, as far as that can be told.
@@ -50,7 +50,7 @@ impl Upload {
             // RFC 9110 section 14.5 asks for this where it isn't understood.
             return Err(bad("a `Content-Range` can't be written: say `Upload-Offset`".to_owned()));
         }
-        let mut asked = Asked::to_append(head)?;
+        let mut parameters = Parameters::to_append(head)?;
         if headers.contains_key("upload-incomplete") {
             // What it says is the contrary.
             return Err(bad(
@@ -66,9 +66,9 @@ impl Upload {
         };
         match head.method {
             // A whole resource, and the creation of an upload: nothing may be there.
-            Method::PUT => asked.offset = asked.offset.or(Some(0)),
-            Method::POST if draft => asked.offset = asked.offset.or(Some(0)),
-            Method::PATCH if asked.offset.is_none() => {
+            Method::PUT => parameters.offset = parameters.offset.or(Some(0)),
+            Method::POST if draft => parameters.offset = parameters.offset.or(Some(0)),
+            Method::PATCH if parameters.offset.is_none() => {
                 return Err(bad("a PATCH has to say its `Upload-Offset`".to_owned()));
             }
             _ => {}
@@ -78,15 +78,15 @@ impl Upload {
             Some(value) => value.to_str().ok().and_then(digits).map(Some).ok_or_else(|| malformed(name.as_str())),
         };
         let more = told(header::CONTENT_LENGTH)?;
-        let body = more.map(|len| len.saturating_add(asked.offset.unwrap_or(0)));
+        let body = more.map(|len| len.saturating_add(parameters.offset.unwrap_or(0)));
         let whole = told(UPLOAD_LENGTH)?;
         Ok(Self {
             length: body.max(whole),
             more,
             whole,
-            then: if complete == Some(false) { Then::Park } else { Then::Finish },
+            then: if complete == Some(false) { OnEnd::Park } else { OnEnd::Finish },
             resumable: complete.is_some() || draft || head.method == Method::PATCH,
-            asked,
+            parameters,
         })
     }
 }
@@ -120,15 +120,15 @@ pub(crate) async fn upload(
     request_body: impl FnOnce() -> RequestBody,
 ) -> Result<Response<OwnBody>> {
     options.origins.check(head)?;
-    let Upload { asked, then, resumable, length, more, whole } = Upload::of(head)?;
+    let Upload { parameters, then, resumable, length, more, whole } = Upload::of(head)?;
     let Allowed { key, left, principal } = authorize(options, Verb::Append, key, head).await?;
-    let by_id = asked.appender.map(|id| Owner::new(&id, principal.as_deref()));
-    let mut attach = Attach {
-        how: if asked.create { Open::Create } else { Open::Continue },
+    let by_id = parameters.appender.map(|id| Owner::new(&id, principal.as_deref()));
+    let mut attach = AttachRequest {
+        how: if parameters.create { Open::Create } else { Open::Continue },
         owner: by_id.or(resumable.then_some(Owner::ANYONE)),
-        offset: asked.offset,
-        life: asked.life,
-        finish: asked.finish,
+        offset: parameters.offset,
+        life: parameters.life,
+        finish: parameters.finish,
     };
     let attached = match check(hub, options, &key, head, (length, more), &mut attach).await {
         Ok(()) => hub.attach(&key, attach).await,
@@ -137,24 +137,24 @@ pub(crate) async fn upload(
     let lease = match attached {
         Ok(Attached::Open { lease, .. }) => lease,
         Ok(Attached::Finished(stat)) => return Ok(done(&stat, StatusCode::OK, head)),
-        Err(error) => return Ok(told_with(&error, hub.stat(&key).await.ok().flatten())),
+        Err(error) => return Ok(problem_with_stat(&error, hub.stat(&key).await.ok().flatten())),
     };
     let began = lease.resource().len() == 0 && head.method != Method::PATCH;
-    let terms = Terms {
+    let limits = AppendLimits {
         times: options.times,
         max_message: options.max_message,
         max_resource: options.max_resource,
         until: left.map(|left| Instant::now() + left),
     };
     // A task of its own: what has arrived is stored even if the client goes away meanwhile, or a layer outside has given
-    // another answer. Then it comes to its end.
+    // another answer. OnEnd it comes to its end.
     let left = CancellationToken::new();
     let _answering = left.clone().drop_guard();
-    let taking = Taking { version: head.version, then, length: whole.filter(|_| then == Then::Finish), left };
-    let appending = body::append(Arc::clone(hub), request_body(), taking, lease, terms);
+    let taking = BodyOptions { version: head.version, then, length: whole.filter(|_| then == OnEnd::Finish), left };
+    let appending = body::append(Arc::clone(hub), request_body(), taking, lease, limits);
     match hub.tasks.spawn(appending).await.map_err(Error::storage).flatten() {
         Ok(stat) => Ok(done(&stat, if began { StatusCode::CREATED } else { StatusCode::OK }, head)),
-        Err(error) => Ok(told_with(&error, hub.stat(&key).await.ok().flatten())),
+        Err(error) => Ok(problem_with_stat(&error, hub.stat(&key).await.ok().flatten())),
     }
 }
 
@@ -165,7 +165,7 @@ async fn check(
     key: &Key,
     head: &request::Parts,
     (length, more): (Option<u64>, Option<u64>),
-    attach: &mut Attach,
+    attach: &mut AttachRequest,
 ) -> Result<()> {
     if length.is_some_and(|length| length > options.max_resource) {
         return Err(ErrorKind::TooLarge.into());
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn methods_begin_where_they_should() {
-        let begins = |method, headers: &[_]| upload(method, "", headers).unwrap().asked.offset;
+        let begins = |method, headers: &[_]| upload(method, "", headers).unwrap().parameters.offset;
         assert_eq!(begins("PUT", &[]), Some(0));
         assert_eq!(begins("PUT", &[("upload-offset", "7")]), Some(7));
         assert_eq!(begins("POST", &[]), None);
@@ -246,9 +246,9 @@ mod tests {
             let Upload { then, resumable, .. } = upload("POST", "", headers).unwrap();
             (then, resumable)
         };
-        assert_eq!(means(&[]), (Then::Finish, false));
-        assert_eq!(means(&[("upload-complete", "?1")]), (Then::Finish, true));
-        assert_eq!(means(&[("upload-complete", "?0")]), (Then::Park, true));
+        assert_eq!(means(&[]), (OnEnd::Finish, false));
+        assert_eq!(means(&[("upload-complete", "?1")]), (OnEnd::Finish, true));
+        assert_eq!(means(&[("upload-complete", "?0")]), (OnEnd::Park, true));
         assert_eq!(refused("POST", "", &[("upload-incomplete", "?1")]), ErrorKind::BadRequest);
         for odd in ["1", "?2", "", "true", "?0;a"] {
             assert_eq!(refused("POST", "", &[("upload-complete", odd)]), ErrorKind::BadRequest, "{odd}");

@@ -9,20 +9,20 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Ver
 use tokio::time::Instant;
 
 use super::find;
-use super::response_body::{Outflow, OutflowBody};
+use super::response_body::{BodyWriter, FollowBody};
 use crate::access::{Allowed, Verb};
 use crate::body::{OwnBody, boxed, full};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{Cursor, Found, Hub, Step};
 use crate::key::Key;
-use crate::protocol::Begin;
+use crate::protocol::StartPosition;
 use crate::protocol::events::{self, Encoder};
 use crate::protocol::headers::STREAM_OFFSET;
 use crate::server::checks::{authorize, expired, expiry};
 use crate::server::config::Options;
-use crate::server::parameters::{Asked, EventId, Range, Reading, UNBOUNDED, bad, malformed};
+use crate::server::parameters::{EventId, FollowHeaders, Parameters, Range, UNBOUNDED, bad, malformed};
 use crate::server::read::{content_type, serve};
-use crate::server::response::{describe, disarm, told_with};
+use crate::server::response::{describe, problem_with_stat, sandbox};
 use crate::state::{Stat, State};
 
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
@@ -36,33 +36,33 @@ pub(crate) async fn follow(
     key: Key,
     head: &request::Parts,
 ) -> Result<Response<OwnBody>> {
-    let asked = Asked::to_follow(head)?;
-    let reading = Reading::of(head)?;
+    let parameters = Parameters::to_follow(head)?;
+    let headers_of_follow = FollowHeaders::of(head)?;
     let Allowed { key, left, .. } = authorize(options, Verb::Follow, key, head).await?;
-    let (mut cursor, stat) = match find(hub, options, &key, asked.wait).await {
+    let (mut cursor, stat) = match find(hub, options, &key, parameters.wait).await {
         Ok(Found::Open(cursor)) => {
             let stat = Stat::new(cursor.life(), cursor.len(), cursor.state());
             (cursor, stat)
         }
-        Ok(Found::AtRest(cursor, stat)) => (cursor, stat),
-        Err(error) if reading.events && error.kind() == ErrorKind::ShuttingDown => return Ok(come_again()),
+        Ok(Found::Closed(cursor, stat)) => (cursor, stat),
+        Err(error) if headers_of_follow.events && error.kind() == ErrorKind::ShuttingDown => return Ok(come_again()),
         Err(error) => return Err(error),
     };
-    let (begin, partial) = match way(&asked, &reading, head, &stat) {
-        Ok(Way::Live(begin)) => (begin, false),
-        Ok(Way::Part(begin)) => (begin, true),
-        Ok(Way::Snapshot) => return serve(hub, &key, head, &stat, &options.content_type).await,
-        Ok(Way::Nothing) => {
+    let (begin, partial) = match plan(&parameters, &headers_of_follow, head, &stat) {
+        Ok(Plan::Live(begin)) => (begin, false),
+        Ok(Plan::Part(begin)) => (begin, true),
+        Ok(Plan::Snapshot) => return serve(hub, &key, head, &stat, &options.content_type).await,
+        Ok(Plan::Nothing) => {
             let mut response = Response::new(full(""));
             *response.status_mut() = StatusCode::NO_CONTENT;
             describe(response.headers_mut(), &stat);
             not_to_be_held(response.headers_mut(), false);
             return Ok(response);
         }
-        Err(error) => return Ok(told_with(&error, Some(stat))),
+        Err(error) => return Ok(problem_with_stat(&error, Some(stat))),
     };
     if let Err(error) = cursor.start(begin).await {
-        return Ok(told_with(&error, Some(stat)));
+        return Ok(problem_with_stat(&error, Some(stat)));
     }
     let at = cursor.at();
     let live = stat.state.is_open();
@@ -70,14 +70,14 @@ pub(crate) async fn follow(
     let headers = response.headers_mut();
     describe(headers, &stat);
     not_to_be_held(headers, live);
-    disarm(headers);
+    sandbox(headers);
     headers.insert(STREAM_OFFSET, HeaderValue::from(at));
-    let content_type = match reading.events {
+    let content_type = match headers_of_follow.events {
         true => EVENT_STREAM,
         false => content_type(&key, &options.content_type),
     };
     headers.insert(header::CONTENT_TYPE, content_type);
-    let len = (!live && !reading.events).then(|| stat.len - at);
+    let len = (!live && !headers_of_follow.events).then(|| stat.len - at);
     if let Some(len) = len {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(len));
     }
@@ -90,13 +90,13 @@ pub(crate) async fn follow(
     if head.method == Method::HEAD {
         return Ok(response);
     }
-    let terms = Terms {
-        keep_alive: reading.events.then_some(options.times.ping),
+    let limits = FollowLimits {
+        keep_alive: headers_of_follow.events.then_some(options.times.ping),
         until: left.map(|left| Instant::now() + left),
         stall: options.times.stall,
         len,
     };
-    Ok(response.map(|_| boxed(live_body(Arc::clone(hub), cursor, terms))))
+    Ok(response.map(|_| boxed(live_body(Arc::clone(hub), cursor, limits))))
 }
 
 /// Events that end before they begin. `EventSource` gives up for good when it is told 503, but comes back after this.
@@ -108,45 +108,54 @@ fn come_again() -> Response<OwnBody> {
 }
 
 /// How a follower is answered.
-enum Way {
+enum Plan {
     /// By a body that follows from here on.
-    Live(Begin),
+    Live(StartPosition),
     /// The same, and it was a range that said so.
-    Part(Begin),
+    Part(StartPosition),
     /// As a GET without a verb.
     Snapshot,
     /// It has everything.
     Nothing,
 }
 
-fn way(asked: &Asked, reading: &Reading, head: &request::Parts, stat: &Stat) -> Result<Way> {
+fn plan(
+    parameters: &Parameters,
+    headers_of_follow: &FollowHeaders,
+    head: &request::Parts,
+    stat: &Stat,
+) -> Result<Plan> {
     let live = stat.state.is_open();
-    let lives = [asked.life, reading.last.map(|last| last.life)];
+    let lives = [parameters.life, headers_of_follow.last.map(|last| last.life)];
     if lives.into_iter().flatten().any(|life| life != stat.life) {
         return Err(ErrorKind::Life.into());
     }
     if live && head.version < Version::HTTP_11 {
         return Err(ErrorKind::HttpVersion.into());
     }
-    if let Some(EventId { offset, interrupted, .. }) = reading.last {
+    if let Some(EventId { offset, interrupted, .. }) = headers_of_follow.last {
         // Whoever has been told all of it must not come again: `EventSource` does so until it is told 204.
         let told_all = if interrupted { stat.state == State::Interrupted } else { stat.state.is_complete() };
-        return Ok(if told_all && offset == stat.len { Way::Nothing } else { Way::Live(Begin::Offset(offset)) });
+        return Ok(if told_all && offset == stat.len {
+            Plan::Nothing
+        } else {
+            Plan::Live(StartPosition::Offset(offset))
+        });
     }
-    if reading.events {
-        return Ok(Way::Live(asked.begin));
+    if headers_of_follow.events {
+        return Ok(Plan::Live(parameters.begin));
     }
-    let range = if depends_on_other_bytes(&head.headers, stat) { Range::No } else { reading.range };
-    if range != Range::No && asked.begin != Begin::Start {
+    let range = if depends_on_other_bytes(&head.headers, stat) { Range::No } else { headers_of_follow.range };
+    if range != Range::No && parameters.begin != StartPosition::Beginning {
         return Err(bad("only one of `Range`, `offset`, `tail` and `lines` can be given".to_owned()));
     }
     Ok(match range {
-        Range::From(begin) if live => Way::Part(begin),
+        Range::From(begin) if live => Plan::Part(begin),
         Range::Malformed if live => return Err(malformed("Range")),
         // What is stored stays as it is: a piece of it is the same whether more comes or not.
-        Range::Piece => Way::Snapshot,
-        _ if !live && asked.begin == Begin::Start => Way::Snapshot,
-        _ => Way::Live(asked.begin),
+        Range::Piece => Plan::Snapshot,
+        _ if !live && parameters.begin == StartPosition::Beginning => Plan::Snapshot,
+        _ => Plan::Live(parameters.begin),
     })
 }
 
@@ -169,7 +178,7 @@ fn not_to_be_held(headers: &mut HeaderMap, live: bool) {
 
 /// What a following body may do.
 #[derive(Debug, Clone, Copy)]
-struct Terms {
+struct FollowLimits {
     /// The bytes are told as server-sent events, with a comment every so often.
     keep_alive: Option<Duration>,
     /// When the right to it ends.
@@ -181,35 +190,35 @@ struct Terms {
 }
 
 /// A body that follows.
-fn live_body(hub: Arc<Hub>, cursor: Cursor, terms: Terms) -> OutflowBody {
-    Outflow::body(terms.len, move |out| async move {
+fn live_body(hub: Arc<Hub>, cursor: Cursor, limits: FollowLimits) -> FollowBody {
+    BodyWriter::body(limits.len, move |out| async move {
         // A shutdown waits for what a follower is still to get.
         let _counted = hub.tasks.token();
         let followed = tokio::select! {
             // First what it has to be told, as far as that can be done at once.
             biased;
-            followed = run(&hub, cursor, terms, &out) => followed,
-            () = hub.hard.cancelled() => return Err(Error::from(ErrorKind::ShuttingDown).into()),
+            followed = run(&hub, cursor, limits, &out) => followed,
+            () = hub.aborting.cancelled() => return Err(Error::from(ErrorKind::ShuttingDown).into()),
         };
         let Err(error) = followed else { return Ok(()) };
         tokio::select! {
-            () = out.settle(terms.stall) => {}
-            () = hub.hard.cancelled() => {}
+            () = out.settle(limits.stall) => {}
+            () = hub.aborting.cancelled() => {}
         }
         Err(error.into())
     })
 }
 
 /// Sends what the cursor finds until the resource ends; an error where that is not its end.
-async fn run(hub: &Hub, mut cursor: Cursor, terms: Terms, out: &Outflow) -> Result<(), Error> {
-    let Terms { keep_alive, until, len, .. } = terms;
+async fn run(hub: &Hub, mut cursor: Cursor, limits: FollowLimits, out: &BodyWriter) -> Result<(), Error> {
+    let FollowLimits { keep_alive, until, len, .. } = limits;
     let mut events = keep_alive.map(|_| Encoder::new(cursor.life(), cursor.at()));
     if let Some(events) = &mut events {
         out.send(events.begin(cursor.state())).await;
     }
     let mut beats = keep_alive.map(|every| tokio::time::interval_at(Instant::now() + every, every));
     loop {
-        if hub.hard.is_cancelled() {
+        if hub.aborting.is_cancelled() {
             return Err(ErrorKind::ShuttingDown.into());
         }
         if until.is_some_and(|until| until <= Instant::now()) {

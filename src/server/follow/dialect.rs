@@ -1,6 +1,6 @@
 //! What a follower over a WebSocket is sent, in the original's dialect and in the resumable subprotocol.
 
-use crate::buffer::Pieces;
+use crate::buffer::ByteQueue;
 use crate::error::{ErrorKind, Result};
 use crate::hub::{Cursor, Step};
 use crate::protocol::messages;
@@ -10,7 +10,7 @@ use crate::websocket::text::{Framer, Text};
 
 /// How a follower is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Dialect {
+pub(crate) enum FollowDialect {
     /// Without a subprotocol. `by_header`: the verb came by `X-Verb`, as the original's client gives it.
     Original {
         by_header: bool,
@@ -19,22 +19,22 @@ pub(crate) enum Dialect {
 }
 
 /// Says what the cursor finds, in the follower's dialect.
-pub(crate) enum Voice {
+pub(crate) enum FrameEncoder {
     Original(Framer),
     V1,
 }
 
-impl Voice {
-    pub(crate) fn new(dialect: Dialect) -> Self {
+impl FrameEncoder {
+    pub(crate) fn new(dialect: FollowDialect) -> Self {
         match dialect {
-            Dialect::Original { by_header } => Self::Original(Framer::new(by_header)),
-            Dialect::V1 => Self::V1,
+            FollowDialect::Original { by_header } => Self::Original(Framer::new(by_header)),
+            FollowDialect::V1 => Self::V1,
         }
     }
 
-    pub(super) fn begin(&self, cursor: &Cursor, out: &mut Pieces) {
+    pub(super) fn begin(&self, cursor: &Cursor, out: &mut ByteQueue) {
         if let Self::V1 = self {
-            messages::put(out, &messages::following(cursor.at(), cursor.life(), cursor.state()));
+            messages::queue(out, &messages::following(cursor.at(), cursor.life(), cursor.state()));
         }
     }
 
@@ -46,7 +46,7 @@ impl Voice {
         }
     }
 
-    pub(super) fn data(&mut self, mut pieces: Pieces, out: &mut Pieces) {
+    pub(super) fn data(&mut self, mut pieces: ByteQueue, out: &mut ByteQueue) {
         match self {
             Self::Original(framer) => framer.push(pieces.take_all(), out),
             Self::V1 => {
@@ -58,13 +58,13 @@ impl Voice {
     }
 
     /// The close code and reason that tell the end.
-    pub(super) fn end(&mut self, step: &Result<Step>, cursor: &Cursor, out: &mut Pieces) -> (u16, &'static str) {
+    pub(super) fn end(&mut self, step: &Result<Step>, cursor: &Cursor, out: &mut ByteQueue) -> (u16, &'static str) {
         if let Self::Original(framer) = self {
             framer.end(out);
         }
         match (step, self) {
             (Ok(Step::End(state)), Self::V1) => {
-                messages::put(out, &messages::ended(*state, cursor.at()));
+                messages::queue(out, &messages::ended(*state, cursor.at()));
                 (1000, "")
             }
             (Ok(Step::End(State::Interrupted)), _) => (1011, "the appender was lost: the data is not whole"),
@@ -82,9 +82,9 @@ impl Voice {
 }
 
 /// What all who are in this state are sent; `None` if it leaves them in another one.
-pub(crate) fn encode(text: Option<Text>, pieces: Pieces) -> Option<Pieces> {
-    let mut voice = text.map_or(Voice::V1, |text| Voice::Original(Framer::with(text)));
-    let mut out = Pieces::default();
-    voice.data(pieces, &mut out);
-    (voice.text() == Some(text)).then_some(out)
+pub(crate) fn encode(text: Option<Text>, pieces: ByteQueue) -> Option<ByteQueue> {
+    let mut encoder = text.map_or(FrameEncoder::V1, |text| FrameEncoder::Original(Framer::with(text)));
+    let mut out = ByteQueue::default();
+    encoder.data(pieces, &mut out);
+    (encoder.text() == Some(text)).then_some(out)
 }

@@ -9,21 +9,21 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::dialect::{Voice, encode};
+use super::dialect::{FrameEncoder, encode};
 use crate::error::Result;
-use crate::hub::{Batch, Cursor, Listener, Resource, Step, Ticket};
+use crate::hub::{Cursor, GroupWrite, IdleMember, Membership, Resource, Step};
 use crate::server::checks::expiry;
-use crate::websocket::keepalive::Pulse;
+use crate::websocket::keepalive::Keepalive;
 use crate::websocket::{Conn, Inbound};
 
 /// What a follower is told by.
-pub(crate) struct Line<IO> {
+pub(crate) struct Connection<IO> {
     pub(crate) conn: Conn<IO>,
-    pub(crate) voice: Voice,
+    pub(crate) encoder: FrameEncoder,
 }
 
 /// What a follower has to do next.
-pub(crate) enum Turn {
+pub(crate) enum Wakeup {
     Step(Result<Step>),
     /// Something has changed; look.
     Look,
@@ -33,19 +33,19 @@ pub(crate) enum Turn {
 }
 
 /// A follower's seat, for as long as it follows.
-pub(crate) struct Waiting<IO> {
-    shared: Arc<Shared<IO>>,
+pub(crate) struct IdleFollower<IO> {
+    shared: Arc<SharedSlot<IO>>,
     turns: watch::Receiver<()>,
-    ticket: Option<Ticket>,
+    ticket: Option<Membership>,
 }
 
 /// What whoever comes by has of it.
-struct Shared<IO>(Mutex<Lent<IO>>);
+struct SharedSlot<IO>(Mutex<Slot<IO>>);
 
 /// What a follower leaves while it waits.
-struct Lent<IO> {
+struct Slot<IO> {
     /// Not here while it is in use: so it is gone if it panics.
-    line: Option<Box<Line<IO>>>,
+    line: Option<Box<Connection<IO>>>,
     /// How far it has come.
     at: u64,
     /// It has to look after itself.
@@ -53,36 +53,36 @@ struct Lent<IO> {
     waker: Waker,
 }
 
-impl<IO> Shared<IO> {
-    fn lent(&self) -> MutexGuard<'_, Lent<IO>> {
+impl<IO> SharedSlot<IO> {
+    fn slot(&self) -> MutexGuard<'_, Slot<IO>> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Waiting<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> IdleFollower<IO> {
     pub(crate) fn new(resource: &Resource) -> Self {
-        let lent = Lent { line: None, at: 0, called: false, waker: Waker::noop().clone() };
-        Self { shared: Arc::new(Shared(Mutex::new(lent))), turns: resource.turns(), ticket: None }
+        let slot = Slot { line: None, at: 0, called: false, waker: Waker::noop().clone() };
+        Self { shared: Arc::new(SharedSlot(Mutex::new(slot))), turns: resource.state_changes(), ticket: None }
     }
 
     /// Waits until there is anything to do but to write what has come. Whether it ends or is dropped, the connection stays
     /// here, to be [taken](Self::leave).
     pub(crate) async fn wait(
         &mut self,
-        line: Box<Line<IO>>,
+        line: Box<Connection<IO>>,
         cursor: &mut Cursor,
         resource: &Arc<Resource>,
         until: Option<Instant>,
-        pulse: &mut Pulse,
-    ) -> Turn {
+        keepalive: &mut Keepalive,
+    ) -> Wakeup {
         {
-            let mut lent = self.shared.lent();
+            let mut slot = self.shared.slot();
             // Whoever has to flush the rest of a write does so before it sits down again.
-            lent.called &= !line.conn.is_flushed();
-            (lent.line, lent.at) = (Some(line), cursor.at());
+            slot.called &= !line.conn.is_flushed();
+            (slot.line, slot.at) = (Some(line), cursor.at());
         }
         if self.ticket.as_ref().is_none_or(|ticket| !ticket.is_valid()) {
-            let ticket = resource.seat(Arc::clone(&self.shared) as _);
+            let ticket = resource.join_idle_group(Arc::clone(&self.shared) as _);
             let valid = ticket.is_valid();
             self.ticket = Some(ticket);
             if !valid {
@@ -94,75 +94,75 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Waiting<IO> {
         tokio::select! {
             // A peer that says much must not outlive its grant, nor miss a turn.
             biased;
-            () = expiry(until) => Turn::Expired,
-            _ = self.turns.changed() => Turn::Look,
-            () = pulse.tick() => Turn::Tick,
+            () = expiry(until) => Wakeup::Expired,
+            _ = self.turns.changed() => Wakeup::Look,
+            () = keepalive.tick() => Wakeup::Tick,
             turn = poll_fn(|cx| self.shared.poll(cx, &mut *cursor)) => turn,
         }
     }
 
     /// Takes the connection back, if it is not gone.
-    pub(crate) fn leave(&self, cursor: &mut Cursor) -> Option<Box<Line<IO>>> {
-        let mut lent = self.shared.lent();
-        cursor.skip_to(lent.at);
-        lent.line.take()
+    pub(crate) fn leave(&self, cursor: &mut Cursor) -> Option<Box<Connection<IO>>> {
+        let mut slot = self.shared.slot();
+        cursor.skip_to(slot.at);
+        slot.line.take()
     }
 }
 
-impl<IO> Drop for Waiting<IO> {
+impl<IO> Drop for IdleFollower<IO> {
     fn drop(&mut self) {
         // Others may have the rest for a while; the waker would keep all of the task.
         let gone = {
-            let mut lent = self.shared.lent();
-            (lent.line.take(), std::mem::replace(&mut lent.waker, Waker::noop().clone()))
+            let mut slot = self.shared.slot();
+            (slot.line.take(), std::mem::replace(&mut slot.waker, Waker::noop().clone()))
         };
         drop(gone);
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> Shared<IO> {
-    fn poll(&self, cx: &mut Context<'_>, cursor: &mut Cursor) -> Poll<Turn> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> SharedSlot<IO> {
+    fn poll(&self, cx: &mut Context<'_>, cursor: &mut Cursor) -> Poll<Wakeup> {
         let mut line = {
-            let mut lent = self.lent();
-            if !lent.waker.will_wake(cx.waker()) {
-                lent.waker = cx.waker().clone();
+            let mut slot = self.slot();
+            if !slot.waker.will_wake(cx.waker()) {
+                slot.waker = cx.waker().clone();
             }
             // What came before it sat down, nobody told it.
-            match lent.line.take() {
-                Some(line) if lent.is_idle(cursor) => line,
+            match slot.line.take() {
+                Some(line) if slot.is_idle(cursor) => line,
                 line => {
-                    lent.line = line;
-                    return Poll::Ready(Turn::Look);
+                    slot.line = line;
+                    return Poll::Ready(Wakeup::Look);
                 }
             }
         };
         // Whoever comes by must not wait for what the peer has to say.
         let inbound = line.conn.poll_inbound(cx);
-        let mut lent = self.lent();
-        lent.line = Some(line);
+        let mut slot = self.slot();
+        slot.line = Some(line);
         match inbound {
-            Poll::Ready(inbound) => Poll::Ready(Turn::Inbound(inbound)),
+            Poll::Ready(inbound) => Poll::Ready(Wakeup::Inbound(inbound)),
             // Whoever came by meanwhile found nothing here.
-            Poll::Pending if !lent.is_idle(cursor) => Poll::Ready(Turn::Look),
+            Poll::Pending if !slot.is_idle(cursor) => Poll::Ready(Wakeup::Look),
             Poll::Pending => Poll::Pending,
         }
     }
 }
 
-impl<IO> Lent<IO> {
+impl<IO> Slot<IO> {
     fn is_idle(&self, cursor: &Cursor) -> bool {
         !self.called && cursor.is_idle_at(self.at)
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Listener for Shared<IO> {
-    fn hear(&self, batch: &mut Batch<'_>) {
-        let mut lent = self.lent();
-        let Lent { line: left, at, called, waker } = &mut *lent;
+impl<IO: AsyncRead + AsyncWrite + Unpin + Send> IdleMember for SharedSlot<IO> {
+    fn write(&self, batch: &mut GroupWrite<'_>) {
+        let mut slot = self.slot();
+        let Slot { line: left, at, called, waker } = &mut *slot;
         // Whoever is away holds up none of the others.
-        while left.is_some() && !*called && batch.is_behind(*at) && batch.goes_on(*at) {
+        while left.is_some() && !*called && batch.is_behind(*at) && batch.may_write_now(*at) {
             let Some(mut line) = left.take() else { return };
-            let frame = line.voice.text().and_then(|text| {
+            let frame = line.encoder.text().and_then(|text| {
                 batch.frame(*at, text.map_or(0, |text| text as u8 + 1), |pieces| encode(text, pieces))
             });
             let all_gone = frame.is_some_and(|(frame, to)| {
@@ -177,10 +177,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Listener for Shared<IO> {
         }
     }
 
-    fn call(&self) {
-        let mut lent = self.lent();
-        lent.called = true;
-        lent.waker.wake_by_ref();
+    fn wake(&self) {
+        let mut slot = self.slot();
+        slot.called = true;
+        slot.waker.wake_by_ref();
     }
 }
 
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
     use crate::hub::Found;
     use crate::key::Key;
-    use crate::server::follow::dialect::Dialect;
+    use crate::server::follow::dialect::FollowDialect;
     use crate::storage::MemoryStorage;
     use crate::streams::Streams;
     use crate::websocket::frame::Role;
@@ -209,9 +209,9 @@ mod tests {
         }
     }
 
-    fn shared<IO>(line: Line<IO>) -> Shared<IO> {
+    fn shared<IO>(line: Connection<IO>) -> SharedSlot<IO> {
         let line = Some(Box::new(line));
-        Shared(Mutex::new(Lent { line, at: 0, called: false, waker: Waker::noop().clone() }))
+        SharedSlot(Mutex::new(Slot { line, at: 0, called: false, waker: Waker::noop().clone() }))
     }
 
     #[tokio::test]
@@ -220,25 +220,25 @@ mod tests {
         let mut appender = streams.append("a").await.unwrap();
         let mut cursor = cursor(&streams).await;
         let (ours, _theirs) = duplex(1 << 20);
-        let line = Line { conn: Conn::new(ours, Role::Server, 1), voice: Voice::new(Dialect::V1) };
+        let line = Connection { conn: Conn::new(ours, Role::Server, 1), encoder: FrameEncoder::new(FollowDialect::V1) };
         let shared = shared(line);
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(shared.poll(cx, &mut cursor).is_pending());
         appender.append("a").await.unwrap();
-        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Turn::Look)));
-        shared.lent().at = 1;
+        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Wakeup::Look)));
+        shared.slot().at = 1;
         assert!(shared.poll(cx, &mut cursor).is_pending());
-        shared.call();
-        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Turn::Look)));
+        shared.wake();
+        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Wakeup::Look)));
     }
 
     /// Is called while it is read from.
-    struct Meanwhile(Arc<OnceLock<Arc<Shared<Meanwhile>>>>);
+    struct Meanwhile(Arc<OnceLock<Arc<SharedSlot<Meanwhile>>>>);
 
     impl AsyncRead for Meanwhile {
         fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             if let Some(shared) = self.0.get() {
-                shared.call();
+                shared.wake();
             }
             Poll::Pending
         }
@@ -264,31 +264,31 @@ mod tests {
         let _appender = streams.append("a").await.unwrap();
         let mut cursor = cursor(&streams).await;
         let meanwhile = Arc::new(OnceLock::new());
-        let line = Line {
+        let line = Connection {
             conn: Conn::new(Meanwhile(Arc::clone(&meanwhile)), Role::Server, 1),
-            voice: Voice::new(Dialect::V1),
+            encoder: FrameEncoder::new(FollowDialect::V1),
         };
         let shared = Arc::new(shared(line));
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(shared.poll(cx, &mut cursor).is_pending());
         assert!(meanwhile.set(Arc::clone(&shared)).is_ok());
-        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Turn::Look)));
-        shared.lent().line = None;
+        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Wakeup::Look)));
+        shared.slot().line = None;
     }
 
     /// Counts what it hears.
     #[derive(Default)]
     struct Present(AtomicU64);
 
-    impl Listener for Present {
-        fn hear(&self, batch: &mut Batch<'_>) {
+    impl IdleMember for Present {
+        fn write(&self, batch: &mut GroupWrite<'_>) {
             let at = self.0.load(Ordering::Relaxed);
-            if batch.is_behind(at) && batch.goes_on(at) {
+            if batch.is_behind(at) && batch.may_write_now(at) {
                 self.0.store(at + 1, Ordering::Relaxed);
             }
         }
 
-        fn call(&self) {}
+        fn wake(&self) {}
     }
 
     #[tokio::test]
@@ -297,9 +297,12 @@ mod tests {
         let mut appender = streams.append("a").await.unwrap();
         let cursor = cursor(&streams).await;
         let resource = cursor.resource().unwrap();
-        let away: Waiting<DuplexStream> = Waiting::new(resource);
+        let away: IdleFollower<DuplexStream> = IdleFollower::new(resource);
         let present = Arc::<Present>::default();
-        let _seats = [resource.seat(Arc::clone(&away.shared) as _), resource.seat(Arc::clone(&present) as _)];
+        let _seats = [
+            resource.join_idle_group(Arc::clone(&away.shared) as _),
+            resource.join_idle_group(Arc::clone(&present) as _),
+        ];
         // More than is written here and now to somebody who has nothing of it yet.
         present.0.store(19_999, Ordering::Relaxed);
         for count in 0..10 {
@@ -314,17 +317,20 @@ mod tests {
         let _appender = streams.append("a").await.unwrap();
         let mut cursor = cursor(&streams).await;
         let resource = Arc::clone(cursor.resource().unwrap());
-        let mut waiting = Waiting::new(&resource);
+        let mut waiting = IdleFollower::new(&resource);
         for (queued, looks) in [(b"rest".as_slice(), true), (b"", false)] {
             let (ours, _theirs) = duplex(1);
-            let mut line = Box::new(Line { conn: Conn::new(ours, Role::Server, 1), voice: Voice::new(Dialect::V1) });
+            let mut line = Box::new(Connection {
+                conn: Conn::new(ours, Role::Server, 1),
+                encoder: FrameEncoder::new(FollowDialect::V1),
+            });
             line.conn.out().push_small(queued);
-            waiting.shared.call();
-            // A pulse, or a pong, came first.
-            let mut pulse = Pulse::new(Duration::from_secs(60), Duration::from_secs(60));
-            let mut wait = pin!(waiting.wait(line, &mut cursor, &resource, None, &mut pulse));
+            waiting.shared.wake();
+            // A keepalive, or a pong, came first.
+            let mut keepalive = Keepalive::new(Duration::from_secs(60), Duration::from_secs(60));
+            let mut wait = pin!(waiting.wait(line, &mut cursor, &resource, None, &mut keepalive));
             let turn = wait.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            assert_eq!(matches!(turn, Poll::Ready(Turn::Look)), looks);
+            assert_eq!(matches!(turn, Poll::Ready(Wakeup::Look)), looks);
             assert_eq!(turn.is_pending(), !looks);
         }
     }

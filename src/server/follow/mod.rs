@@ -18,11 +18,11 @@ use crate::key::Key;
 pub(crate) async fn find(hub: &Arc<Hub>, options: &Options, key: &Key, wait: Option<Duration>) -> Result<Found> {
     let found = match wait.map(|wait| wait.min(options.max_wait)) {
         None | Some(Duration::ZERO) => hub.follow(key).await?,
-        Some(limit) => hub.follow_within(key, limit).await?,
+        Some(limit) => hub.follow_when_created(key, limit).await?,
     };
     match found.ok_or(ErrorKind::NotFound)? {
         // New work is refused while shutting down, reading what is at rest is none.
-        Found::Open(_) if hub.soft.is_cancelled() => Err(ErrorKind::ShuttingDown.into()),
+        Found::Open(_) if hub.shutting_down.is_cancelled() => Err(ErrorKind::ShuttingDown.into()),
         found => Ok(found),
     }
 }

@@ -23,17 +23,17 @@ use futures_core::future::BoxFuture;
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Where the bytes of a body are put.
-pub(crate) struct Outflow {
+pub(crate) struct BodyWriter {
     made: mpsc::Sender<Bytes>,
     /// One clone goes with each piece.
     token: mpsc::Sender<Infallible>,
     gone: mpsc::Receiver<Infallible>,
 }
 
-impl Outflow {
+impl BodyWriter {
     /// A body that `make` writes: `Ok` is its clean end, `Err` aborts it. `make` runs only while the body is asked for more,
     /// and never gets ahead by more than a piece. `len` is what it will write, where that is known.
-    pub(crate) fn body<F, Fut>(len: Option<u64>, make: F) -> OutflowBody
+    pub(crate) fn body<F, Fut>(len: Option<u64>, make: F) -> FollowBody
     where
         F: FnOnce(Self) -> Fut,
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
@@ -41,7 +41,7 @@ impl Outflow {
         let (made, ready) = mpsc::channel(1);
         let (token, gone) = mpsc::channel(1);
         let making = make(Self { made, token, gone });
-        OutflowBody { making: Some(Box::pin(making)), ready, left: len }
+        FollowBody { making: Some(Box::pin(making)), ready, left: len }
     }
 
     /// Cancel safe: the piece is sent or not.
@@ -90,14 +90,14 @@ impl AsRef<[u8]> for Piece {
     }
 }
 
-/// The body: see [`Outflow::body`].
-pub(crate) struct OutflowBody {
+/// The body: see [`BodyWriter::body`].
+pub(crate) struct FollowBody {
     making: Option<BoxFuture<'static, Result<(), BoxError>>>,
     ready: mpsc::Receiver<Bytes>,
     left: Option<u64>,
 }
 
-impl Body for OutflowBody {
+impl Body for FollowBody {
     type Data = Bytes;
     type Error = BoxError;
 

@@ -7,9 +7,9 @@ use http::{Response, request};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::dialect::{Dialect, Voice};
+use super::dialect::{FollowDialect, FrameEncoder};
 use super::find;
-use super::group::{Line, Turn, Waiting};
+use super::group::{Connection, IdleFollower, Wakeup};
 use crate::access::{Allowed, Verb};
 use crate::body::OwnBody;
 use crate::error::{ErrorKind, Result};
@@ -18,14 +18,14 @@ use crate::key::Key;
 use crate::protocol::messages;
 use crate::server::checks::{authorize, closing, expiry};
 use crate::server::config::{Options, Times};
-use crate::server::handshake::Granted;
+use crate::server::handshake::AcceptedUpgrade;
 use crate::server::intent::Upgrade;
-use crate::server::parameters::Asked;
+use crate::server::parameters::Parameters;
 use crate::server::read::serve;
-use crate::server::response::{describe, told_with};
+use crate::server::response::{describe, problem_with_stat};
 use crate::state::Stat;
 use crate::websocket::frame::{Kind, Role};
-use crate::websocket::keepalive::{Beat, Pulse};
+use crate::websocket::keepalive::{Keepalive, KeepaliveAction};
 use crate::websocket::{Conn, Inbound};
 
 pub(crate) async fn follow(
@@ -37,35 +37,35 @@ pub(crate) async fn follow(
     head: &mut request::Parts,
 ) -> Result<Response<OwnBody>> {
     options.origins.check(head)?;
-    let asked = Asked::of(head, Verb::Follow)?;
-    let granted = Granted::check(upgrade, head)?;
+    let parameters = Parameters::of(head, Verb::Follow)?;
+    let granted = AcceptedUpgrade::check(upgrade, head)?;
     let Allowed { key, left, .. } = authorize(options, Verb::Follow, key, head).await?;
-    let (mut cursor, modified) = match find(hub, options, &key, asked.wait).await? {
+    let (mut cursor, modified) = match find(hub, options, &key, parameters.wait).await? {
         Found::Open(cursor) => (cursor, None),
         // As the original: no upgrade, the data as a plain body. A browser can't read that, and over HTTP/2 a body is
         // impossible.
-        Found::AtRest(_, stat) if upgrade == Upgrade::Http1 && !asked.v1 => {
+        Found::Closed(_, stat) if upgrade == Upgrade::Http1 && !parameters.v1 => {
             return serve(hub, &key, head, &stat, &options.content_type).await;
         }
-        Found::AtRest(cursor, stat) => (cursor, stat.modified),
+        Found::Closed(cursor, stat) => (cursor, stat.modified),
     };
     let stat = Stat::new(cursor.life(), cursor.len(), cursor.state()).modified(modified);
-    let begun = match asked.life.is_some_and(|life| life != stat.life) {
+    let begun = match parameters.life.is_some_and(|life| life != stat.life) {
         true => Err(ErrorKind::Life.into()),
-        false => cursor.start(asked.begin).await,
+        false => cursor.start(parameters.begin).await,
     };
     if let Err(error) = begun {
-        return Ok(told_with(&error, Some(stat)));
+        return Ok(problem_with_stat(&error, Some(stat)));
     }
-    let granted = if asked.v1 { granted.speak_v1() } else { granted };
+    let granted = if parameters.v1 { granted.speak_v1() } else { granted };
     let (mut response, pending) = granted.split()?;
     describe(response.headers_mut(), &stat);
-    let dialect = if asked.v1 { Dialect::V1 } else { Dialect::Original { by_header } };
-    let terms = Terms { times: options.times, until: left.map(|left| Instant::now() + left), dialect };
+    let dialect = if parameters.v1 { FollowDialect::V1 } else { FollowDialect::Original { by_header } };
+    let limits = FollowLimits { times: options.times, until: left.map(|left| Instant::now() + left), dialect };
     let task_hub = Arc::clone(hub);
     hub.tasks.spawn(async move {
         if let Some(io) = pending.wait().await {
-            run(task_hub, io, cursor, terms).await;
+            run(task_hub, io, cursor, limits).await;
         }
     });
     Ok(response)
@@ -76,24 +76,24 @@ const MAX_MESSAGE: u64 = 64 * 1024;
 
 /// What a following connection may do.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Terms {
+pub(crate) struct FollowLimits {
     pub(crate) times: Times,
     pub(crate) until: Option<Instant>,
-    pub(crate) dialect: Dialect,
+    pub(crate) dialect: FollowDialect,
 }
 
 /// Sends what the cursor finds until the resource ends or the follower goes.
-pub(crate) async fn run<IO>(hub: Arc<Hub>, io: IO, cursor: Cursor, terms: Terms)
+pub(crate) async fn run<IO>(hub: Arc<Hub>, io: IO, cursor: Cursor, limits: FollowLimits)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let conn = Conn::new(io, Role::Server, MAX_MESSAGE);
-    let line = Box::new(Line { conn, voice: Voice::new(terms.dialect) });
+    let line = Box::new(Connection { conn, encoder: FrameEncoder::new(limits.dialect) });
     let ended = tokio::select! {
         // First what it has to be told, as far as that can be done at once.
         biased;
-        ended = following(line, cursor, terms) => ended,
-        () = hub.hard.cancelled() => None,
+        ended = following(line, cursor, limits) => ended,
+        () = hub.aborting.cancelled() => None,
     };
     if let Some((line, code, reason)) = ended {
         line.conn.close(code, reason, closing(&hub)).await;
@@ -102,66 +102,66 @@ where
 
 /// The close code and reason, or `None` if there is nobody to tell.
 async fn following<IO>(
-    mut line: Box<Line<IO>>,
+    mut line: Box<Connection<IO>>,
     mut cursor: Cursor,
-    terms: Terms,
-) -> Option<(Box<Line<IO>>, u16, &'static str)>
+    limits: FollowLimits,
+) -> Option<(Box<Connection<IO>>, u16, &'static str)>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    line.voice.begin(&cursor, line.conn.out());
-    let mut pulse = Pulse::new(terms.times.ping, terms.times.silence);
+    line.encoder.begin(&cursor, line.conn.out());
+    let mut keepalive = Keepalive::new(limits.times.ping, limits.times.silence);
     let mut waiting = None;
     loop {
         let turn = match cursor.resource().filter(|_| cursor.is_idle()).cloned() {
             Some(resource) => {
-                let waiting = waiting.get_or_insert_with(|| Waiting::new(&resource));
-                let turn = waiting.wait(line, &mut cursor, &resource, terms.until, &mut pulse).await;
+                let waiting = waiting.get_or_insert_with(|| IdleFollower::new(&resource));
+                let turn = waiting.wait(line, &mut cursor, &resource, limits.until, &mut keepalive).await;
                 line = waiting.leave(&mut cursor)?;
                 turn
             }
             None => {
                 tokio::select! {
-                    step = cursor.next() => Turn::Step(step),
-                    inbound = line.conn.inbound() => Turn::Inbound(inbound),
-                    () = expiry(terms.until) => Turn::Expired,
-                    () = pulse.tick() => Turn::Tick,
+                    step = cursor.next() => Wakeup::Step(step),
+                    inbound = line.conn.inbound() => Wakeup::Inbound(inbound),
+                    () = expiry(limits.until) => Wakeup::Expired,
+                    () = keepalive.tick() => Wakeup::Tick,
                 }
             }
         };
         let step = match turn {
-            Turn::Step(step) => Some(step),
-            Turn::Look => None,
-            Turn::Inbound(Inbound::Pong) => continue,
-            Turn::Inbound(Inbound::Data { .. }) => return Some((line, 1008, "a follower can't send data")),
-            Turn::Inbound(Inbound::Close(code)) => return Some((line, code.unwrap_or(1000), "")),
-            Turn::Inbound(Inbound::Breach { code, .. }) => return Some((line, code, "protocol error")),
-            Turn::Inbound(Inbound::Eof { .. } | Inbound::Broken(_)) => return None,
-            Turn::Expired => return Some((line, 4003, "no longer authorized")),
-            Turn::Tick => match pulse.beat(line.conn.heard()) {
-                Beat::Dead => return Some((line, 4002, "no answer to pings")),
-                Beat::Ping => {
+            Wakeup::Step(step) => Some(step),
+            Wakeup::Look => None,
+            Wakeup::Inbound(Inbound::Pong) => continue,
+            Wakeup::Inbound(Inbound::Data { .. }) => return Some((line, 1008, "a follower can't send data")),
+            Wakeup::Inbound(Inbound::Close(code)) => return Some((line, code.unwrap_or(1000), "")),
+            Wakeup::Inbound(Inbound::ProtocolError { code, .. }) => return Some((line, code, "protocol error")),
+            Wakeup::Inbound(Inbound::Eof { .. } | Inbound::Broken(_)) => return None,
+            Wakeup::Expired => return Some((line, 4003, "no longer authorized")),
+            Wakeup::Tick => match keepalive.on_tick(line.conn.activity()) {
+                KeepaliveAction::GiveUp => return Some((line, 4002, "no answer to pings")),
+                KeepaliveAction::Ping => {
                     line.conn.put(Kind::Ping, b"");
                     continue;
                 }
             },
         };
-        let Line { conn, voice } = &mut *line;
+        let Connection { conn, encoder } = &mut *line;
         let end = match step {
             None => None,
             Some(Ok(Step::Data(pieces))) => {
-                voice.data(pieces, conn.out());
+                encoder.data(pieces, conn.out());
                 None
             }
             Some(Ok(Step::State(state))) => {
-                if let Voice::V1 = voice {
-                    messages::put(conn.out(), &messages::state(state));
+                if let FrameEncoder::V1 = encoder {
+                    messages::queue(conn.out(), &messages::state(state));
                 }
                 None
             }
-            Some(step) => Some(voice.end(&step, &cursor, conn.out())),
+            Some(step) => Some(encoder.end(&step, &cursor, conn.out())),
         };
-        match conn.flush(terms.times.stall).await {
+        match conn.flush(limits.times.stall).await {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::TimedOut => return Some((line, 4002, "stalled")),
             Err(_) => return None,
@@ -187,7 +187,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::buffer::Pieces;
+    use crate::buffer::ByteQueue;
     use crate::hub::Found;
     use crate::key::Key;
     use crate::server::follow::dialect::encode;
@@ -197,14 +197,14 @@ mod tests {
     use crate::websocket::frame::{Decoder, Event};
     use crate::websocket::text::Text;
 
-    const VOICES: [Dialect; 3] =
-        [Dialect::V1, Dialect::Original { by_header: false }, Dialect::Original { by_header: true }];
+    const VOICES: [FollowDialect; 3] =
+        [FollowDialect::V1, FollowDialect::Original { by_header: false }, FollowDialect::Original { by_header: true }];
 
     #[test]
     fn what_is_little_is_framed_in_one_allocation() {
         for text in [None, Some(Text::WhileValid), Some(Text::Always), Some(Text::No)] {
             for len in [1, 125, 126, 8191] {
-                let mut pieces = Pieces::default();
+                let mut pieces = ByteQueue::default();
                 pieces.push_shared(vec![b'x'; len].into());
                 let mut frame = None;
                 let counted = allocation_counter::measure(|| {
@@ -224,12 +224,12 @@ mod tests {
         let Some(Found::Open(cursor)) = streams.hub.follow(&Key::new("a").unwrap()).await.unwrap() else {
             panic!("it is at rest")
         };
-        let terms = Terms { times: Times::default(), until: None, dialect: Dialect::V1 };
-        let following = run(Arc::clone(&streams.hub), tokio::io::duplex(1).0, cursor, terms);
+        let limits = FollowLimits { times: Times::default(), until: None, dialect: FollowDialect::V1 };
+        let following = run(Arc::clone(&streams.hub), tokio::io::duplex(1).0, cursor, limits);
         assert!(size_of_val(&following) < 1600, "{}", size_of_val(&following));
     }
 
-    async fn follow<IO>(streams: &Streams, io: IO, dialect: Dialect) -> JoinHandle<()>
+    async fn follow<IO>(streams: &Streams, io: IO, dialect: FollowDialect) -> JoinHandle<()>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -237,14 +237,14 @@ mod tests {
         let Some(Found::Open(cursor)) = hub.follow(&Key::new("a").unwrap()).await.unwrap() else {
             panic!("it is at rest")
         };
-        let terms = Terms { times: Times::default(), until: None, dialect };
-        tokio::spawn(run(hub, io, cursor, terms))
+        let limits = FollowLimits { times: Times::default(), until: None, dialect };
+        tokio::spawn(run(hub, io, cursor, limits))
     }
 
     /// Reads frames until so many bytes of data have come, or to the close frame.
     struct Reader {
         io: DuplexStream,
-        dialect: Dialect,
+        dialect: FollowDialect,
         buf: BytesMut,
         decoder: Decoder,
         got: Vec<u8>,
@@ -252,7 +252,7 @@ mod tests {
     }
 
     impl Reader {
-        fn new(io: DuplexStream, dialect: Dialect) -> Self {
+        fn new(io: DuplexStream, dialect: FollowDialect) -> Self {
             let decoder = Decoder::new(Role::Client, 1 << 30);
             Self { io, dialect, buf: BytesMut::new(), decoder, got: Vec::new(), closed: None }
         }
@@ -261,7 +261,7 @@ mod tests {
             while self.got.len() < len && self.closed.is_none() {
                 match self.decoder.decode(&mut self.buf, false).unwrap() {
                     // What it is told beside the data is text.
-                    Some(Event::Data { text: true, .. }) if self.dialect == Dialect::V1 => {}
+                    Some(Event::Data { text: true, .. }) if self.dialect == FollowDialect::V1 => {}
                     Some(Event::Data { payload, .. }) => self.got.extend_from_slice(&payload),
                     Some(Event::Close(code)) => self.closed = code,
                     Some(_) => {}
@@ -353,11 +353,11 @@ mod tests {
         for i in 0..5 {
             let (ours, theirs) = duplex(1 << 20);
             if i == 2 {
-                ended.push(follow(&streams, Bad(ours, Arc::clone(&bad)), Dialect::V1).await);
+                ended.push(follow(&streams, Bad(ours, Arc::clone(&bad)), FollowDialect::V1).await);
             } else {
-                follow(&streams, ours, Dialect::V1).await;
+                follow(&streams, ours, FollowDialect::V1).await;
             }
-            readers.push(Reader::new(theirs, Dialect::V1));
+            readers.push(Reader::new(theirs, FollowDialect::V1));
         }
         appender.append("one").await.unwrap();
         for reader in &mut readers {
@@ -381,8 +381,8 @@ mod tests {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let mut appender = streams.append("a").await.unwrap();
         let (ours, theirs) = duplex(1 << 20);
-        follow(&streams, ours, Dialect::Original { by_header: false }).await;
-        let mut reader = Reader::new(theirs, Dialect::Original { by_header: false });
+        follow(&streams, ours, FollowDialect::Original { by_header: false }).await;
+        let mut reader = Reader::new(theirs, FollowDialect::Original { by_header: false });
         for (data, upto) in [("a".as_bytes(), 1), (b"b\xf0\x9f", 2), (b"\xa6\x80", 6), (b"\xff", 7), (b"c", 8)] {
             appender.append(data).await.unwrap();
             reader.upto(upto).await;
@@ -406,8 +406,8 @@ mod tests {
         let mut readers = Vec::new();
         for runtime in [&there, &here, &there, &here] {
             let (ours, theirs) = duplex(1 << 20);
-            runtime.block_on(follow(&streams, ours, Dialect::V1));
-            readers.push(Reader::new(theirs, Dialect::V1));
+            runtime.block_on(follow(&streams, ours, FollowDialect::V1));
+            readers.push(Reader::new(theirs, FollowDialect::V1));
         }
         let mut append = async |times: std::ops::Range<usize>, readers: &mut [&mut Reader]| {
             for len in times.map(|n| n * 100_000) {
@@ -444,7 +444,7 @@ mod tests {
             let mut ends = Vec::new();
             for _ in 0..100 {
                 let (ours, theirs) = duplex(1 << 20);
-                there.block_on(follow(&streams, ours, Dialect::V1));
+                there.block_on(follow(&streams, ours, FollowDialect::V1));
                 ends.push(theirs);
             }
             std::thread::scope(|scope| {
@@ -473,8 +473,8 @@ mod tests {
         let mut readers = Vec::new();
         for i in 0..80 {
             let (ours, theirs) = duplex(if i == 7 { 1000 } else { 1 << 20 });
-            follow(&streams, ours, Dialect::V1).await;
-            readers.push(Reader::new(theirs, Dialect::V1));
+            follow(&streams, ours, FollowDialect::V1).await;
+            readers.push(Reader::new(theirs, FollowDialect::V1));
         }
         let mut len = 0;
         for size in [10, 10_000, 100_000, 700_000, 10, 10, 200_000, 5] {

@@ -88,7 +88,7 @@ mod by_head {
 
     #[divan::bench(sample_size = 16, sample_count = 2000)]
     fn another_prefix(bencher: Bencher<'_, '_>) {
-        run(bencher, bare_layer().prefix("/streams").layer(Inner));
+        run(bencher, bare_layer().mount("/streams").layer(Inner));
     }
 }
 

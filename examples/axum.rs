@@ -23,10 +23,11 @@ async fn main() -> Result<(), BoxError> {
     let dir = tempfile::tempdir()?;
 
     // The five lines. Everybody may follow the chats below /streams, nobody may append there: the handler does.
-    let logs = HttpFStreamLayer::new(FsStorage::open(dir.path())?).prefix("/streams").read_only().authorize(|access| {
-        let is_chat = access.key.as_str().starts_with("chat/");
-        async move { if is_chat { Ok(Grant::new()) } else { Err(Denied::NotFound) } }
-    });
+    let logs =
+        HttpFStreamLayer::new(FsStorage::open(dir.path())?).mount("/streams").read_only(true).authorize(|access| {
+            let is_chat = access.key.as_str().starts_with("chat/");
+            async move { if is_chat { Ok(Grant::new()) } else { Err(Denied::NotFound) } }
+        });
     let streams = logs.streams();
     let routes = Router::new()
         .route("/", get(|| async { Html(PAGE) }))

@@ -32,7 +32,7 @@ async fn main() -> Result<(), BoxError> {
     let address = env::args().nth(2).unwrap_or("127.0.0.1:0".to_owned());
 
     let dir = tempfile::tempdir()?;
-    let logs = HttpFStreamLayer::new(FsStorage::open(dir.path())?).prefix("/streams");
+    let logs = HttpFStreamLayer::new(FsStorage::open(dir.path())?).mount("/streams");
     let streams = logs.streams();
     let service = TowerToHyperService::new(logs.layer(service_fn(application)));
 

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let dir = tempfile::tempdir()?;
-    let layer = HttpFStreamLayer::new(FsStorage::open(dir.path())?).prefix("/streams");
+    let layer = HttpFStreamLayer::new(FsStorage::open(dir.path())?).mount("/streams");
     let streams = layer.streams();
     let app = Router::new().route("/", get(|| async { "an application of its own\n" })).layer(layer);
     let listener = TcpListener::bind("127.0.0.1:0").await?;

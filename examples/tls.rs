@@ -38,7 +38,7 @@ async fn main() -> Result<(), BoxError> {
     let acceptor = TlsAcceptor::from(Arc::new(tls(&protocols)?));
 
     let dir = tempfile::tempdir()?;
-    let logs = HttpFStreamLayer::new(FsStorage::open(dir.path())?).prefix("/streams");
+    let logs = HttpFStreamLayer::new(FsStorage::open(dir.path())?).mount("/streams");
     let service = TowerToHyperService::new(logs.layer(service_fn(application)));
 
     let listener = TcpListener::bind(address).await?;

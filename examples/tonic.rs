@@ -26,7 +26,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let dir = tempfile::tempdir()?;
-    let logs = HttpFStreamLayer::new(FsStorage::open(dir.path())?).prefix("/streams");
+    let logs = HttpFStreamLayer::new(FsStorage::open(dir.path())?).mount("/streams");
     let streams = logs.streams();
 
     let (mut health, service) = health_reporter();

@@ -1,15 +1,16 @@
-//! Who may do what: the application's own check, and what browsers are let do.
+//! Who may do what: the application's own check, which [`HttpFStreamLayer::authorize`](crate::HttpFStreamLayer::authorize)
+//! takes.
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::request;
+use futures_core::future::BoxFuture;
+use http::{HeaderValue, request};
 
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
-use futures_core::future::BoxFuture;
 
 /// What a request does with a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,7 +18,7 @@ use futures_core::future::BoxFuture;
 pub enum Verb {
     /// Write at its end.
     Append,
-    /// Read it, as it stands or as it grows. A plain GET or HEAD too.
+    /// Read what is stored, or follow the resource as it grows. A plain GET or HEAD is `Follow` too.
     Follow,
     /// Delete it.
     Delete,
@@ -35,19 +36,40 @@ impl Verb {
     }
 }
 
-/// A request that asks to be let in: see [`HttpFStreamLayer::authorize`](crate::HttpFStreamLayer::authorize).
+/// A request that has to be authorized: see [`HttpFStreamLayer::authorize`](crate::HttpFStreamLayer::authorize).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Access {
-    /// What it wants to do.
+    /// What the request does.
     pub verb: Verb,
-    /// To which resource, as the URL names it.
+    /// The resource that the URL names.
     pub key: Key,
-    /// The request's head, with the extensions that layers outside have set.
+    /// The head of the request, with the extensions that outer layers have set.
     pub head: request::Parts,
 }
 
-/// Lets a request in.
+impl Access {
+    /// An access as the layer makes it for each request, to test an `authorize` function without a server.
+    ///
+    /// ```
+    /// use httpfstream::{Access, Denied, Grant, Key, Verb};
+    ///
+    /// async fn read_only(access: Access) -> Result<Grant, Denied> {
+    ///     if access.verb == Verb::Follow { Ok(Grant::new()) } else { Err(Denied::Forbidden) }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> httpfstream::Result<()> {
+    /// let (head, ()) = http::Request::builder().uri("/logs/a").body(()).unwrap().into_parts();
+    /// let denied = read_only(Access::new(Verb::Append, Key::new("logs/a")?, head)).await;
+    /// assert!(matches!(denied, Err(Denied::Forbidden)));
+    /// # Ok(()) }
+    /// ```
+    pub fn new(verb: Verb, key: Key, head: request::Parts) -> Self {
+        Self { verb, key, head }
+    }
+}
+
+/// Permits a request.
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct Grant {
@@ -57,25 +79,32 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Without conditions.
+    /// A grant without conditions.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Ends the connection at this time: a long follow or append doesn't outlive its token (close code 4003).
+    /// Ends the connection at this time, so that a long follow or append doesn't outlive its token. A WebSocket is closed
+    /// with code 4003, a body is aborted.
+    ///
+    /// Default: the grant doesn't end.
     pub fn until(mut self, end: SystemTime) -> Self {
         self.until = Some(end);
         self
     }
 
-    /// Maps the request to another resource than its URL names: `tenant-7/` before each key, say.
+    /// Maps the request to another resource than its URL names, for example to `tenant-7/` followed by the key.
+    ///
+    /// Default: the key that the URL names.
     pub fn key(mut self, key: Key) -> Self {
         self.key = Some(key);
         self
     }
 
-    /// Says who asks, so that an [`AppenderId`](crate::AppenderId) that somebody else has got hold of is of no use to
-    /// them: only the same principal can come back with it.
+    /// Names who makes the request. An [`AppenderId`](crate::AppenderId) is bound to this name: another principal that has
+    /// got hold of the id can't resume with it.
+    ///
+    /// Default: no name, so that the id alone is enough.
     pub fn principal(mut self, name: impl Into<String>) -> Self {
         self.principal = Some(name.into().into());
         self
@@ -87,40 +116,89 @@ impl Grant {
     }
 }
 
-/// What a request was let in to.
+/// What a request was permitted.
 #[derive(Debug)]
 pub(crate) struct Allowed {
-    /// The resource that is meant.
+    /// The resource, after the grant has mapped it.
     pub(crate) key: Key,
     /// For how long.
     pub(crate) left: Option<Duration>,
     pub(crate) principal: Option<Box<str>>,
 }
 
-/// Keeps a request out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Refuses a request.
+///
+/// Every [`Error`] converts into one, so that `?` works in an `authorize` function: a check that could not be made is
+/// answered with that error's own status.
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum Denied {
-    /// 401: who is it? Sent with `WWW-Authenticate: Bearer` (RFC 9110 section 15.5.2 asks for a challenge).
+    /// 401 with `WWW-Authenticate: Bearer` (RFC 9110 section 15.5.2 requires a challenge). For other challenges see
+    /// [`challenge`](Self::challenge).
     Unauthorized,
-    /// 403: not this one.
+    /// 403.
     Forbidden,
-    /// 404, or the inner service's answer to a plain GET: doesn't even tell whether there is such a resource.
+    /// The request is answered as if the resource were absent, so that not even its existence is revealed: a plain GET or
+    /// DELETE goes on to the inner service, everything else is 404.
     NotFound,
+    /// Any other refusal.
+    Error(Error),
+}
+
+impl Denied {
+    /// 401 with these challenges, one `WWW-Authenticate` header for each (RFC 9110 section 11.6.1).
+    ///
+    /// ```
+    /// use http::HeaderValue;
+    /// use httpfstream::Denied;
+    ///
+    /// // A browser then asks its user for a name and a password.
+    /// let denied = Denied::challenge([HeaderValue::from_static("Basic realm=\"logs\"")]);
+    /// ```
+    pub fn challenge(challenges: impl IntoIterator<Item = HeaderValue>) -> Self {
+        let error = Error::new(ErrorKind::Unauthorized);
+        Self::Error(challenges.into_iter().fold(error, Error::with_challenge))
+    }
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unauthorized => ErrorKind::Unauthorized.fmt(f),
+            Self::Forbidden => ErrorKind::Forbidden.fmt(f),
+            Self::NotFound => ErrorKind::NotFound.fmt(f),
+            Self::Error(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Denied {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Error(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for Denied {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
 }
 
 impl From<Denied> for Error {
     fn from(denied: Denied) -> Self {
         match denied {
-            Denied::Unauthorized => ErrorKind::Unauthorized,
-            Denied::Forbidden => ErrorKind::Forbidden,
-            Denied::NotFound => ErrorKind::NotFound,
+            Denied::Unauthorized => ErrorKind::Unauthorized.into(),
+            Denied::Forbidden => ErrorKind::Forbidden.into(),
+            Denied::NotFound => ErrorKind::NotFound.into(),
+            Denied::Error(error) => error,
         }
-        .into()
     }
 }
 
-/// The application's check, erased.
+/// The application's check, with its type erased.
 #[derive(Clone)]
 pub(crate) struct Authorize(Arc<dyn Fn(Access) -> BoxFuture<'static, Result<Grant, Denied>> + Send + Sync>);
 
@@ -134,7 +212,7 @@ impl Authorize {
     }
 
     pub(crate) async fn check(&self, verb: Verb, key: &Key, head: &request::Parts) -> Result<Grant, Denied> {
-        (self.0)(Access { verb, key: key.clone(), head: head.clone() }).await
+        (self.0)(Access::new(verb, key.clone(), head.clone())).await
     }
 }
 

@@ -1,9 +1,9 @@
-//! The one error type, and the only place where errors become statuses, problem types and close codes.
+//! The one error type, and the only place that maps errors to HTTP statuses, problem types and close codes.
 
 use std::borrow::Cow;
 use std::fmt;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 /// A boxed error, as the tower ecosystem has it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -11,15 +11,19 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A result whose error is [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with the error underneath where there is one.
+/// What went wrong, with the underlying error if there is one.
 ///
-/// Every fallible call of this crate returns it, storages and the client included. Match on
+/// Every fallible call of this crate returns it, including those of storages and of the client. Match on
 /// [`kind`](Error::kind); the [`Display`](fmt::Display) text is for people and may change.
+///
+/// With the feature `axum` a handler can return `Result<_, httpfstream::Error>`; elsewhere
+/// [`to_response`](Error::to_response) makes the response.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
     detail: Option<Cow<'static, str>>,
     source: Option<BoxError>,
+    challenges: Vec<HeaderValue>,
 }
 
 /// The cause of an [`Error`].
@@ -40,19 +44,19 @@ pub enum ErrorKind {
     Exists,
     /// The resource is sealed: it can never be appended to again.
     Sealed,
-    /// Something that is not a resource is in the way: a folder, a FIFO, a resource above the path.
+    /// Something that is not a resource occupies the path: a folder, a FIFO, or a resource at a parent of the path.
     Conflict,
     /// A later takeover or a delete ended this appender; none of its further bytes are stored.
     Fenced,
-    /// An earlier failure or a cancelled call ended this appender; opening the resource anew tells its length.
+    /// An earlier failure or a cancelled call ended this appender. Open the resource again to learn its length.
     Poisoned,
-    /// The position asked for is past the end of what is stored.
+    /// The requested position is past the end of the resource.
     PastEnd,
-    /// The request depends on the resource being, or not being, in a state that it isn't in (`If-Match` and the like).
+    /// A condition of the request (`If-Match` and the like) doesn't hold.
     Precondition,
-    /// The resource is in another life than the request asks for: its bytes are not those that were seen before.
+    /// The resource was deleted and created again since: it has another [life](crate::Life) than the request names.
     Life,
-    /// The resource's end is not where the appender believes it to be.
+    /// The resource doesn't end at the offset that the appender names.
     Offset,
     /// A message or the resource would be larger than the limit.
     TooLarge,
@@ -64,17 +68,17 @@ pub enum ErrorKind {
     Forbidden,
     /// The method doesn't go with the verb.
     MethodNotAllowed,
-    /// The request has to be a WebSocket upgrade and isn't.
+    /// The request must be a WebSocket upgrade, and is not.
     UpgradeRequired,
-    /// The body's type or coding is not one that can be appended.
+    /// A body with this content type or content coding can't be appended.
     MediaType,
-    /// The answer needs a newer version of HTTP than the request's: over HTTP/1.0 a cut would look like an end.
+    /// The response needs a newer version of HTTP: over HTTP/1.0 an interrupted body looks like a complete one.
     HttpVersion,
     /// The upgrade asks for another version of the WebSocket protocol than 13.
     WebSocketVersion,
-    /// The server under the layer can't upgrade connections.
+    /// The HTTP server can't upgrade this connection.
     NotUpgradable,
-    /// Too much is going on (connections, file descriptors); try again later.
+    /// A limit of the server is reached (connections, followers, file descriptors). Try again later.
     Overloaded,
     /// The server is shutting down.
     ShuttingDown,
@@ -82,42 +86,50 @@ pub enum ErrorKind {
     Protocol,
     /// The peer stopped answering or reading.
     TimedOut,
-    /// Client: no connection could be made, or it broke.
+    /// Client: the connection could not be made, or broke.
     Connection,
-    /// Client: the resource's appender was lost; what was read is all there is, but not the whole.
+    /// The resource's appender was lost: all stored bytes were read, but they are not the whole.
     Interrupted,
-    /// Client: the server answered with a redirect, which is never followed (credentials would leak).
+    /// Client: the server answered with a redirect. It is not followed, because credentials would leak.
     Redirect,
-    /// Client: the server answered with a status that has no meaning here.
+    /// Client: the server answered with an unexpected status.
     Status,
     /// The storage failed.
     Storage,
-    /// Client: after a connection broke the resource was not as this appender left it: whether its last bytes are
-    /// stored can't be known.
+    /// Client: after a broken connection the resource is not as this appender left it, so it is unknown whether the last
+    /// bytes are stored.
     Diverged,
 }
 
 impl Error {
-    /// An error of this kind, with the kind's own text.
+    /// An error of this kind, with the kind's default text.
     pub fn new(kind: ErrorKind) -> Self {
-        Self { kind, detail: None, source: None }
+        Self { kind, detail: None, source: None, challenges: Vec::new() }
     }
 
-    /// Replaces the text. It may be sent to peers, so it must not hold secrets or server paths.
+    /// Replaces the text. It may be sent to peers, so it must not contain secrets or paths of the server.
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = Some(detail.into());
         self
     }
 
-    /// Keeps the error underneath. It is logged, never sent to peers.
+    /// Adds the underlying error. It is logged, and never sent to peers.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// A failed storage with the error underneath: the usual case of a storage's own errors.
+    /// Adds a challenge: a `WWW-Authenticate` header of the response, if its status is 401 (RFC 9110 section 11.6.1). Without
+    /// one it is `Bearer`.
+    #[must_use]
+    pub fn with_challenge(mut self, challenge: HeaderValue) -> Self {
+        self.challenges.push(challenge);
+        self
+    }
+
+    /// An error of the storage ([`ErrorKind::Storage`]) with the underlying error.
     pub fn storage(source: impl Into<BoxError>) -> Self {
         Self::new(ErrorKind::Storage).with_source(source)
     }
@@ -127,7 +139,7 @@ impl Error {
         self.kind
     }
 
-    /// The sentence for people, without the errors underneath.
+    /// The text for people, without the underlying errors.
     pub fn detail(&self) -> &str {
         match &self.detail {
             Some(detail) => detail,
@@ -135,12 +147,16 @@ impl Error {
         }
     }
 
-    /// The HTTP status that answers a request which failed so, for handlers that pass it on.
+    pub(crate) fn challenges(&self) -> &[HeaderValue] {
+        &self.challenges
+    }
+
+    /// The HTTP status of a response to a request that failed with this error.
     pub fn status(&self) -> StatusCode {
         self.kind.status()
     }
 
-    /// Whether the same call may succeed later without anything being changed by the caller.
+    /// Whether the same call may succeed later although the caller changes nothing.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self.kind,
@@ -200,7 +216,7 @@ impl ErrorKind {
         }
     }
 
-    /// The last part of the problem type's URI (RFC 9457): stable, one for each cause.
+    /// The last part of the problem type's URI (RFC 9457): stable, one for each cause that a peer can act on.
     pub(crate) fn problem(self) -> &'static str {
         match self {
             Self::BadRequest | Self::Protocol | Self::Redirect | Self::Status => "bad-request",
@@ -232,7 +248,7 @@ impl ErrorKind {
         }
     }
 
-    /// The HTTP status that answers a request which failed so.
+    /// The HTTP status of a response to a request that failed with this error.
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::BadRequest | Self::BadPath | Self::Protocol => StatusCode::BAD_REQUEST,
@@ -264,7 +280,7 @@ impl ErrorKind {
         }
     }
 
-    /// The WebSocket close code (RFC 6455 section 7.4, and our own from 4000) for a connection that ends so.
+    /// The WebSocket close code (RFC 6455 section 7.4, and our own from 4000) for a connection that ends with this error.
     pub(crate) fn close_code(self) -> u16 {
         match self {
             Self::ShuttingDown => 1001,
@@ -302,6 +318,12 @@ impl ErrorKind {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.detail())
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.sentence())
     }
 }
 

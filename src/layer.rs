@@ -4,30 +4,34 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, Request, Response};
+use http_body::Body;
 use tower::Layer;
 
-use crate::access::Verb;
 use crate::access::{Access, Authorize, Denied, Grant};
+use crate::body::ResponseBody;
+use crate::error::{BoxError, Error};
 use crate::hub::Hub;
+use crate::key::Key;
 use crate::server::config::Options;
+use crate::server::dispatch::serve;
 use crate::service::HttpFStream;
 use crate::storage::Storage;
 use crate::streams::Streams;
 
-/// Bounds of what times can be set to: longer ones mean never.
+/// The bounds of every time limit. The longest means never.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// Adds appending to and following of resources to a service.
 ///
-/// By itself it takes only WebSocket upgrades that carry a verb, so that an application's own routes can't be shadowed
-/// by a stored resource; [`prefix`](Self::prefix) or [`plain_http`](Self::plain_http) turns on the rest.
-/// [Mounting](crate::docs::mounting) tells where to put it, and in which order with other layers.
+/// Without a [`mount`](Self::mount) point it looks only at WebSocket upgrades that name a verb, so that a stored resource
+/// can't shadow a route of the application. [Mounting](crate::docs::mounting) describes where to put the layer, and in which
+/// order with other layers.
 ///
 /// # Who may append
-/// Anybody who reaches it, unless [`authorize`](Self::authorize) says otherwise. Foreign web pages are refused in any
-/// case, see [`allow_origins`](Self::allow_origins).
+/// Everybody who can reach it, unless [`authorize`](Self::authorize) refuses. Web pages of other sites are refused in any
+/// case, unless [`allow_origins`](Self::allow_origins) lists them.
 ///
 /// ```
 /// # #[cfg(unix)] fn main() -> httpfstream::Result<()> {
@@ -35,7 +39,7 @@ const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// use httpfstream::{HttpFStreamLayer, storage::FsStorage};
 ///
 /// # let dir = tempfile::tempdir().unwrap(); let path = dir.path().join("logs");
-/// let logs = HttpFStreamLayer::new(FsStorage::open(path)?).prefix("/streams");
+/// let logs = HttpFStreamLayer::new(FsStorage::open(path)?).mount("/streams");
 /// let app: Router = Router::new().route("/", get(|| async { "my application" })).layer(logs);
 /// # let _ = app; Ok(()) }
 /// # #[cfg(not(unix))] fn main() {}
@@ -53,7 +57,8 @@ impl HttpFStreamLayer {
         Self::from_streams(Streams::new(storage))
     }
 
-    /// A layer over resources that others use as well: a public one that follows and an internal one that appends, say.
+    /// A layer over resources that other layers use as well: for example a public layer that follows and an internal one that
+    /// appends.
     pub fn from_streams(streams: Streams) -> Self {
         Self { hub: streams.hub, options: Options::default() }
     }
@@ -63,53 +68,72 @@ impl HttpFStreamLayer {
         Streams { hub: Arc::clone(&self.hub) }
     }
 
-    /// Takes only requests below this path, and turns [`plain_http`](Self::plain_http) on for them. The rest of the path
-    /// is the resource's key: with `/streams`, `/streams/a/b` is `a/b`.
+    /// Mounts the resources below this path: the layer looks at the requests below it, WebSocket upgrades and
+    /// [plain HTTP](Self::plain_http) alike, and at no others. The rest of the path is the resource's key: with `/streams`,
+    /// `/streams/a/b` is the resource `a/b`. With `/` every path names a resource.
     ///
-    /// Matched on segment boundaries, before any percent-decoding. Don't set it where a router strips the prefix itself
-    /// (axum's `nest_service`).
+    /// The path is matched by whole segments, before percent-decoding. Don't use it where a router strips the prefix
+    /// itself (axum's `nest_service`); set [`plain_http`](Self::plain_http) there.
     ///
-    /// Default: everywhere, without plain HTTP.
-    pub fn prefix(mut self, prefix: &str) -> Self {
-        let prefix = prefix.trim_end_matches('/');
-        let slash = if prefix.is_empty() || prefix.starts_with('/') { "" } else { "/" };
-        self.options.rules.prefix = format!("{slash}{prefix}").into();
+    /// Default: every path, but only WebSocket upgrades that name a verb.
+    pub fn mount(mut self, path: &str) -> Self {
+        let path = path.trim_end_matches('/');
+        let slash = if path.is_empty() || path.starts_with('/') { "" } else { "/" };
+        self.options.rules.mount = format!("{slash}{path}").into();
         self.options.rules.plain = true;
         self
     }
 
-    /// Whether requests without a WebSocket upgrade are taken as well: GET and HEAD of a resource that exists, DELETE
-    /// of one, and the verbs. Requests for what doesn't exist go on to the inner service.
+    /// Whether the layer also looks at requests that are no WebSocket upgrades: GET and HEAD of a resource that exists,
+    /// DELETE of one, requests with a verb, and resumable uploads. Requests for an absent resource go on to the inner
+    /// service.
     ///
-    /// Default: `false`; `true` with a [`prefix`](Self::prefix).
+    /// Default: `false`; [`mount`](Self::mount) sets it to `true`.
     pub fn plain_http(mut self, on: bool) -> Self {
         self.options.rules.plain = on;
         self
     }
 
-    /// What a WebSocket upgrade without a verb means: to append or to follow (nothing else goes over one).
+    /// Whether a request without a verb means what its method says: GET and HEAD read, a WebSocket upgrade follows, and PUT,
+    /// POST and PATCH append their body. An unknown verb is then refused (400). It implies that no other service answers
+    /// such requests, as in the standalone service [`HttpFStream::new`].
     ///
-    /// Default: it is not ours, and goes on to the inner service.
-    pub fn default_verb(mut self, verb: Verb) -> Self {
-        self.options.rules.default_verb = Some(verb);
+    /// Default: `false`: upgrades, PUT, POST and PATCH without a verb and requests with an unknown verb go on to the inner
+    /// service.
+    pub fn verb_from_method(mut self, on: bool) -> Self {
+        self.options.rules.verb_from_method = on;
         self
     }
 
-    /// Refuses to append and to delete (403).
+    /// Whether appending and deleting is refused (403).
     ///
-    /// Default: off.
-    pub fn read_only(mut self) -> Self {
-        self.options.read_only = true;
+    /// Default: `false`.
+    pub fn read_only(mut self, on: bool) -> Self {
+        self.options.read_only = on;
         self
     }
 
-    /// Asks who may do what. Called for each request that is ours, before the storage is touched and before any
-    /// upgrade; it gets the request's head with whatever layers outside put into its extensions.
+    /// Decides who may do what. The function is called for each request that the layer answers, before anything is looked up
+    /// and before any upgrade. It gets the head of the request, with the extensions that outer layers have set.
     ///
-    /// A plain GET or DELETE that is denied is answered so only if the resource (as the URL names it) exists; else it
-    /// goes on to the inner service, as it would without the check. With [`Denied::NotFound`] it always does.
+    /// A refusal is the response, whether the resource exists or not. The exception is [`Denied::NotFound`]: a plain GET or
+    /// DELETE then goes on to the inner service, as for an absent resource.
     ///
     /// Default: everybody may do everything.
+    ///
+    /// ```
+    /// use httpfstream::{Access, Denied, Grant, HttpFStreamLayer, Verb, storage::MemoryStorage};
+    ///
+    /// let logs = HttpFStreamLayer::new(MemoryStorage::new(1 << 20)).mount("/logs").authorize(|access: Access| async move {
+    ///     let token = access.head.headers.get("authorization");
+    ///     match access.verb {
+    ///         Verb::Follow => Ok(Grant::new()),
+    ///         _ if token.is_some_and(|token| token == "Bearer sesame") => Ok(Grant::new()),
+    ///         _ => Err(Denied::Unauthorized),
+    ///     }
+    /// });
+    /// # let _ = logs;
+    /// ```
     pub fn authorize<F, Fut>(mut self, check: F) -> Self
     where
         F: Fn(Access) -> Fut + Send + Sync + 'static,
@@ -119,8 +143,9 @@ impl HttpFStreamLayer {
         self
     }
 
-    /// Which web pages, besides those of the request's own host, may open WebSockets and write: `https://app.example`,
-    /// as browsers send it in `Origin`, or `*` for all. What is no browser sends no `Origin`, and is let in.
+    /// Web pages of which origins, besides those of the request's own host, may open WebSockets and write:
+    /// `https://app.example`, as browsers send it in `Origin` (RFC 6454), or `*` for all. They may read responses too (CORS).
+    /// Clients that are no browsers send no `Origin`, and are not restricted.
     ///
     /// Default: none.
     pub fn allow_origins<I>(mut self, origins: I) -> Self
@@ -132,18 +157,18 @@ impl HttpFStreamLayer {
         self
     }
 
-    /// How often a peer over a WebSocket is pinged. An appender that is silent for two intervals is given up (looked at
-    /// once an interval, so after two to three); one like the original's client, which can't answer, is not pinged.
+    /// How often a WebSocket peer is pinged. An appender that doesn't respond for two intervals is disconnected (this is
+    /// checked once an interval, so it takes two to three). A client like the original's, which can't respond, is not pinged.
     ///
-    /// Default: 30 seconds. Zero is taken as one millisecond.
+    /// Default: 30 seconds. The least is one millisecond.
     pub fn ping_interval(mut self, every: Duration) -> Self {
         self.options.times.ping = every.clamp(SHORTEST, LONGEST);
         self
     }
 
-    /// How long the silence of a peer is borne that isn't given up for missed pings: an appender that can't answer
-    /// them, and a follower, which may have much to read before it comes to one. It may take up to twice as long until
-    /// it is noticed.
+    /// How long a peer may be silent that is not disconnected for missed pings: an appender that can't respond to them, and
+    /// a follower, which may have much to read before it comes to one. It may take up to twice as long until the silence is
+    /// noticed.
     ///
     /// Default: 10 minutes.
     pub fn silence_timeout(mut self, limit: Duration) -> Self {
@@ -151,8 +176,8 @@ impl HttpFStreamLayer {
         self
     }
 
-    /// How long a follower may take nothing of what is to be sent to it, before it is closed (4002). A slow one is
-    /// never closed, as long as it takes anything.
+    /// How long a follower may accept nothing of what is to be sent to it before it is disconnected (close code 4002). A
+    /// follower that reads slowly is not.
     ///
     /// Default: 60 seconds.
     pub fn stall_timeout(mut self, limit: Duration) -> Self {
@@ -160,16 +185,17 @@ impl HttpFStreamLayer {
         self
     }
 
-    /// The largest WebSocket message that is accepted, in bytes; an appender that sends a larger one is closed (1009).
+    /// The largest WebSocket message that is accepted, in bytes. An appender that sends a larger one is disconnected (close
+    /// code 1009).
     ///
-    /// Default: 16 MiB. A message is held in memory until it is complete.
+    /// Default: 16 MiB. Without a subprotocol a message is held in memory until it is complete.
     pub fn max_message_size(mut self, bytes: u64) -> Self {
         self.options.max_message = bytes;
         self
     }
 
-    /// The largest resource that can be appended to through this layer, in bytes; an appender that would exceed it is
-    /// closed (1009).
+    /// The largest resource that can be appended to through this layer, in bytes. An appender that would exceed it is refused
+    /// (413, or close code 1009).
     ///
     /// Default: no limit but the storage's.
     pub fn max_resource_size(mut self, bytes: u64) -> Self {
@@ -177,7 +203,7 @@ impl HttpFStreamLayer {
         self
     }
 
-    /// How long a follower may wait for an absent resource, at most, whatever it asks for (`wait`, in seconds).
+    /// The longest time that a follower may wait for an absent resource, whatever it asks for (`wait`, in seconds).
     ///
     /// Default: 60 seconds.
     pub fn max_wait(mut self, limit: Duration) -> Self {
@@ -191,6 +217,33 @@ impl HttpFStreamLayer {
     pub fn default_content_type(mut self, value: HeaderValue) -> Self {
         self.options.content_type = value;
         self
+    }
+
+    /// Answers a request for one resource, from a route of the application's own, with all that this layer is configured
+    /// with: authorization, CORS, limits, content type. The path of the request is ignored, and so is
+    /// [`mount`](Self::mount). A request without a verb means what its method says, as with
+    /// [`verb_from_method`](Self::verb_from_method). An absent resource is 404.
+    ///
+    /// The request must be the one that the server has made, because its extensions hold the upgrade.
+    ///
+    /// ```
+    /// use axum::extract::{Path, Request, State};
+    /// use axum::response::IntoResponse;
+    /// use httpfstream::HttpFStreamLayer;
+    ///
+    /// /// `/builds/{id}/log`, of whoever may see the build.
+    /// async fn log(State(logs): State<HttpFStreamLayer>, Path(id): Path<u64>, request: Request) -> impl IntoResponse {
+    ///     logs.serve(format!("builds/{id}.log"), request).await
+    /// }
+    /// ```
+    pub async fn serve<K, B>(&self, key: K, request: Request<B>) -> Response<ResponseBody>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        serve(&self.hub, &self.options, key.try_into().map_err(Error::from), request).await.map(ResponseBody::own)
     }
 }
 

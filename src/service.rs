@@ -5,22 +5,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use tower::{Layer, Service};
 
-use crate::access::Verb;
 use crate::body::ResponseBody;
-use crate::body::{drain, request_body};
-use crate::error::{BoxError, ErrorKind};
+use crate::error::BoxError;
 use crate::future::{ResponseFuture, Verdict};
 use crate::hub::Hub;
 use crate::layer::HttpFStreamLayer;
 use crate::server::config::Options;
-use crate::server::dispatch::dispatch;
+use crate::server::dispatch::respond;
 use crate::server::intent::Intent;
-use crate::server::response::problem;
 use crate::storage::Storage;
 use crate::streams::Streams;
 
@@ -35,13 +32,21 @@ pub struct HttpFStream<S> {
 }
 
 impl HttpFStream<NotFound> {
-    /// A service of its own, as `ServeDir` is one: what is no resource is 404, plain GET and HEAD are answered, and a
-    /// WebSocket upgrade without a verb follows.
+    /// A service of its own, as `ServeDir` is one. A request without a verb means what its method says: GET and HEAD read, a
+    /// WebSocket upgrade follows, and PUT, POST and PATCH append. An absent resource is 404.
     ///
-    /// For more configuration, start from what this is:
-    /// `HttpFStreamLayer::new(storage).plain_http(true).default_verb(Verb::Follow).layer(NotFound)`.
+    /// To configure it, start from the layer that this is:
+    ///
+    /// ```
+    /// use httpfstream::{HttpFStreamLayer, NotFound, storage::MemoryStorage};
+    /// use tower::Layer;
+    ///
+    /// let layer = HttpFStreamLayer::new(MemoryStorage::new(1 << 20)).mount("/").verb_from_method(true);
+    /// let service = layer.read_only(true).layer(NotFound);
+    /// # let _ = service;
+    /// ```
     pub fn new<T: Storage>(storage: T) -> Self {
-        HttpFStreamLayer::new(storage).plain_http(true).default_verb(Verb::Follow).layer(NotFound)
+        HttpFStreamLayer::new(storage).mount("/").verb_from_method(true).layer(NotFound)
     }
 }
 
@@ -76,27 +81,14 @@ where
         if matches!(intent, Intent::Pass) {
             return ResponseFuture::inner(self.inner.call(request));
         }
-        let (mut head, body) = request.into_parts();
-        let mut body = Some(body);
-        // The one that was polled ready goes with the request, which may be its own after all.
+        // The clone that was polled ready is the one that may be called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let (hub, options) = (Arc::clone(&self.hub), Arc::clone(&self.options));
         ResponseFuture::own(Box::pin(async move {
-            let mut taken = || body.take().map(request_body).unwrap_or_default();
-            let answered = dispatch(&hub, &options, intent, &mut head, &mut taken).await;
-            match (answered, body) {
-                (None, Some(body)) => Verdict::Theirs(inner.call(Request::from_parts(head, body))),
-                (Some(response), body) => {
-                    // One that waits to be asked for must not be asked for.
-                    let unasked = response.status().is_success() || head.headers.contains_key(EXPECT);
-                    if let Some(body) = body.filter(|_| !unasked) {
-                        drain(request_body(body));
-                    }
-                    Verdict::Ours(response)
-                }
-                // A body is taken only by what is ours.
-                (None, None) => Verdict::Ours(problem(&ErrorKind::NotFound.into())),
+            match respond(&hub, &options, intent, request).await {
+                Ok(response) => Verdict::Ours(response),
+                Err(request) => Verdict::Theirs(inner.call(request)),
             }
         }))
     }

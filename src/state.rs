@@ -144,14 +144,14 @@ impl Stat {
 
     /// Adds the modification time.
     #[must_use]
-    pub const fn modified(mut self, at: Option<SystemTime>) -> Self {
+    pub const fn with_modified(mut self, at: Option<SystemTime>) -> Self {
         self.modified = at;
         self
     }
 
     /// Adds the owner.
     #[must_use]
-    pub const fn owner(mut self, owner: Option<Owner>) -> Self {
+    pub const fn with_owner(mut self, owner: Option<Owner>) -> Self {
         self.owner = owner;
         self
     }

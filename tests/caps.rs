@@ -66,7 +66,7 @@ async fn socket(server: &Server, target: &str, headers: &[(&str, &str)]) -> Resu
 
 #[tokio::test]
 async fn fault_43_followers_over_the_cap_are_refused_on_every_way() {
-    let server = server(streams().max_followers(2)).await;
+    let server = server(streams().max_followers_per_resource(2)).await;
     let mut out = server.streams.append("a").await.unwrap();
     out.append("one").await.unwrap();
     let mut by_socket = server.follow("/a").await;
@@ -132,7 +132,7 @@ async fn fault_43_followers_over_the_cap_are_refused_on_every_way() {
 
 #[tokio::test]
 async fn fault_43_whoever_waits_is_counted() {
-    let server = server(streams().max_followers(1).max_total_followers(2)).await;
+    let server = server(streams().max_followers_per_resource(1).max_followers_total(2)).await;
     let mut waiting = Raw::connect(server.addr).await;
     waiting.send_head("GET", "/a?verb=FOLLOW&wait=60", &[], "").await;
     // It waits once another one is refused.
@@ -171,7 +171,7 @@ async fn fault_43_whoever_waits_is_counted() {
 
 #[tokio::test]
 async fn fault_43_appends_over_the_cap_are_refused_on_every_way() {
-    let server = server(streams().max_appends(1)).await;
+    let server = server(streams().max_open_resources(1)).await;
     let refused = async |what: &str| {
         is_overloaded(&socket(&server, "/b?verb=APPEND", &[]).await.err().unwrap(), what);
         is_overloaded(&socket(&server, "/b?verb=APPEND", &[V1]).await.err().unwrap(), what);
@@ -236,7 +236,9 @@ async fn fault_43_appends_over_the_cap_are_refused_on_every_way() {
 async fn fault_43_what_fails_takes_no_room() {
     let (_, dir) = fs_layer();
     let storage = FsStorage::open(dir.path().join("root")).unwrap();
-    let server = server(Streams::builder(storage).max_appends(1).max_followers(1).max_total_followers(1)).await;
+    let server =
+        server(Streams::builder(storage).max_open_resources(1).max_followers_per_resource(1).max_followers_total(1))
+            .await;
     let mut out = server.streams.append("a").await.unwrap();
     out.append("x").await.unwrap();
     out.finish().await.unwrap();
@@ -278,7 +280,7 @@ async fn the_last(appender: &mut Raw, message: &[u8]) {
 #[tokio::test]
 async fn fault_21_incomplete_messages_share_a_budget() {
     // Room for one: what each may hold in any case does not count.
-    let server = server(streams().max_incomplete(256 * 1024)).await;
+    let server = server(streams().max_buffered_messages(256 * 1024)).await;
     let (large, small) = (pattern(0, 300_000), pattern(0, 60_000));
     let pong = Frame::Pong(vec![]);
     let (mut one, mut other) = (server.append("/one").await, server.append("/other").await);

@@ -57,7 +57,7 @@ async fn fault_10_an_unknown_verb_is_the_inner_services() {
     }
     // Nor is an upgrade without a verb ours, as long as no default is configured.
     assert_eq!(server.upgrade("/a", &[]).await.0.text(), "nothing here");
-    let following = serve(memory_layer().default_verb(Verb::Follow)).await;
+    let following = serve(memory_layer().verb_from_method(true)).await;
     with_a(&following).await;
     assert_eq!(following.upgrade("/a", &[]).await.0.text(), "stored");
     assert_eq!(following.upgrade("/b", &[]).await.0.status, 404);

@@ -88,7 +88,8 @@ async fn fault_13_another_protocol_passes_on() {
 
 #[tokio::test]
 async fn fault_43_caps_count_each_stream() {
-    let streams = Streams::builder(MemoryStorage::new(1 << 20)).max_followers(2).max_appends(1).build();
+    let streams =
+        Streams::builder(MemoryStorage::new(1 << 20)).max_followers_per_resource(2).max_open_resources(1).build();
     let server = serve(HttpFStreamLayer::from_streams(streams).plain_http(true)).await;
     let mut send = connect(&server).await;
     let mut appender = open(&mut send, "/a?verb=APPEND").await;

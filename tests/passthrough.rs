@@ -98,8 +98,8 @@ fn foreign() -> Vec<Foreign> {
         ("h2c", bare(), "GET", "/a?verb=FOLLOW", &[("connection", "upgrade"), ("upgrade", "h2c")]),
         ("a WebSocket without a verb", bare(), "GET", "/chat/room?user=%41nna", WEBSOCKET),
         ("an unknown verb", bare(), "GET", "/chat", UNKNOWN_VERB),
-        ("another prefix", bare().prefix("/streams"), "GET", "/streamsome/a?verb=FOLLOW", NO_HEADERS),
-        ("another prefix, upgrade", bare().prefix("/streams"), "GET", "/a?verb=FOLLOW", WEBSOCKET),
+        ("another prefix", bare().mount("/streams"), "GET", "/streamsome/a?verb=FOLLOW", NO_HEADERS),
+        ("another prefix, upgrade", bare().mount("/streams"), "GET", "/a?verb=FOLLOW", WEBSOCKET),
         ("a method that serves nothing", bare().plain_http(true), "POST", "/a", NO_HEADERS),
     ]
 }

@@ -839,7 +839,7 @@ async fn what_can_be_refused_by_its_head_is_refused_before_the_store_is_touched(
     type Changed = fn(HttpFStreamLayer) -> HttpFStreamLayer;
     type Case = (&'static str, Changed, &'static [(&'static str, &'static str)], (u16, &'static str));
     let cases: [Case; 6] = [
-        ("read-only", |layer| layer.read_only(), &[], (403, "not-allowed")),
+        ("read-only", |layer| layer.read_only(true), &[], (403, "not-allowed")),
         ("401", |layer| layer.authorize(|_| async { Err(Denied::Unauthorized) }), &[], (401, "unauthorized")),
         ("403", |layer| layer.authorize(|_| async { Err(Denied::Forbidden) }), &[], (403, "not-allowed")),
         ("404", |layer| layer.authorize(|_| async { Err(Denied::NotFound) }), &[], (404, "not-found")),

@@ -16,7 +16,7 @@ use clap::builder::NonEmptyStringValueParser;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use httpfstream::storage::FsStorage;
-use httpfstream::{BoxError, Durability, HttpFStream, HttpFStreamLayer, NotFound, Streams, Verb};
+use httpfstream::{BoxError, Durability, HttpFStream, HttpFStreamLayer, NotFound, Streams};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -188,20 +188,18 @@ async fn run(args: Args) -> Result<(), BoxError> {
         .durability(args.durability.into())
         .grace(Duration::from_secs(args.grace))
         .parking_timeout(Duration::from_secs(args.parking_timeout))
-        .max_appends(shares.appends)
-        .max_followers(args.max_followers)
-        .max_total_followers(args.max_followers.max(TOTAL_FOLLOWERS))
+        .max_open_resources(shares.appends)
+        .max_followers_per_resource(args.max_followers)
+        .max_followers_total(args.max_followers.max(TOTAL_FOLLOWERS))
         .storage_timeout(Duration::from_secs(args.storage_timeout))
         .build();
     streams.recover().await?;
-    let mut layer = HttpFStreamLayer::from_streams(streams.clone())
-        .plain_http(true)
-        .default_verb(Verb::Follow)
+    let layer = HttpFStreamLayer::from_streams(streams.clone())
+        .mount("/")
+        .verb_from_method(true)
+        .read_only(args.read_only)
         .allow_origins(args.allow_origin.clone())
         .max_resource_size(args.max_resource_size);
-    if args.read_only {
-        layer = layer.read_only();
-    }
     let server = Server {
         service: layer.layer(NotFound),
         streams: streams.clone(),

@@ -41,9 +41,9 @@ pub fn intent(data: &[u8]) -> bool {
     let Some((&options, text)) = data.split_first() else { return false };
     let Some(request) = request(text) else { return false };
     let rules = Rules {
-        prefix: ["", "/a", "/a/b", ""][usize::from(options % 4)].into(),
+        mount: ["", "/a", "/a/b", ""][usize::from(options % 4)].into(),
         plain: options & 4 != 0,
-        default_verb: [None, Some(Verb::Append), Some(Verb::Follow), Some(Verb::Delete)][usize::from(options >> 3) % 4],
+        verb_from_method: options & 8 != 0,
     };
     let verbs = values(&request, "verb", Some("x-verb"));
     let known = |value: &Vec<u8>| match value.to_ascii_uppercase().as_slice() {
@@ -54,11 +54,8 @@ pub fn intent(data: &[u8]) -> bool {
     let verb = verbs.first().and_then(known);
     let agree = verbs.iter().all(|other| known(other) == verb);
     let upgrades = request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
-    let path = request
-        .uri()
-        .path()
-        .strip_prefix(&*rules.prefix)
-        .filter(|rest| rest.starts_with('/') || rules.prefix.is_empty());
+    let path =
+        request.uri().path().strip_prefix(&*rules.mount).filter(|rest| rest.starts_with('/') || rules.mount.is_empty());
     let key = path.map(Key::from_url_path);
     let intent = rules.intent(&request);
     match &intent {
@@ -71,14 +68,21 @@ pub fn intent(data: &[u8]) -> bool {
         Intent::Refuse(error) => {
             assert!(key.is_some() && (upgrades || rules.plain));
             match error.kind() {
-                ErrorKind::BadRequest => assert!(!agree),
+                ErrorKind::BadRequest => {
+                    assert!(!agree || (rules.verb_from_method && verb.is_none() && !verbs.is_empty()));
+                }
                 kind => assert!(matches!(&key, Some(Err(error)) if error.kind() == kind)),
             }
         }
         Intent::MethodNotAllowed { .. } => assert!(rules.plain && verb.is_some()),
         Intent::Preflight => assert!(rules.plain && request.method() == Method::OPTIONS),
         Intent::WebSocket { verb: meant, key: at, .. } => {
-            assert!(upgrades && agree && Some(*meant) == verb.or(rules.default_verb) && is(&key, at));
+            assert!(
+                upgrades
+                    && agree
+                    && Some(*meant) == verb.or(rules.verb_from_method.then_some(Verb::Follow))
+                    && is(&key, at)
+            );
         }
         Intent::Http { verb: meant, key: at } => {
             assert!(rules.plain && agree && is(&key, at) && *meant != Verb::Delete);

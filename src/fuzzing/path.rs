@@ -25,7 +25,7 @@ pub fn path(data: &[u8]) -> bool {
     }
     let (Ok(uri), true) = (Uri::try_from(&*path), path.starts_with('/')) else { return false };
     let prefix = ["", "/a", "/a/b", "/\u{e9}"][usize::from(prefix % 4)];
-    let rules = Rules { prefix: prefix.into(), plain: true, default_verb: None };
+    let rules = Rules { mount: prefix.into(), plain: true, verb_from_method: false };
     let request = Request::builder().uri(uri.clone()).body(()).expect("a request");
     let path = uri.path();
     let rest = match path.split_at_checked(prefix.len()) {

@@ -137,7 +137,7 @@ impl Resource {
 
     pub(crate) fn stat(&self) -> Stat {
         let Progress { len, phase } = *self.progress.borrow();
-        Stat::new(self.life, len, phase.state()).owner(self.owner)
+        Stat::new(self.life, len, phase.state()).with_owner(self.owner)
     }
 
     pub(super) fn held(&self) -> MutexGuard<'_, Held> {

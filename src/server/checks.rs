@@ -13,10 +13,24 @@ use crate::server::config::Options;
 use crate::server::response::etag;
 use crate::state::Stat;
 
+/// Whether the request may do this, and to which resource.
 pub(crate) async fn authorize(options: &Options, verb: Verb, key: Key, head: &request::Parts) -> Result<Allowed> {
-    if options.read_only && verb != Verb::Follow {
-        return Err(Error::new(ErrorKind::Forbidden).with_detail("this is read-only here"));
+    if verb != Verb::Follow {
+        writable(options)?;
     }
+    grant(options, verb, key, head).await
+}
+
+/// An error if the layer is read-only.
+pub(crate) fn writable(options: &Options) -> Result<()> {
+    match options.read_only {
+        true => Err(Error::new(ErrorKind::Forbidden).with_detail("this is read-only here")),
+        false => Ok(()),
+    }
+}
+
+/// What the application says to the request.
+pub(crate) async fn grant(options: &Options, verb: Verb, key: Key, head: &request::Parts) -> Result<Allowed> {
     let Some(authorize) = &options.authorize else { return Ok(Allowed { key, left: None, principal: None }) };
     let allowed = authorize.check(verb, &key, head).await?.apply(key);
     if allowed.left == Some(Duration::ZERO) {
@@ -61,11 +75,6 @@ pub(crate) async fn expiry(until: Option<Instant>) {
 /// What whoever had it is told at its end.
 pub(crate) fn expired() -> Error {
     Error::new(ErrorKind::Forbidden).with_detail("no longer authorized")
-}
-
-/// Whether the application wants the request answered as if there were no resource: by the inner service then.
-pub(crate) fn hidden<T>(allowed: &Result<T>) -> bool {
-    allowed.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// `None` where there is nothing that could be a resource: the request is not ours then.

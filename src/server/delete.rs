@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{Response, StatusCode, request};
 
-use super::checks::{authorize, depends_on_another, existing, hidden};
+use super::checks::{depends_on_another, existing, grant, writable};
 use super::config::Options;
 use super::response::problem;
 use crate::access::{Allowed, Verb};
@@ -13,29 +13,26 @@ use crate::error::ErrorKind;
 use crate::hub::Hub;
 use crate::key::Key;
 
-/// DELETE without a verb.
+/// DELETE without a verb. `None`: there is no such resource, as far as the client may know.
 pub(crate) async fn delete(
     hub: &Arc<Hub>,
     options: &Options,
     key: Key,
     head: &request::Parts,
 ) -> Option<Response<OwnBody>> {
-    let allowed = match options.origins.check(head) {
-        Ok(()) => authorize(options, Verb::Delete, key.clone(), head).await,
-        Err(error) => Err(error),
-    };
-    if hidden(&allowed) {
-        return None;
-    }
-    let meant = allowed.as_ref().map_or(&key, |allowed| &allowed.key);
-    let stat = match existing(hub.stat(meant).await)? {
-        Ok(stat) => stat,
+    // Authorized before anything is looked up, so that a refusal doesn't tell what exists.
+    let key = match grant(options, Verb::Delete, key, head).await {
+        Ok(Allowed { key, .. }) => key,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
         Err(error) => return Some(problem(&error)),
     };
-    let deleted = match allowed {
+    let deleted = match existing(hub.stat(&key).await)? {
         Err(error) => Err(error),
-        Ok(_) if depends_on_another(&head.headers, &stat) => Err(ErrorKind::Precondition.into()),
-        Ok(Allowed { key, .. }) => hub.delete(&key).await,
+        Ok(stat) => match options.origins.check(head).and_then(|()| writable(options)) {
+            Err(error) => Err(error),
+            Ok(()) if depends_on_another(&head.headers, &stat) => Err(ErrorKind::Precondition.into()),
+            Ok(()) => hub.delete(&key).await,
+        },
     };
     Some(match deleted {
         Ok(()) => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, Response, header, request};
+use http::{HeaderValue, Method, Request, Response, header, request};
 use http_body::Body;
 
 use super::append::upload::upload;
@@ -11,17 +11,71 @@ use super::config::Options;
 use super::cors;
 use super::delete::delete;
 use super::follow::{body, websocket};
-use super::intent::Intent;
+use super::intent::{Intent, Rules};
 use super::read::read;
 use super::response::problem;
 use crate::access::Verb;
-use crate::body::{OwnBody, RequestBody, full};
-use crate::error::ErrorKind;
+use crate::body::{OwnBody, RequestBody, drain, full, request_body};
+use crate::error::{BoxError, ErrorKind, Result};
 use crate::hub::Hub;
+use crate::key::Key;
 
-/// Answers what is ours. `None`: there is no such resource, and the request named none of our verbs. `request_body` is called
-/// only once it will be appended.
-pub(crate) async fn dispatch(
+/// Answers a request, or gives it back: the inner service answers it then.
+pub(crate) async fn respond<B>(
+    hub: &Arc<Hub>,
+    options: &Options,
+    intent: Intent,
+    request: Request<B>,
+) -> Result<Response<OwnBody>, Request<B>>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let (mut head, body) = request.into_parts();
+    let mut body = Some(body);
+    let mut take_body = || body.take().map(request_body).unwrap_or_default();
+    let response = dispatch(hub, options, intent, &mut head, &mut take_body).await;
+    match (response, body) {
+        (None, Some(body)) => Err(Request::from_parts(head, body)),
+        (Some(response), body) => {
+            // Polling a body behind `Expect` would send 100 Continue.
+            let unread = response.status().is_success() || head.headers.contains_key(header::EXPECT);
+            if let Some(body) = body.filter(|_| !unread) {
+                drain(request_body(body));
+            }
+            Ok(response)
+        }
+        // Only an append takes the body, and it has a response.
+        (None, None) => Ok(problem(&ErrorKind::NotFound.into())),
+    }
+}
+
+/// Answers a request for one resource, whatever its path. A request without a verb means what its method says.
+pub(crate) async fn serve<B>(
+    hub: &Arc<Hub>,
+    options: &Options,
+    key: Result<Key>,
+    request: Request<B>,
+) -> Response<OwnBody>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let rules = Rules { plain: true, verb_from_method: true, ..Rules::default() };
+    let intent = match key {
+        Ok(key) => match rules.intent_for(&request, || Ok(key)) {
+            Intent::Pass if options.read_only => Intent::MethodNotAllowed { allow: "GET, HEAD" },
+            Intent::Pass => Intent::MethodNotAllowed { allow: "GET, HEAD, PUT, POST, PATCH, DELETE" },
+            intent => intent,
+        },
+        Err(error) => Intent::Refuse(error),
+    };
+    respond(hub, options, intent, request).await.unwrap_or_else(|_| problem(&ErrorKind::NotFound.into()))
+}
+
+/// Answers what the intent names. `None`: the inner service answers, because there is no such resource and the request names
+/// no verb. `request_body` is called only once the body will be appended.
+async fn dispatch(
     hub: &Arc<Hub>,
     options: &Options,
     intent: Intent,

@@ -13,10 +13,12 @@ use crate::protocol::headers::{APPENDER_ID, PARTIAL_UPLOAD, UPLOAD_COMPLETE, UPL
 /// What the layer is configured to look at.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rules {
-    /// Without its trailing slash; empty: everywhere.
-    pub(crate) prefix: Box<str>,
+    /// Below which path, without its trailing slash; empty: everywhere.
+    pub(crate) mount: Box<str>,
+    /// Whether requests count that are no upgrades.
     pub(crate) plain: bool,
-    pub(crate) default_verb: Option<Verb>,
+    /// Whether a request without a verb means what its method says.
+    pub(crate) verb_from_method: bool,
 }
 
 /// How a WebSocket is asked for.
@@ -52,7 +54,7 @@ pub(crate) enum Intent {
 impl Rules {
     /// What this request wants, its path naming the resource.
     pub(crate) fn intent<B>(&self, request: &Request<B>) -> Intent {
-        match strip_prefix(request.uri().path(), &self.prefix) {
+        match strip_prefix(request.uri().path(), &self.mount) {
             Some(path) => self.intent_for(request, || Key::from_url_path(path)),
             None => Intent::Pass,
         }
@@ -66,25 +68,33 @@ impl Rules {
         }
         let Verbs { verb, by_header } = match verbs(request) {
             Ok(verbs) => verbs,
+            Err(NotOurs::Unknown) if self.verb_from_method => {
+                let detail = "the verb is unknown: it is APPEND or FOLLOW";
+                return Intent::Refuse(Error::new(ErrorKind::BadRequest).with_detail(detail));
+            }
             Err(NotOurs::Unknown) => return Intent::Pass,
             Err(NotOurs::Contradiction) => {
                 let detail = "the verb is given more than once, with different values";
                 return Intent::Refuse(Error::new(ErrorKind::BadRequest).with_detail(detail));
             }
         };
-        if upgrade.is_none() && is_preflight(request) && (verb.is_some() || asks_for_ours(request.headers())) {
+        let preflight = upgrade.is_none() && is_preflight(request);
+        if preflight && (self.verb_from_method || verb.is_some() || asks_for_ours(request.headers())) {
             return Intent::Preflight;
         }
         // The key comes last: what is foreign by its head costs no allocation.
-        match (verb.or(self.default_verb.filter(|verb| upgrade.is_some() && *verb != Verb::Delete)), upgrade) {
+        let followed = self.verb_from_method && upgrade.is_some();
+        match (verb.or(followed.then_some(Verb::Follow)), upgrade) {
             (None, Some(_)) => Intent::Pass,
             (None, None) => match *request.method() {
                 Method::GET | Method::HEAD => key().map_or(Intent::Pass, |key| Intent::Read { key }),
                 Method::DELETE => key().map_or(Intent::Pass, |key| Intent::Delete { key }),
-                Method::PUT | Method::POST | Method::PATCH if is_resumable(request) => match key() {
-                    Ok(key) => Intent::Http { verb: Verb::Append, key },
-                    Err(error) => Intent::Refuse(error),
-                },
+                Method::PUT | Method::POST | Method::PATCH if self.verb_from_method || is_resumable(request) => {
+                    match key() {
+                        Ok(key) => Intent::Http { verb: Verb::Append, key },
+                        Err(error) => Intent::Refuse(error),
+                    }
+                }
                 _ => Intent::Pass,
             },
             (Some(verb), upgrade) => match key() {
@@ -338,8 +348,8 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_match_whole_segments_and_default_verbs_only_upgrades() {
-        let rules = Rules { prefix: "/s".into(), plain: true, default_verb: Some(Verb::Follow) };
+    fn mount_points_match_whole_segments() {
+        let rules = Rules { mount: "/s".into(), plain: true, verb_from_method: true };
         assert_eq!(told(&rules, "GET", "/s/a", &[]), "serve a");
         assert_eq!(told(&rules, "GET", "/s/a", &WS), "Follow a Http1");
         assert_eq!(told(&rules, "GET", "/s/a?verb=APPEND", &WS), "Append a Http1");
@@ -347,6 +357,27 @@ mod tests {
             assert_eq!(told(&rules, "GET", uri, &[]), "pass", "{uri}");
         }
         assert_eq!(told(&rules, "GET", "/s/?verb=FOLLOW", &WS), "400");
+    }
+
+    #[test]
+    fn the_method_is_the_verb_where_every_request_is_ours() {
+        let rules = Rules { plain: true, verb_from_method: true, ..Rules::default() };
+        for method in ["PUT", "POST", "PATCH"] {
+            assert_eq!(told(&rules, method, "/a", &[]), "plain Append a");
+            assert_eq!(told(&rules, method, "/a/", &[]), "400");
+        }
+        assert_eq!(told(&rules, "GET", "/a", &[]), "serve a");
+        assert_eq!(told(&rules, "HEAD", "/a", &[]), "serve a");
+        assert_eq!(told(&rules, "DELETE", "/a", &[]), "delete a");
+        assert_eq!(told(&rules, "GET", "/a", &WS), "Follow a Http1");
+        assert_eq!(told(&rules, "CONNECT", "http://h/a", &[]), "Follow a Http2");
+        for verb in ["", "READ", "APPENDS"] {
+            assert_eq!(told(&rules, "GET", &format!("/a?verb={verb}"), &[]), "400", "{verb}");
+            assert_eq!(told(&rules, "GET", &format!("/a?verb={verb}"), &WS), "400", "{verb}");
+        }
+        let cross = [("origin", "https://a.example"), ("access-control-request-method", "PUT")];
+        assert_eq!(told(&rules, "OPTIONS", "/a", &cross), "preflight");
+        assert_eq!(told(&rules, "OPTIONS", "/a", &[]), "pass");
     }
 
     #[test]

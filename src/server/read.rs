@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 use tower::util::ServiceExt;
 use tower_http::services::fs::{Backend, File, Metadata, ServeDir};
 
-use super::checks::{authorize, existing, hidden, lists};
+use super::checks::{authorize, existing, lists};
 use super::config::Options;
 use super::response::{describe, etag, problem, sandbox};
 use crate::access::{Allowed, Verb};
@@ -27,28 +27,28 @@ use crate::protocol::headers::UPLOAD_LENGTH;
 use crate::state::{Life, Stat};
 use crate::storage::ByteStream;
 
-/// GET or HEAD without a verb.
+/// GET or HEAD without a verb. `None`: there is no such resource, as far as the client may know.
 pub(crate) async fn read(
     hub: &Arc<Hub>,
     options: &Options,
     key: Key,
     head: &request::Parts,
 ) -> Option<Response<OwnBody>> {
-    let allowed = authorize(options, Verb::Follow, key.clone(), head).await;
-    if hidden(&allowed) {
-        return None;
-    }
-    let meant = allowed.as_ref().map_or(&key, |allowed| &allowed.key);
-    let stat = existing(hub.stat(meant).await)?;
-    let served = match (allowed, stat) {
-        (Err(error), _) | (_, Err(error)) => Err(error),
-        (Ok(Allowed { key, .. }), Ok(stat)) => match serve(hub, &key, head, &stat, &options.content_type).await {
-            // Gone since.
-            Err(error) if error.kind() == ErrorKind::NotFound => return None,
-            served => served,
-        },
+    // Authorized before anything is looked up, so that a refusal doesn't tell what exists.
+    let key = match authorize(options, Verb::Follow, key, head).await {
+        Ok(Allowed { key, .. }) => key,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => return Some(problem(&error)),
     };
-    Some(served.unwrap_or_else(|error| problem(&error)))
+    let served = match existing(hub.stat(&key).await)? {
+        Ok(stat) => serve(hub, &key, head, &stat, &options.content_type).await,
+        Err(error) => Err(error),
+    };
+    match served {
+        // Deleted since.
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        served => Some(served.unwrap_or_else(|error| problem(&error))),
+    }
 }
 
 /// Answers with what is stored now; of a live resource that is a snapshot of its committed length.

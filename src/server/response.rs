@@ -4,7 +4,7 @@ use std::time::UNIX_EPOCH;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::body::{OwnBody, full};
+use crate::body::{OwnBody, ResponseBody, full};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::headers::{PARTIAL_UPLOAD, UPLOAD_COMPLETE, UPLOAD_OFFSET};
 use crate::protocol::headers::{STREAM_LIFE, STREAM_STATE};
@@ -41,7 +41,23 @@ pub(crate) fn sandbox(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
 }
 
-/// A problem (RFC 9457) for a request that failed.
+impl Error {
+    /// The response to a request that failed with this error: its [status](Self::status) and a problem document (RFC 9457,
+    /// `application/problem+json`) with the [text](Self::detail). Underlying errors are logged, not sent.
+    ///
+    /// ```
+    /// use httpfstream::{Error, ErrorKind};
+    ///
+    /// let response = Error::new(ErrorKind::Busy).to_response();
+    /// assert_eq!(response.status(), 409);
+    /// assert_eq!(response.headers()["content-type"], "application/problem+json");
+    /// ```
+    pub fn to_response(&self) -> Response<ResponseBody> {
+        problem(self).map(ResponseBody::own)
+    }
+}
+
+/// A problem document (RFC 9457) for a request that failed.
 pub(crate) fn problem(error: &Error) -> Response<OwnBody> {
     let (status, kind) = (error.kind().status(), error.kind().problem());
     // These are nobody's failure, and anybody could fill the log with them.
@@ -76,7 +92,12 @@ pub(crate) fn problem(error: &Error) -> Response<OwnBody> {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         StatusCode::UNAUTHORIZED => {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            if error.challenges().is_empty() {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            for challenge in error.challenges() {
+                headers.append(header::WWW_AUTHENTICATE, challenge.clone());
+            }
         }
         _ => {}
     }

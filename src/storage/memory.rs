@@ -55,7 +55,7 @@ struct Resource {
 impl Resource {
     fn stat(&self) -> Stat {
         let state = if self.lease.is_some() { State::Live } else { self.state };
-        Stat::new(self.life, self.len, state).modified(Some(self.modified)).owner(self.owner)
+        Stat::new(self.life, self.len, state).with_modified(Some(self.modified)).with_owner(self.owner)
     }
 
     fn push(&mut self, mut data: &[u8]) {

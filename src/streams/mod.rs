@@ -7,22 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Request, Response};
+use http_body::Body;
 use tokio::sync::broadcast;
 
-use crate::access::Verb;
-use crate::body::RequestBody;
 use crate::body::ResponseBody;
 use crate::buffer::Segments;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::hub::{AttachRequest, Attached, Config, Cursor, Durability, Event, Found, Hub, Lease, Limits, Step};
 use crate::identity::{AppenderId, Owner};
 use crate::key::Key;
 use crate::protocol::StartPosition;
 use crate::server::config::Options;
-use crate::server::dispatch::dispatch;
-use crate::server::intent::Intent;
-use crate::server::response::problem;
+use crate::server::dispatch::serve;
 use crate::state::{End, Life, Stat, State};
 use crate::storage::erased::Guarded;
 use crate::storage::{EntryStream, Open, Storage};
@@ -105,7 +102,7 @@ impl StreamsBuilder {
     ///
     /// Default: 10,000.
     #[must_use]
-    pub fn max_appends(mut self, count: usize) -> Self {
+    pub fn max_open_resources(mut self, count: usize) -> Self {
         self.config.limits.appends = count;
         self
     }
@@ -116,16 +113,16 @@ impl StreamsBuilder {
     ///
     /// Default: 10,000.
     #[must_use]
-    pub fn max_followers(mut self, count: usize) -> Self {
+    pub fn max_followers_per_resource(mut self, count: usize) -> Self {
         self.config.limits.followers = count;
         self
     }
 
-    /// As [`max_followers`](Self::max_followers), over all resources.
+    /// As [`max_followers_per_resource`](Self::max_followers_per_resource), over all resources.
     ///
     /// Default: 50,000.
     #[must_use]
-    pub fn max_total_followers(mut self, count: usize) -> Self {
+    pub fn max_followers_total(mut self, count: usize) -> Self {
         self.config.limits.total_followers = count;
         self
     }
@@ -137,7 +134,7 @@ impl StreamsBuilder {
     ///
     /// Default: 256 MiB. A message larger than this never fits.
     #[must_use]
-    pub fn max_incomplete(mut self, bytes: usize) -> Self {
+    pub fn max_buffered_messages(mut self, bytes: usize) -> Self {
         self.config.limits.incomplete = bytes;
         self
     }
@@ -299,28 +296,15 @@ impl Streams {
     /// [`HttpFStreamLayer::allow_origins`](crate::HttpFStreamLayer::allow_origins).
     ///
     /// The request has to be the server's own, extensions and all: the upgrade is in there.
-    pub async fn serve<B>(&self, key: impl AsRef<str>, request: Request<B>) -> Response<ResponseBody> {
-        let mut options = Options { read_only: true, ..Options::default() };
-        options.rules.plain = true;
-        options.rules.default_verb = Some(Verb::Follow);
-        let intent = match Key::new(key.as_ref()) {
-            Ok(key) => match options.rules.intent_for(&request, || Ok(key.clone())) {
-                // A verb that is not ours, of the route's own perhaps.
-                Intent::Pass if matches!(*request.method(), Method::GET | Method::HEAD) => Intent::Read { key },
-                // A method that means nothing here.
-                Intent::Pass => Intent::MethodNotAllowed { allow: "GET, HEAD" },
-                intent => intent,
-            },
-            Err(error) => Intent::Refuse(error),
-        };
-        let (mut head, _) = request.into_parts();
-        // Nothing here takes a body.
-        let mut body = RequestBody::default;
-        let response = match dispatch(&self.hub, &options, intent, &mut head, &mut body).await {
-            Some(response) => response,
-            None => problem(&ErrorKind::NotFound.into()),
-        };
-        response.map(ResponseBody::own)
+    pub async fn serve<K, B>(&self, key: K, request: Request<B>) -> Response<ResponseBody>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let options = Options { read_only: true, ..Options::default() };
+        serve(&self.hub, &options, key.try_into().map_err(Error::from), request).await.map(ResponseBody::own)
     }
 
     /// Tells what happens to resources from now on. A listener that falls behind is told how much it

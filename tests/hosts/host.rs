@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use axum::Router;
 use axum::routing::{any, get, post};
-use httpfstream::{HttpFStreamLayer, NotFound, Streams, Verb};
+use httpfstream::{HttpFStreamLayer, NotFound, Streams};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -38,8 +38,8 @@ pub(crate) async fn host(name: &str) -> Host {
     let streams = files.layer.streams();
     let (health, service) = tonic_health::server::health_reporter();
     // Where the path is whole, and where the host has stripped it.
-    let prefixed = HttpFStreamLayer::from_streams(streams.clone()).prefix(BASE);
-    let stripped = HttpFStreamLayer::from_streams(streams.clone()).plain_http(true).default_verb(Verb::Follow);
+    let prefixed = HttpFStreamLayer::from_streams(streams.clone()).mount(BASE);
+    let stripped = HttpFStreamLayer::from_streams(streams.clone()).plain_http(true).verb_from_method(true);
     // gRPC is a part of the application, so that every host shows that its trailers pass.
     let grpc = || Routes::from(Router::new()).add_service(service.clone()).into_axum_router();
     let routes = || grpc().route("/", get(|| async { "inner" })).route("/echo", post(|body: String| async { body }));

@@ -51,7 +51,7 @@ async fn collect(prefix: &str, streams: &Streams) -> httpfstream::Result<(Vec<(K
         // The storage can't tell live from lost, and what is gone since is not listed.
         if stat.state.is_open() {
             let Some(now) = streams.stat(&key).await? else { continue };
-            stat = now.modified(stat.modified);
+            stat = now.with_modified(stat.modified);
         }
         entries.push((key, stat));
     }

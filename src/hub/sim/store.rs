@@ -45,7 +45,7 @@ impl Res {
 
     fn stat(&self) -> Stat {
         let state = if self.lease.is_some() { State::Live } else { self.state };
-        Stat::new(self.life, self.len(), state).owner(self.owner())
+        Stat::new(self.life, self.len(), state).with_owner(self.owner())
     }
 }
 

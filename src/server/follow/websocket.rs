@@ -49,7 +49,7 @@ pub(crate) async fn follow(
         }
         Found::Closed(cursor, stat) => (cursor, stat.modified),
     };
-    let stat = Stat::new(cursor.life(), cursor.len(), cursor.state()).modified(modified);
+    let stat = Stat::new(cursor.life(), cursor.len(), cursor.state()).with_modified(modified);
     let begun = match parameters.life.is_some_and(|life| life != stat.life) {
         true => Err(ErrorKind::Life.into()),
         false => cursor.start(parameters.begin).await,

@@ -149,7 +149,7 @@ impl Lease {
 
     pub(super) fn stat(&self) -> Stat {
         let stat = Stat::new(self.life, self.committed.load(Ordering::Acquire), State::Live);
-        stat.modified(Some(SystemTime::now())).owner(self.owner())
+        stat.with_modified(Some(SystemTime::now())).with_owner(self.owner())
     }
 
     /// Whoever appended last.
@@ -395,7 +395,7 @@ impl Lease {
         {
             core.end = Some(ErrorKind::Fenced);
             core.forget_waiting(&self.root);
-            return Ok(Stat::new(self.life, core.committed, core.stands).owner(self.owner()));
+            return Ok(Stat::new(self.life, core.committed, core.stands).with_owner(self.owner()));
         }
         let finished = self.finish_locked(&mut core, end);
         if finished.is_err() {
@@ -404,7 +404,7 @@ impl Lease {
         core.end = Some(if finished.is_ok() { ErrorKind::Fenced } else { ErrorKind::Poisoned });
         finished?;
         let modified = self.data.file.metadata().and_then(|meta| meta.modified()).ok();
-        Ok(Stat::new(self.life, core.committed, end.state()).modified(modified).owner(self.owner()))
+        Ok(Stat::new(self.life, core.committed, end.state()).with_modified(modified).with_owner(self.owner()))
     }
 
     fn finish_locked(&self, core: &mut Core, end: End) -> Result<()> {

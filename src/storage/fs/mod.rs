@@ -566,8 +566,9 @@ impl Root {
             Some(Kept::Rest(state)) => state,
         };
         let len = left.map_or(size, |(_, len)| len);
-        let stat = Stat::new(recorded_life.unwrap_or(Life::from_bits(id)), len, state).modified(meta.modified().ok());
-        let stat = stat.owner(left.and_then(|(slot, _)| slot.owner));
+        let stat =
+            Stat::new(recorded_life.unwrap_or(Life::from_bits(id)), len, state).with_modified(meta.modified().ok());
+        let stat = stat.with_owner(left.and_then(|(slot, _)| slot.owner));
         seen.at_rest = Some(AtRest { stat, file, record, recorded_life, id });
         Ok(seen)
     }

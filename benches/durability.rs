@@ -97,13 +97,13 @@ async fn append_over_sockets(durability: Durability, at: usize, dir: &Path, piec
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/log", listener.local_addr().unwrap());
     let server = tokio::spawn(async move { axum::serve(listener, app).await });
-    let piece = vec![b'x'; 64 * 1024];
+    let piece = Bytes::from(vec![b'x'; 64 * 1024]);
     let mut out = client::open_append(url).await.unwrap();
     let began = Instant::now();
     for _ in 0..pieces {
-        out.append(&piece).await.unwrap();
+        out.append(piece.clone()).await.unwrap();
     }
-    out.flush().await.unwrap();
+    out.sync().await.unwrap();
     let acknowledged = began.elapsed();
     // This syncs in any case.
     out.finish().await.unwrap();

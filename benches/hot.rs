@@ -92,7 +92,7 @@ mod cursor {
                 appender.append(data.clone()).await.unwrap();
                 let mut got = 0;
                 while got < size {
-                    got += follower.next_chunk().await.unwrap().unwrap().len();
+                    got += follower.next_chunk().await.unwrap().unwrap().bytes.len();
                 }
                 assert_eq!(got, size);
             });

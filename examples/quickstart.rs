@@ -69,8 +69,8 @@ async fn read(streams: Streams, name: &str) -> httpfstream::Result<Vec<u8>> {
     let mut follower = streams.follow("greeting.txt").await?;
     let mut all = Vec::new();
     while let Some(chunk) = follower.next_chunk().await? {
-        println!("  the {name} follower got {:?}", String::from_utf8_lossy(&chunk));
-        all.extend_from_slice(&chunk);
+        println!("  the {name} follower got {:?}", String::from_utf8_lossy(&chunk.bytes));
+        all.extend_from_slice(&chunk.bytes);
     }
     Ok(all)
 }

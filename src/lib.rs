@@ -30,7 +30,7 @@
 //! |---|---|
 //! | [`HttpFStreamLayer`], [`HttpFStream`] | the layer, and the service that it makes |
 //! | [`Access`], [`Grant`], [`Denied`] | who may do what |
-//! | [`Streams`] | append, follow, list, delete, listen, serve and shut down in the process; [`Appender`], [`AppenderId`], [`Follower`], [`Events`] |
+//! | [`Streams`] | append, follow, list, delete, listen, serve and shut down in the process; [`Appender`], [`AppenderId`], [`Follower`], [`Chunk`], [`Events`] |
 //! | [`storage`] | where bytes live: files, memory, or one's own, with the contract that it has to keep |
 //! | [`Error`], [`ErrorKind`] | what went wrong |
 //! | [`Key`] | the name of a resource |
@@ -69,6 +69,7 @@ mod access;
 mod body;
 mod budget;
 mod buffer;
+mod chunk;
 mod error;
 mod future;
 mod hub;
@@ -86,6 +87,7 @@ mod websocket;
 
 pub use crate::access::{Access, Denied, Grant, Verb};
 pub use crate::body::ResponseBody;
+pub use crate::chunk::{Chunk, Update};
 pub use crate::error::{BoxError, Error, ErrorKind, Result};
 pub use crate::future::ResponseFuture;
 pub use crate::hub::{Durability, Event};
@@ -94,7 +96,7 @@ pub use crate::key::Key;
 pub use crate::layer::HttpFStreamLayer;
 pub use crate::service::{HttpFStream, NotFound};
 pub use crate::state::{Life, Stat, State};
-pub use crate::streams::{AppendRequest, Appender, Events, FollowRequest, Follower, Streams, StreamsBuilder, Update};
+pub use crate::streams::{AppendRequest, Appender, Events, FollowRequest, Follower, Streams, StreamsBuilder};
 pub use crate::web::FOLLOW_JS;
 
 /// Tests the README's code.

@@ -328,7 +328,7 @@ async fn fault_38_a_follower_waits_where_the_storage_has_no_room() {
     let following = tokio::spawn(async move {
         let mut got = Vec::new();
         while let Some(chunk) = follower.next_chunk().await? {
-            got.extend_from_slice(&chunk);
+            got.extend_from_slice(&chunk.bytes);
         }
         Ok::<_, Error>(got)
     });

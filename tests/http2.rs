@@ -142,7 +142,7 @@ async fn a_body_that_is_given_up_with_no_error_is_not_finished() {
         body.send_data(Bytes::from_static(b"some of it"), false).unwrap();
         let following = server.streams.follow("a").wait(std::time::Duration::from_secs(60)).into_future();
         let mut follower = soon("the resource", following).await.unwrap();
-        assert_eq!(soon("bytes", follower.next_chunk()).await.unwrap().unwrap(), "some of it");
+        assert_eq!(soon("bytes", follower.next_chunk()).await.unwrap().unwrap().bytes, "some of it");
         match reason {
             Some(reason) => body.send_reset(reason),
             None => {

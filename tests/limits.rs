@@ -63,7 +63,7 @@ async fn an_in_process_follower_is_told_again_and_again() {
     let mut follower = streams.follow("a").await.unwrap();
     out.append("half").await.unwrap();
     drop(out);
-    assert_eq!(follower.next_chunk().await.unwrap().as_deref(), Some(&b"half"[..]));
+    assert_eq!(follower.next_chunk().await.unwrap().unwrap().bytes, "half");
     for _ in 0..2 {
         assert_eq!(follower.next_chunk().await.unwrap_err().kind(), ErrorKind::Interrupted);
     }

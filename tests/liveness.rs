@@ -44,7 +44,7 @@ async fn fault_30_an_appender_that_stops_answering_pings_is_freed() {
     assert_eq!(streams.stat("a").await.unwrap().unwrap().state, State::Live);
     // Then it falls silent.
     let mut follower = streams.follow("a").await.unwrap();
-    assert_eq!(follower.next_chunk().await.unwrap().as_deref(), Some(&b"x"[..]));
+    assert_eq!(follower.next_chunk().await.unwrap().unwrap().bytes, "x");
     assert_eq!(follower.next_chunk().await.unwrap_err().kind(), ErrorKind::Interrupted);
     let mut again = streams.append("a").await.unwrap();
     assert_eq!(again.append("y").await.unwrap(), 2);

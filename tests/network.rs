@@ -241,7 +241,7 @@ async fn campaign(cuts: u64, seed: u64) {
         let mut at = 0;
         while at < data.len() {
             let take = (1 + random.below(30_000) as usize).min(data.len() - at);
-            out.append(&data[at..at + take]).await.unwrap_or_else(|error| panic!("at {at}: {error:?}"));
+            out.append(data[at..at + take].to_vec()).await.unwrap_or_else(|error| panic!("at {at}: {error:?}"));
             at += take;
         }
         proxy.hasty.store(true, Ordering::Relaxed);

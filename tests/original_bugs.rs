@@ -133,15 +133,15 @@ async fn bug_duplicates_when_a_follower_joins_during_an_append_at_the_worst_mome
         let mut inside = streams.follow("a").await.unwrap();
         let mut got = Vec::new();
         for _ in 0..5 {
-            got.extend(soon("a chunk", inside.next_chunk()).await.unwrap().unwrap());
+            got.extend(soon("a chunk", inside.next_chunk()).await.unwrap().unwrap().bytes);
             let appender = &mut *appender.lock().await;
             let appender = appender.as_mut().unwrap();
             appender.append(pattern(appender.len(), 1000)).await.unwrap();
         }
         let last = appender.lock().await.take().unwrap();
         let stat = last.finish().await.unwrap();
-        while let Some(bytes) = soon("a chunk", inside.next_chunk()).await.unwrap() {
-            got.extend(bytes);
+        while let Some(chunk) = soon("a chunk", inside.next_chunk()).await.unwrap() {
+            got.extend(chunk.bytes);
         }
         let expected = pattern(0, stat.len as usize);
         assert!(got == expected, "in process, cache {tail_cache}: {} of {}", got.len(), stat.len);
@@ -265,8 +265,8 @@ async fn bug_idle_appender_is_cut_at_25_s() {
     drop(original);
     let mut follower = streams.follow("original").await.unwrap();
     let mut got = Vec::new();
-    while let Some(bytes) = follower.next_chunk().await.unwrap() {
-        got.extend(bytes);
+    while let Some(chunk) = follower.next_chunk().await.unwrap() {
+        got.extend(chunk.bytes);
     }
     assert_eq!(&*got, b"xxxxxx");
 

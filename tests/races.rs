@@ -82,7 +82,7 @@ async fn fault_27_a_join_between_any_two_appends_is_exact() {
             // Some begin to read at once, some when there is more, some at the end.
             let mut got = Vec::new();
             if size % 3 == 1 && len > 0 {
-                got.extend(soon("a chunk", follower.next_chunk()).await.unwrap().unwrap());
+                got.extend(soon("a chunk", follower.next_chunk()).await.unwrap().unwrap().bytes);
             }
             followers.push((follower, got));
             appender.append(pattern(len, size)).await.unwrap();
@@ -90,8 +90,8 @@ async fn fault_27_a_join_between_any_two_appends_is_exact() {
         }
         appender.finish().await.unwrap();
         for (follower, got) in &mut followers {
-            while let Some(bytes) = soon("a chunk", follower.next_chunk()).await.unwrap() {
-                got.extend(bytes);
+            while let Some(chunk) = soon("a chunk", follower.next_chunk()).await.unwrap() {
+                got.extend(chunk.bytes);
             }
             assert!(*got == pattern(0, len as usize), "cache {tail_cache}: {} of {len}", got.len());
         }
@@ -131,8 +131,8 @@ async fn fault_28_in_process_joins_race_with_finishes_and_reopens() {
             let join = async {
                 let mut follower = streams.follow("a").await.unwrap();
                 let mut got = Vec::new();
-                while let Some(bytes) = soon("a chunk", follower.next_chunk()).await.unwrap() {
-                    got.extend(bytes);
+                while let Some(chunk) = soon("a chunk", follower.next_chunk()).await.unwrap() {
+                    got.extend(chunk.bytes);
                 }
                 got
             };
@@ -141,8 +141,8 @@ async fn fault_28_in_process_joins_race_with_finishes_and_reopens() {
                 async move {
                     let mut follower = streams.follow("a").await.unwrap();
                     let mut got = Vec::new();
-                    while let Some(bytes) = soon("a chunk", follower.next_chunk()).await.unwrap() {
-                        got.extend(bytes);
+                    while let Some(chunk) = soon("a chunk", follower.next_chunk()).await.unwrap() {
+                        got.extend(chunk.bytes);
                     }
                     got
                 }
@@ -255,12 +255,12 @@ async fn fault_44_a_node_that_stops_follows_no_other() {
     let (one, two) = (Streams::new(storage.clone()), Streams::new(storage.clone()));
     let mut appender = one.append("a").await.unwrap();
     appender.append("x").await.unwrap();
-    assert_eq!(two.follow("a").await.unwrap().next_chunk().await.unwrap().unwrap(), "x");
+    assert_eq!(two.follow("a").await.unwrap().next_chunk().await.unwrap().unwrap().bytes, "x");
     soon("the shutdown", two.shutdown(Duration::ZERO)).await;
     assert_eq!(two.follow("a").await.unwrap_err().kind(), ErrorKind::ShuttingDown);
     // What is at rest can be read to the last.
     appender.finish().await.unwrap();
-    assert_eq!(two.follow("a").await.unwrap().next_chunk().await.unwrap().unwrap(), "x");
+    assert_eq!(two.follow("a").await.unwrap().next_chunk().await.unwrap().unwrap().bytes, "x");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -296,8 +296,8 @@ async fn fault_27_who_joins_while_an_appender_opens_is_told_of_no_end() {
                     let mut follower = streams.follow(&key).await.unwrap();
                     drop(joined);
                     let mut got = Vec::new();
-                    while let Some(bytes) = soon("a chunk", follower.next_chunk()).await.unwrap() {
-                        got.extend(bytes);
+                    while let Some(chunk) = soon("a chunk", follower.next_chunk()).await.unwrap() {
+                        got.extend(chunk.bytes);
                     }
                     got
                 });

@@ -684,7 +684,7 @@ async fn in_process_appenders_come_back_and_followers_are_told() {
     let (mut data, mut states) = (Vec::new(), Vec::new());
     while let Some(update) = follower.next_update().await.unwrap() {
         match update {
-            Update::Data(bytes) => data.extend_from_slice(&bytes),
+            Update::Data(chunk) => data.extend_from_slice(&chunk.bytes),
             Update::State(state) => states.push(state),
             other => panic!("{other:?}"),
         }
@@ -694,5 +694,8 @@ async fn in_process_appenders_come_back_and_followers_are_told() {
     assert_eq!((follower.state(), follower.offset()), (State::Finished, 7));
     let life = follower.life();
     assert_eq!(streams.follow("a").offset(8).await.unwrap_err().kind(), ErrorKind::PastEnd);
-    assert_eq!(streams.follow("a").lines(1).life(life).await.unwrap().next_chunk().await.unwrap().unwrap(), "one two");
+    assert_eq!(
+        streams.follow("a").lines(1).life(life).await.unwrap().next_chunk().await.unwrap().unwrap().bytes,
+        "one two"
+    );
 }

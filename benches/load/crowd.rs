@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use httpfstream::client::Client;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -13,14 +14,14 @@ use super::measure::{self, Child, count, table};
 
 pub async fn crowd(smoke: bool) {
     let followers = if smoke { 50 } else { 10_000 };
-    let data: Arc<[u8]> = measure::text(64 * 1024).into();
+    let data = Bytes::from(measure::text(64 * 1024));
     let dir = tempfile::tempdir().unwrap();
     let child = Child::layer_at(dir.path(), 0);
     let (addr, url) = (child.addr, format!("http://{}/log.txt", child.addr));
     let client = Client::new().unwrap();
     let mut appender = client.open_append(url.as_str()).await.unwrap();
-    appender.append(&data[..1024]).await.unwrap();
-    appender.flush().await.unwrap();
+    appender.append(data.slice(..1024)).await.unwrap();
+    appender.sync().await.unwrap();
     let before = child.settled_rss().await;
     // How many have reached each of the three lengths.
     let reached: Arc<[AtomicUsize; 3]> = Arc::default();
@@ -29,7 +30,7 @@ pub async fn crowd(smoke: bool) {
     let opening = Arc::new(Semaphore::new(64));
     let start = Instant::now();
     for _ in 0..followers {
-        let (client, url, data) = (client.clone(), url.clone(), Arc::clone(&data));
+        let (client, url, data) = (client.clone(), url.clone(), data.clone());
         let (reached, opening) = (Arc::clone(&reached), Arc::clone(&opening));
         following.spawn(async move {
             let turn = opening.acquire_owned().await.unwrap();
@@ -53,14 +54,14 @@ pub async fn crowd(smoke: bool) {
     let each = (child.settled_rss().await - before) / followers as f64;
 
     let start = Instant::now();
-    appender.append(&data[1024..marks[1]]).await.unwrap();
+    appender.append(data.slice(1024..marks[1])).await.unwrap();
     all_have(&reached[1], followers).await;
     let told = start.elapsed();
 
     drop(child);
     let start = Instant::now();
     let child = Child::layer_at(dir.path(), addr.port());
-    appender.append(&data[marks[1]..]).await.unwrap();
+    appender.append(data.slice(marks[1]..)).await.unwrap();
     all_have(&reached[2], followers).await;
     let back = start.elapsed();
     appender.finish().await.unwrap();

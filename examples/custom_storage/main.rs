@@ -27,7 +27,7 @@ async fn main() -> Result<(), BoxError> {
     let following = tokio::spawn(async move {
         let mut all = Vec::new();
         while let Some(chunk) = follower.next_chunk().await? {
-            all.extend_from_slice(&chunk);
+            all.extend_from_slice(&chunk.bytes);
         }
         Ok::<_, httpfstream::Error>(all)
     });
@@ -76,7 +76,7 @@ async fn main() -> Result<(), BoxError> {
     let mut follower = streams.follow("greetings/1").await?;
     let mut all = Vec::new();
     while let Some(chunk) = follower.next_chunk().await? {
-        all.extend_from_slice(&chunk);
+        all.extend_from_slice(&chunk.bytes);
     }
     println!("  greetings/1 went on: {:?}", String::from_utf8_lossy(&all));
     assert_eq!(all, b"all in one file, and on");

@@ -9,6 +9,7 @@ use std::process::exit;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use clap::Parser;
 use httpfstream::client::{AppendRequest, Appender};
 use httpfstream::{AppenderId, Error, ErrorKind};
@@ -244,17 +245,17 @@ struct Upload<'a> {
 impl Upload<'_> {
     /// Sends what the server doesn't have up to the file's end; false if a signal came before.
     async fn send(&mut self, follow: bool) -> Result<bool, Failure> {
-        let mut buf = vec![0; READ];
         let mut ending = !follow;
         self.seek().await?;
         loop {
             let step = async {
-                let read = self.file.read(&mut buf).await.map_err(|error| unreadable(self.path, &error))?;
+                let mut buf = BytesMut::with_capacity(READ);
+                let read = self.file.read_buf(&mut buf).await.map_err(|error| unreadable(self.path, &error))?;
                 if read > 0 {
-                    self.appender.append(&buf[..read]).await?;
+                    self.appender.append(buf).await?;
                 } else if !ending {
                     tokio::select! {
-                        error = self.appender.failed() => return Err(error.into()),
+                        error = self.appender.closed() => return Err(error.into()),
                         () = sleep(LOOK) => {}
                     }
                 }
@@ -311,7 +312,7 @@ impl Upload<'_> {
     /// Stops, for a later start to go on.
     async fn leave(mut self) -> Result<End, Failure> {
         tokio::select! {
-            flushed = self.appender.flush() => flushed?,
+            synced = self.appender.sync() => drop(synced?),
             _ = self.signals.next() => give_up(),
         }
         self.note()?;
@@ -323,7 +324,7 @@ impl Upload<'_> {
         self.record.finishing = Some(length);
         self.note()?;
         tokio::select! {
-            finished = self.appender.finish() => finished?,
+            finished = self.appender.finish() => drop(finished?),
             _ = self.signals.next() => give_up(),
         }
         // Kept, so that a later start finds that there is nothing left to do.

@@ -81,7 +81,7 @@ use crate::error::{BoxError, Result};
 
 pub use self::append::{AppendRequest, Appender};
 pub use self::builder::ClientBuilder;
-pub use self::follow::{Chunk, FollowRequest, Follower, Update};
+pub use self::follow::{FollowRequest, Follower};
 
 /// Appends everything `reader` gives to the resource at `url`, and finishes it.
 ///

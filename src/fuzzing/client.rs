@@ -208,16 +208,20 @@ pub fn client_append(data: &[u8]) -> bool {
         let mut appender = request.await.map_err(|error| error.kind())?;
         let begin = appender.offset();
         for part in vec![7; len.into()].chunks(100) {
-            appender.append(part).await.map_err(|error| error.kind())?;
+            let next = appender.append(part.to_vec()).await.map_err(|error| error.kind())?;
+            assert_eq!(next, appender.offset());
             assert!(appender.acknowledged() <= appender.offset());
             if options & 8 != 0 {
-                appender.flush().await.map_err(|error| error.kind())?;
-                assert!(!appender.is_resumable() || appender.acknowledged() == appender.offset());
+                let durable = appender.sync().await.map_err(|error| error.kind())?;
+                assert_eq!(durable, appender.acknowledged());
+                assert!(!appender.is_resumable() || durable == appender.offset());
             }
         }
         let end = appender.offset();
         assert_eq!(end - begin, u64::from(len));
-        if seal { appender.seal().await } else { appender.finish().await }.map_err(|error| error.kind())?;
+        let length =
+            if seal { appender.seal().await } else { appender.finish().await }.map_err(|error| error.kind())?;
+        assert_eq!(length, end);
         Ok::<u64, ErrorKind>(end)
     });
     let Ok(end) = ended else { return false };

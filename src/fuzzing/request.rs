@@ -60,7 +60,7 @@ pub fn request(data: &[u8]) -> bool {
             Ok(mut follower) => {
                 let mut stored = Vec::new();
                 while let Ok(Some(chunk)) = follower.next_chunk().await {
-                    stored.extend_from_slice(&chunk);
+                    stored.extend_from_slice(&chunk.bytes);
                 }
                 let rest = stored.strip_prefix(STORED);
                 // Deleted and made anew by nobody here.

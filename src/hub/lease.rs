@@ -418,7 +418,7 @@ mod tests {
         leave(&storage, &key, old, b"old").await;
         let streams = Streams::new(storage.clone());
         let mut follower = streams.follow("a").await.unwrap();
-        assert_eq!(follower.next_chunk().await.unwrap().unwrap(), "old");
+        assert_eq!(follower.next_chunk().await.unwrap().unwrap().bytes, "old");
         // Another node deletes it, and what it begins anew is lost too.
         storage.delete(&key).await.unwrap();
         leave(&storage, &key, new, b"new").await;

@@ -13,6 +13,7 @@ use tokio::sync::broadcast;
 
 use crate::body::ResponseBody;
 use crate::buffer::Segments;
+use crate::chunk::{Chunk, Update};
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::hub::{AttachRequest, Attached, Config, Cursor, Durability, Event, Found, Hub, Lease, Limits, Step};
 use crate::identity::{AppenderId, Owner};
@@ -186,8 +187,8 @@ impl fmt::Debug for StreamsBuilder {
 /// out.finish().await?;
 ///
 /// let mut all = Vec::new();
-/// while let Some(bytes) = follower.next_chunk().await? {
-///     all.extend_from_slice(&bytes);
+/// while let Some(chunk) = follower.next_chunk().await? {
+///     all.extend_from_slice(&chunk.bytes);
 /// }
 /// assert_eq!(all, b"Hello, world");
 /// # Ok(()) }
@@ -415,7 +416,7 @@ impl IntoFuture for AppendRequest {
 /// let mut out = streams.append("build.log").await?;
 /// out.append("one\ntwo\nthree\n").await?;
 /// let mut last = streams.follow("build.log").lines(2).await?;
-/// assert_eq!(last.next_chunk().await?.unwrap(), "two\nthree\n");
+/// assert_eq!(last.next_chunk().await?.unwrap().bytes, "two\nthree\n");
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
@@ -575,16 +576,6 @@ pub struct Follower {
     ended: Option<Result<(), ErrorKind>>,
 }
 
-/// What a [`Follower`] is told next.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Update {
-    /// Bytes.
-    Data(Bytes),
-    /// The appender was [lost](State::Lost), has [parked](State::Parked) the resource, or is [back](State::Live).
-    State(State),
-}
-
 impl Follower {
     /// The next bytes, as soon as there are any; `None` at the clean end, however often it is called.
     ///
@@ -595,10 +586,10 @@ impl Follower {
     /// [`Interrupted`](ErrorKind::Interrupted) where the appender was lost: all bytes were handed out, but they are not
     /// the whole. [`NotFound`](ErrorKind::NotFound) if the resource was deleted;
     /// [`ShuttingDown`](ErrorKind::ShuttingDown); those of the storage.
-    pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+    pub async fn next_chunk(&mut self) -> Result<Option<Chunk>> {
         loop {
             match self.next_update().await? {
-                Some(Update::Data(bytes)) => return Ok(Some(bytes)),
+                Some(Update::Data(chunk)) => return Ok(Some(chunk)),
                 Some(Update::State(_)) => {}
                 None => return Ok(None),
             }
@@ -616,7 +607,7 @@ impl Follower {
         loop {
             if let Some(bytes) = self.ready.next() {
                 self.offset += bytes.len() as u64;
-                return Ok(Some(Update::Data(bytes)));
+                return Ok(Some(Update::Data(Chunk::new(bytes, self.offset))));
             }
             match self.ended {
                 None => {}

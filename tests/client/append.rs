@@ -166,7 +166,7 @@ async fn a_runtime_that_ends_sends_no_close_frame() {
         let appender = runtime.block_on(async {
             let mut appender = client::open_append(url).await.unwrap();
             appender.append(Bytes::from_static(b"data")).await.unwrap();
-            appender.flush().await.unwrap();
+            appender.sync().await.unwrap();
             appender
         });
         drop(runtime);

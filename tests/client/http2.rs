@@ -172,7 +172,7 @@ async fn appenders_and_followers_share_one_connection() {
             .collect();
         let mut appender = within(client.open_append(host.url("a"))).await.unwrap();
         assert!(appender.is_resumable());
-        within(appender.append(&data[..70_000])).await.unwrap();
+        within(appender.append(data[..70_000].to_vec())).await.unwrap();
         let followers: Vec<_> = within(async { futures_util::future::join_all(following).await })
             .await
             .into_iter()
@@ -180,7 +180,7 @@ async fn appenders_and_followers_share_one_connection() {
             .collect();
         let reading: Vec<_> = followers.into_iter().map(|follower| tokio::spawn(whole(follower))).collect();
         for chunk in data[70_000..].chunks(70_000) {
-            within(appender.append(chunk)).await.unwrap();
+            within(appender.append(chunk.to_vec())).await.unwrap();
         }
         within(appender.finish()).await.unwrap();
         for read in reading {
@@ -213,8 +213,8 @@ async fn a_restart_in_mid_stream_is_survived_by_all_who_share_the_connection() {
         let client = host.client().build().unwrap();
         let (url, data) = (host.url("a"), pattern(0, 2_000_000));
         let mut appender = within(client.open_append(&url)).await.unwrap();
-        within(appender.append(&data[..1_000_000])).await.unwrap();
-        within(appender.flush()).await.unwrap();
+        within(appender.append(data[..1_000_000].to_vec())).await.unwrap();
+        within(appender.sync()).await.unwrap();
         let mut reading = Vec::new();
         for _ in 0..8 {
             let mut follower = within(client.follow(&url)).await.unwrap();
@@ -229,13 +229,13 @@ async fn a_restart_in_mid_stream_is_survived_by_all_who_share_the_connection() {
         }
         assert_eq!(host.connections(), 1);
         // Some of it is on its way when everything breaks.
-        within(appender.append(&data[1_000_000..1_500_000])).await.unwrap();
+        within(appender.append(data[1_000_000..1_500_000].to_vec())).await.unwrap();
         let addr = host.kill().await;
         within(streams.shutdown(Duration::ZERO)).await;
         drop(streams);
         let layer = HttpFStreamLayer::new(reopened(dir.path()).await).plain_http(true);
         host = Host::on(rebound(addr).await, layer, how);
-        within(appender.append(&data[1_500_000..])).await.unwrap();
+        within(appender.append(data[1_500_000..].to_vec())).await.unwrap();
         within(appender.finish()).await.unwrap();
         for read in reading {
             assert!(within(read).await.unwrap() == data[500_000..]);

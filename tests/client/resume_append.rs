@@ -39,7 +39,7 @@ async fn half_acknowledged(server: &Server) -> (Appender, Peer) {
     appender.append("acked").await.unwrap();
     peer.data(5).await;
     peer.say(r#"{"ack":5}"#).await;
-    within(Appender::flush(&mut appender)).await.unwrap();
+    within(appender.sync()).await.unwrap();
     appender.append("sent").await.unwrap();
     peer.data(4).await;
     (appender, peer)
@@ -99,7 +99,7 @@ async fn sealing_is_a_finish_for_good() {
         let request = if at_end { request.seal_at_end() } else { request };
         let client = tokio::spawn(async move {
             let mut appender = request.await.unwrap();
-            if at_end { appender.shutdown().await.unwrap() } else { appender.seal().await.unwrap() }
+            if at_end { appender.shutdown().await.unwrap() } else { drop(appender.seal().await.unwrap()) }
         });
         let mut peer = server.accept().await;
         peer.attach(0, false).await;
@@ -184,9 +184,9 @@ async fn append_through_cuts(reads: usize, writes: usize, acks: bool) {
     let mut appender = within(quick().build().unwrap().open_append(url)).await.unwrap();
     let data: Vec<u8> = (0..90).collect();
     for (at, piece) in data.chunks(30).enumerate() {
-        within(appender.append(piece)).await.unwrap();
+        within(appender.append(piece.to_vec())).await.unwrap();
         if acks && at == 1 {
-            within(Appender::flush(&mut appender)).await.unwrap();
+            within(appender.sync()).await.unwrap();
         }
     }
     within(appender.finish()).await.unwrap();
@@ -216,7 +216,7 @@ async fn fault_32_any_lost_answer_loses_and_repeats_nothing() {
 }
 
 /// Appends, finishes, and breaks the connection once the finish was sent.
-async fn finish_and_break(server: &Server) -> tokio::task::JoinHandle<httpfstream::Result<()>> {
+async fn finish_and_break(server: &Server) -> tokio::task::JoinHandle<httpfstream::Result<u64>> {
     let (mut appender, mut peer) = open(&quick().build().unwrap(), server, 0).await;
     appender.append("data").await.unwrap();
     let finish = tokio::spawn(appender.finish());
@@ -282,7 +282,7 @@ async fn what_a_server_finds_decides() {
                 within(finish).await.unwrap().unwrap();
             }
             Err(kind) => {
-                assert_eq!(within(appender.failed()).await.kind(), kind, "{message}");
+                assert_eq!(within(appender.closed()).await.kind(), kind, "{message}");
                 assert_eq!(within(appender.append("!")).await.unwrap_err().kind(), kind);
                 assert!(server.is_left_alone().await);
             }
@@ -319,7 +319,7 @@ async fn fault_30_some_ends_are_final() {
         let server = Server::new().await;
         let (mut appender, mut peer) = half_acknowledged(&server).await;
         peer.send(close(code, "")).await;
-        assert_eq!(within(appender.failed()).await.kind(), kind, "{code}");
+        assert_eq!(within(appender.closed()).await.kind(), kind, "{code}");
         assert!(server.is_left_alone().await, "{code}");
     }
     for (status, problem, kind) in [
@@ -334,7 +334,7 @@ async fn fault_30_some_ends_are_final() {
         let (mut appender, peer) = half_acknowledged(&server).await;
         drop(peer);
         server.accept().await.refuse_with(status, problem).await;
-        assert_eq!(within(appender.failed()).await.kind(), kind, "{status}");
+        assert_eq!(within(appender.closed()).await.kind(), kind, "{status}");
         assert!(server.is_left_alone().await, "{status}");
     }
 }
@@ -381,7 +381,7 @@ async fn it_is_given_up_in_time() {
                 peer.send(close(1011, "full")).await;
             }
         });
-        let error = within(appender.failed()).await;
+        let error = within(appender.closed()).await;
         assert_eq!(error.kind(), if bad { ErrorKind::Storage } else { ErrorKind::Connection });
         assert_eq!(error.detail().contains("given up"), limit > 0, "{error}");
         serving.abort();
@@ -449,7 +449,7 @@ async fn a_server_that_breaks_the_rules_is_left() {
         let server = Server::new().await;
         let (mut appender, mut peer) = half_acknowledged(&server).await;
         let _ = peer.try_send(&bad).await;
-        assert_eq!(within(appender.failed()).await.kind(), ErrorKind::Protocol, "{bad:?}");
+        assert_eq!(within(appender.closed()).await.kind(), ErrorKind::Protocol, "{bad:?}");
         assert!(server.is_left_alone().await);
     }
 }
@@ -488,7 +488,7 @@ async fn the_header_provider_is_asked_for_each_connection() {
     assert_eq!(peer.header("authorization"), Some("1"));
     peer.attach(0, false).await;
     drop(peer);
-    assert_eq!(within(appender.failed()).await.kind(), ErrorKind::Unauthorized);
+    assert_eq!(within(appender.closed()).await.kind(), ErrorKind::Unauthorized);
 }
 
 #[tokio::test]
@@ -510,7 +510,7 @@ async fn a_dropped_appender_sends_what_it_has_and_is_lost() {
     let server = Server::new().await;
     let (mut appender, mut peer) = open(&Client::new().unwrap(), &server, 0).await;
     let data = vec![7; 300_000];
-    appender.append(&data).await.unwrap();
+    appender.append(data.clone()).await.unwrap();
     drop(appender);
     assert!(peer.data_until_close(BINARY).await == (data, 1001));
     peer.send(close(1001, "")).await;
@@ -574,7 +574,7 @@ async fn the_originals_dialect_can_do_less_and_says_so() {
     peer.upgrade("Stream-State: live\r\nUpload-Offset: 7\r\n").await;
     let mut appender = within(opening).await.unwrap().unwrap();
     appender.append("data").await.unwrap();
-    within(Appender::flush(&mut appender)).await.unwrap();
+    within(appender.sync()).await.unwrap();
     assert!(!appender.is_resumable() && appender.life().is_none());
     assert_eq!((appender.offset(), appender.acknowledged()), (11, 7));
     assert_eq!(within(appender.seal()).await.unwrap_err().kind(), ErrorKind::Protocol);
@@ -582,5 +582,5 @@ async fn the_originals_dialect_can_do_less_and_says_so() {
     let (mut appender, peer) = half_acknowledged(&server).await;
     drop(peer);
     server.accept().await.upgrade("").await;
-    assert_eq!(within(appender.failed()).await.kind(), ErrorKind::Protocol);
+    assert_eq!(within(appender.closed()).await.kind(), ErrorKind::Protocol);
 }

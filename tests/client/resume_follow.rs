@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use httpfstream::client::{self, Client, Follower, Update};
+use httpfstream::client::{self, Client, Follower};
 use httpfstream::{Error, ErrorKind};
-use httpfstream::{Life, State};
+use httpfstream::{Life, State, Update};
 
 use crate::peer::{BINARY, LIFE, PING, Peer, Server, TEXT, answer, close, frame, quick, serve, within};
 

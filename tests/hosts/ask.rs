@@ -151,7 +151,7 @@ impl Host {
             let _ = upload.body.as_ref().unwrap().send(Ok(http_body::Frame::data("one ".into()))).await;
             let first = async {
                 let mut follower = streams.follow(&key).wait(std::time::Duration::from_secs(60)).await.unwrap();
-                follower.next_chunk().await.unwrap().unwrap()
+                follower.next_chunk().await.unwrap().unwrap().bytes
             };
             tokio::select! {
                 chunk = soon("the first bytes", first) => assert_eq!(chunk, "one "),
@@ -236,7 +236,7 @@ pub(crate) async fn stored(streams: &Streams, key: &str) -> Vec<u8> {
     let mut follower = streams.follow(key).await.unwrap();
     let mut data = Vec::new();
     while let Some(chunk) = soon("what is stored", follower.next_chunk()).await.unwrap() {
-        data.extend(chunk);
+        data.extend(chunk.bytes);
     }
     data
 }

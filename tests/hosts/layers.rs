@@ -224,7 +224,7 @@ async fn a_timeout_outside_bounds_the_answer_and_so_an_append_by_body() {
     upload.send_head("PUT", "/b.txt?verb=APPEND", &[("Transfer-Encoding", "chunked")], "").await;
     upload.send(&plain::chunk("one")).await;
     let mut follower = streams.follow("b.txt").wait(Duration::from_secs(5)).await.unwrap();
-    assert_eq!(follower.next_chunk().await.unwrap().unwrap(), "one");
+    assert_eq!(follower.next_chunk().await.unwrap().unwrap().bytes, "one");
     // The clock moves to the timeout by itself, for nothing else is to be done.
     assert_eq!(upload.read_head().await.status, 408);
     assert!(follower.next_chunk().await.is_err(), "followers learn of the cut");
@@ -291,7 +291,7 @@ async fn a_limit_on_request_bodies_outside_cuts_appends() {
         upload.send("01234").await;
         let waiting = server.streams.follow(key("grows")).wait(Duration::from_secs(60)).into_future();
         let mut follower = soon("the resource", waiting).await.unwrap();
-        assert_eq!(soon("bytes", follower.next_chunk()).await.unwrap().unwrap(), "01234");
+        assert_eq!(soon("bytes", follower.next_chunk()).await.unwrap().unwrap().bytes, "01234");
         upload.send("567890123").await;
         let stat = server.at_rest(&key("grows")).await.unwrap();
         assert_eq!((stat.state, stat.len), (State::Interrupted, 5));

@@ -10,6 +10,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use self::pipe::Pipe;
@@ -40,7 +41,7 @@ const READ: usize = 64 * 1024;
 /// connection is the end.
 ///
 /// # As an [`AsyncWrite`]
-/// A flush is [`flush`](Self::flush), a shutdown is [`finish`](Self::finish). Its errors hold an [`Error`]
+/// A flush is [`sync`](Self::sync), a shutdown is [`finish`](Self::finish). Its errors hold an [`Error`]
 /// ([`io::Error::downcast`] gets it back).
 ///
 /// # Ending
@@ -61,7 +62,8 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Appends the bytes. Returns once they are taken over, not once they are sent.
+    /// Appends the bytes. Returns the [offset](Self::offset) behind them once they are buffered, not once they are sent:
+    /// [`sync`](Self::sync) waits for that.
     ///
     /// # Errors
     /// How it ended, from now on for every call:
@@ -81,8 +83,9 @@ impl Appender {
     ///
     /// # Cancel safety
     /// Not cancel safe: if the future is dropped, some of the bytes may have been taken over.
-    pub async fn append(&mut self, data: impl AsRef<[u8]>) -> Result<()> {
-        self.write_all(data.as_ref()).await
+    pub async fn append(&mut self, data: impl Into<Bytes>) -> Result<u64> {
+        self.write_all(&data.into()).await?;
+        Ok(self.offset())
     }
 
     /// Appends everything `reader` gives, up to its end, as it comes. Returns the number of bytes.
@@ -102,7 +105,7 @@ impl Appender {
         loop {
             let read = tokio::select! {
                 biased;
-                error = self.failed() => return Err(error),
+                error = self.closed() => return Err(error),
                 read = reader.read(&mut buf) => read.map_err(unreadable)?,
             };
             if read == 0 {
@@ -113,21 +116,23 @@ impl Appender {
         }
     }
 
-    /// Waits until everything that was appended is durable at the server.
+    /// Waits until everything that was appended is durable at the server. Returns the length up to which it is: what
+    /// [`acknowledged`](Self::acknowledged) tells then.
     ///
     /// Servers that don't speak `httpfstream.v1` acknowledge nothing: there it waits until everything is written to
-    /// the socket.
+    /// the socket, and returns the offset at which the appender began.
     ///
     /// # Errors
     /// As [`append`](Self::append).
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn flush(&mut self) -> Result<()> {
+    pub async fn sync(&mut self) -> Result<u64> {
         poll_fn(|cx| self.pipe.poll_flush(cx)).await
     }
 
-    /// Ends the resource: sends what is left, and waits for the server's confirmation that it has everything.
+    /// Ends the resource: sends what is left, and waits for the server's confirmation that it has everything. Returns
+    /// the resource's length, counted as [`offset`](Self::offset) does.
     ///
     /// # Errors
     /// As [`append`](Self::append). Where nothing can be resumed, [`Connection`](ErrorKind::Connection) also if the
@@ -135,7 +140,7 @@ impl Appender {
     ///
     /// # Cancel safety
     /// Not cancel safe: if the future is dropped, it is unknown whether the resource was finished.
-    pub async fn finish(self) -> Result<()> {
+    pub async fn finish(self) -> Result<u64> {
         poll_fn(|cx| self.pipe.poll_finish(cx, self.seal)).await
     }
 
@@ -147,16 +152,17 @@ impl Appender {
     ///
     /// # Cancel safety
     /// As [`finish`](Self::finish).
-    pub async fn seal(self) -> Result<()> {
+    pub async fn seal(self) -> Result<u64> {
         poll_fn(|cx| self.pipe.poll_finish(cx, true)).await
     }
 
-    /// Waits until it has failed, and says how: as [`append`](Self::append) would. Without a failure it waits for ever.
+    /// Waits until the appender has failed. Returns the error that [`append`](Self::append) would return; pends forever
+    /// if nothing fails.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn failed(&mut self) -> Error {
-        poll_fn(|cx| self.pipe.poll_failed(cx)).await
+    pub async fn closed(&mut self) -> Error {
+        poll_fn(|cx| self.pipe.poll_closed(cx)).await
     }
 
     /// Where the next byte goes, from the resource's start.
@@ -218,11 +224,11 @@ impl AsyncWrite for Appender {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.pipe.poll_flush(cx).map_err(Into::into)
+        self.pipe.poll_flush(cx).map_ok(drop).map_err(Into::into)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.pipe.poll_finish(cx, self.seal).map_err(Into::into)
+        self.pipe.poll_finish(cx, self.seal).map_ok(drop).map_err(Into::into)
     }
 }
 

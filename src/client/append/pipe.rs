@@ -133,19 +133,19 @@ impl Pipe {
         Poll::Ready(Ok(take))
     }
 
-    /// Waits until everything is acknowledged; written to the socket, where nothing is.
-    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+    /// Waits until everything is acknowledged; written to the socket, where nothing is. Gives the acknowledged length.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<u64>> {
         let mut state = self.lock();
         state.check()?;
-        if state.kept.is_empty() { Poll::Ready(Ok(())) } else { state.wait_user(cx) }
+        if state.kept.is_empty() { Poll::Ready(Ok(state.at.acknowledged)) } else { state.wait_user(cx) }
     }
 
-    /// Asks for the end and waits until the server has confirmed it.
-    pub(super) fn poll_finish(&self, cx: &mut Context<'_>, seal: bool) -> Poll<Result<()>> {
+    /// Asks for the end and waits until the server has confirmed it. Gives the final length.
+    pub(super) fn poll_finish(&self, cx: &mut Context<'_>, seal: bool) -> Poll<Result<u64>> {
         let mut state = self.lock();
         state.check()?;
         if state.ended.is_some() {
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(Ok(state.at.end));
         }
         if seal && !state.at.resumable {
             return Poll::Ready(Err(unspoken("sealing")));
@@ -156,7 +156,7 @@ impl Pipe {
     }
 
     /// Waits for a failure.
-    pub(super) fn poll_failed(&self, cx: &mut Context<'_>) -> Poll<Error> {
+    pub(super) fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<Error> {
         let mut state = self.lock();
         match state.check() {
             Err(error) => Poll::Ready(error),

@@ -20,6 +20,7 @@ use self::task::{Beginning, Step, Task, lost, run_plain};
 use super::append::unspoken;
 use super::close::Failure;
 use super::request::{Dialect, STREAM_STATE, WebSocket};
+use crate::chunk::{Chunk, Update};
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::{ErrorKind, Result};
@@ -29,26 +30,6 @@ pub use self::request::FollowRequest;
 
 /// How many pieces wait for the user at most; each keeps at most one read's buffer, usually 64 KiB.
 const QUEUE: usize = 8;
-
-/// A piece of a resource.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Chunk {
-    /// Never empty. Where chunks are cut means nothing.
-    pub bytes: Bytes,
-    /// The offset of the byte behind this chunk, from the resource's start.
-    pub next_offset: u64,
-}
-
-/// What a follower learns: see [`Follower::next_update`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Update {
-    /// The next bytes.
-    Data(Chunk),
-    /// The resource's appender was lost and may come back ([`State::Lost`]), or is there again ([`State::Live`]).
-    State(State),
-}
 
 /// Reads a resource up to its end.
 ///
@@ -212,7 +193,7 @@ impl Follower {
             return None;
         }
         self.offset += bytes.len() as u64;
-        Some(Chunk { bytes, next_offset: self.offset })
+        Some(Chunk::new(bytes, self.offset))
     }
 
     /// Sees to it that something is left, unless the resource has ended.

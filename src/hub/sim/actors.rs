@@ -8,13 +8,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{AttachRequest, Attached, Entry, Lease};
 use super::world::{World, byte};
+use crate::chunk::{Chunk, Update};
 use crate::error::{ErrorKind, Result};
 use crate::hub::Durability;
 use crate::identity::Owner;
 use crate::key::Key;
 use crate::state::{End, Life, State};
 use crate::storage::Open;
-use crate::streams::{Follower, Streams, Update};
+use crate::streams::{Follower, Streams};
 
 /// No call may take longer, however slow the storage is.
 const BOUND: Duration = Duration::from_secs(60);
@@ -712,7 +713,7 @@ fn told(world: &World, index: u64, follower: &Follower, from: u64, update: Resul
     let (life, at) = (follower.life(), follower.offset());
     let mut inner = world.lock();
     match update {
-        Ok(Some(Update::Data(data))) => {
+        Ok(Some(Update::Data(Chunk { bytes: data, .. }))) => {
             let told = inner.lives.get(&life).and_then(|told| told.bytes.get(from as usize..at as usize));
             let right = told.is_some_and(|told| told == data) && !data.is_empty();
             inner.check(right, format_args!("follower {index} got other bytes than {from}..{at} of {life:?}"));

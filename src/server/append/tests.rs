@@ -101,7 +101,7 @@ impl Held {
         let mut stored = Vec::new();
         let mut follower = self.streams.follow("a").await.unwrap();
         while let Ok(Some(chunk)) = follower.next_chunk().await {
-            stored.extend_from_slice(&chunk);
+            stored.extend_from_slice(&chunk.bytes);
         }
         (acks, code, stored.into())
     }

@@ -25,7 +25,7 @@ async fn to_the_end(mut follower: Follower) -> (Vec<u8>, Result<State, ErrorKind
     let mut data = Vec::new();
     loop {
         match soon("the next chunk", follower.next_chunk()).await {
-            Ok(Some(chunk)) => data.extend_from_slice(&chunk),
+            Ok(Some(chunk)) => data.extend_from_slice(&chunk.bytes),
             Ok(None) => return (data, Ok(follower.state())),
             Err(error) => return (data, Err(error.kind())),
         }

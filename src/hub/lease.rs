@@ -97,6 +97,29 @@ impl Lease {
         self.resource.revocation(self.holder)
     }
 
+    /// Resolves when the lease is of no more use, with the reason: [`Fenced`](ErrorKind::Fenced) after a takeover or a
+    /// delete, [`Storage`](ErrorKind::Storage) after a failed sync or a storage that stopped responding, and
+    /// [`ShuttingDown`](ErrorKind::ShuttingDown) already when a shutdown begins, while the lease can still append and finish.
+    ///
+    /// The future doesn't borrow the lease. Once the lease itself was finished, parked or dropped, it resolves with `Fenced`
+    /// when the resource is closed.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing but waiting is lost when the future is dropped.
+    #[allow(dead_code, reason = "for `Appender::closed`")]
+    pub(crate) fn closed(&self) -> impl Future<Output = ErrorKind> + Send + use<> {
+        let (resource, holder, over) = (Arc::clone(&self.resource), self.holder, self.over.clone());
+        let shutting_down = self.hub.shutting_down.clone();
+        async move {
+            tokio::select! {
+                // A lease that was revoked before the shutdown reports that.
+                biased;
+                () = over.cancelled() => resource.revocation(holder),
+                () = shutting_down.cancelled() => ErrorKind::ShuttingDown,
+            }
+        }
+    }
+
     /// Gives way to followers where they would find in the tail no longer what they want next. Cancel safe.
     ///
     /// Apart from [`append`](Self::append): whoever polls other things beside that would take the turn for over at once.
@@ -402,6 +425,44 @@ mod tests {
         lease.append(&[Bytes::from_static(b"x")]).await.unwrap();
         streams.delete("a").await.unwrap();
         assert_eq!(lease.park().await.unwrap_err().kind(), ErrorKind::Fenced);
+    }
+
+    async fn lease_on(streams: &Streams, owner: Option<Owner>) -> Lease {
+        let attach = AttachRequest { owner, ..AttachRequest::new(Open::Continue) };
+        match streams.hub.attach(&Key::new("a").unwrap(), attach).await.unwrap() {
+            Attached::Open { lease, .. } => lease,
+            Attached::Finished(_) => panic!("it is finished"),
+        }
+    }
+
+    #[tokio::test]
+    async fn closed_resolves_with_the_reason() {
+        let streams = Streams::new(MemoryStorage::new(1 << 20));
+        let lease = lease_on(&streams, None).await;
+        let mut closed = std::pin::pin!(lease.closed());
+        assert!(futures_util::poll!(&mut closed).is_pending());
+        streams.delete("a").await.unwrap();
+        assert_eq!(closed.await, ErrorKind::Fenced, "deleted");
+        assert_eq!(lease.closed().await, ErrorKind::Fenced, "asked for after the fact");
+
+        let owner = Some(Owner::from_bytes([1; 32]));
+        let older = lease_on(&streams, owner).await;
+        let newer = lease_on(&streams, owner).await;
+        assert_eq!(older.closed().await, ErrorKind::Fenced, "taken over");
+        assert!(futures_util::poll!(std::pin::pin!(newer.closed())).is_pending());
+        streams.hub.sync_failed(newer.resource(), &ErrorKind::Storage.into());
+        assert_eq!(newer.closed().await, ErrorKind::Storage, "a sync failed");
+    }
+
+    #[tokio::test]
+    async fn closed_resolves_at_the_beginning_of_a_shutdown() {
+        let streams = Streams::new(MemoryStorage::new(1 << 20));
+        let mut lease = lease_on(&streams, None).await;
+        let closed = tokio::spawn(lease.closed());
+        streams.hub.shutting_down.cancel();
+        assert_eq!(closed.await.unwrap(), ErrorKind::ShuttingDown);
+        lease.append(&[Bytes::from_static(b"the last words")]).await.unwrap();
+        assert_eq!(lease.finish(End::Finished).await.unwrap().state, State::Finished);
     }
 
     /// Claims it, appends, and goes: as a node that died.

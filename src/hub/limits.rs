@@ -61,6 +61,11 @@ impl FollowerCounts {
         self.counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// How many permits there are for this resource.
+    pub(super) fn count(&self, key: &Key) -> usize {
+        self.counts().by_key.get(key).copied().unwrap_or(0)
+    }
+
     /// Counts one more follower of a resource, whether that is there yet or not.
     pub(super) fn permit(self: &Arc<Self>, key: &Key) -> Result<FollowerPermit> {
         let mut counts = self.counts();
@@ -106,6 +111,7 @@ mod tests {
         let (a, b) = (Key::new("a").unwrap(), Key::new("b").unwrap());
         let (one, two) = (followers.permit(&a).unwrap(), followers.permit(&a).unwrap());
         assert_eq!(followers.permit(&a).err().unwrap().kind(), ErrorKind::Overloaded);
+        assert_eq!((followers.count(&a), followers.count(&b)), (2, 0));
         let three = followers.permit(&b).unwrap();
         assert_eq!(followers.permit(&b).err().unwrap().kind(), ErrorKind::Overloaded, "three altogether");
         drop(one);

@@ -181,6 +181,12 @@ impl Hub {
         self.events.subscribe()
     }
 
+    /// How many follow a resource here, those included who wait for its creation or still read what is finished.
+    #[allow(dead_code, reason = "for `Streams::followers`")]
+    pub(crate) fn follower_count(&self, key: &Key) -> usize {
+        self.followers.count(key)
+    }
+
     /// When to do what has to be done within this time, so that many do it at once.
     fn together(&self, within: Duration) -> Instant {
         together(self.begun, within)
@@ -828,6 +834,24 @@ impl Drop for Passing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn follower_count_counts_reading_and_waiting_followers() {
+        let hub = crate::streams::Streams::new(crate::storage::MemoryStorage::new(1 << 20)).hub;
+        let [a, b] = ["a", "b"].map(|key| Key::new(key).unwrap());
+        let attached = hub.attach(&a, AttachRequest::new(Open::Create)).await.unwrap();
+        assert_eq!(hub.follower_count(&a), 0);
+        let followers = [hub.follow(&a).await.unwrap(), hub.follow(&a).await.unwrap()];
+        assert_eq!((hub.follower_count(&a), hub.follower_count(&b)), (2, 0));
+        {
+            let mut waiting = pin!(hub.follow_when_created(&b, Duration::from_secs(60)));
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            assert_eq!(hub.follower_count(&b), 1);
+        }
+        drop(followers);
+        assert_eq!((hub.follower_count(&a), hub.follower_count(&b)), (0, 0));
+        drop(attached);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_due_within_the_same_time_is_done_together() {

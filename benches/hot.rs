@@ -84,7 +84,7 @@ mod cursor {
         let data = Bytes::from(vec![b'x'; size]);
         let (mut appender, mut follower) = runtime.block_on(async {
             let streams = Streams::new(storage);
-            let appender = streams.append("log").await.unwrap();
+            let appender = streams.open_append("log").await.unwrap();
             (appender, streams.follow("log").await.unwrap())
         });
         bencher.counter(ItemsCount::new(1usize)).counter(BytesCount::new(size)).bench_local(|| {

@@ -63,7 +63,7 @@ async fn main() -> Result<(), BoxError> {
 async fn chat(State(streams): State<Streams>, prompt: String) -> Result<String, StatusCode> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let id = now.as_micros().to_string();
-    let opened = streams.append(format!("chat/{id}")).create_new().await;
+    let opened = streams.open_append(format!("chat/{id}")).create_new().await;
     // From here on the stream is live, and can be followed before its first byte.
     let mut out = opened.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     tokio::spawn(async move {
@@ -86,7 +86,7 @@ async fn build(State(streams): State<Streams>, Path(id): Path<u64>, request: Req
 }
 
 async fn fake_build(streams: Streams) -> httpfstream::Result<()> {
-    let mut out = streams.append("builds/7").await?;
+    let mut out = streams.open_append("builds/7").await?;
     for step in 1..=600 {
         out.append(format!("step {step} of 600\n")).await?;
         sleep(Duration::from_secs(1)).await;

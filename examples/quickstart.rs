@@ -48,7 +48,7 @@ async fn main() -> Result<(), BoxError> {
 }
 
 async fn in_process(streams: &Streams) -> Result<(), BoxError> {
-    let mut out = streams.append("greeting.txt").create_new().await?;
+    let mut out = streams.open_append("greeting.txt").create_new().await?;
     let early = tokio::spawn(read(streams.clone(), "early"));
     out.append("Hello, ").await?;
     sleep(Duration::from_millis(50)).await;
@@ -56,11 +56,11 @@ async fn in_process(streams: &Streams) -> Result<(), BoxError> {
     sleep(Duration::from_millis(50)).await;
     out.append("world").await?;
     // Dropping the appender instead would tell its followers that it was lost.
-    let stat = out.finish().await?;
+    let len = out.finish().await?;
     for follower in [early, late] {
         assert_eq!(follower.await??, b"Hello, world");
     }
-    println!("  stored: {} bytes, {}", stat.len, stat.state);
+    println!("  stored: {len} bytes");
     Ok(())
 }
 

@@ -70,7 +70,7 @@ async fn main() -> Result<(), BoxError> {
 
 /// A build that takes ten minutes.
 async fn build(streams: Streams, health: HealthReporter) -> httpfstream::Result<()> {
-    let mut out = streams.append("builds/7").await?;
+    let mut out = streams.open_append("builds/7").await?;
     health.set_service_status("builds/7", ServingStatus::Serving).await;
     for step in 1..=600 {
         out.append(format!("step {step} of 600\n")).await?;

@@ -67,7 +67,7 @@ async fn socket(server: &Server, target: &str, headers: &[(&str, &str)]) -> Resu
 #[tokio::test]
 async fn fault_43_followers_over_the_cap_are_refused_on_every_way() {
     let server = server(streams().max_followers_per_resource(2)).await;
-    let mut out = server.streams.append("a").await.unwrap();
+    let mut out = server.streams.open_append("a").await.unwrap();
     out.append("one").await.unwrap();
     let mut by_socket = server.follow("/a").await;
     let by_body = live(&server, Http::One, "/a?verb=FOLLOW", &[]).await.unwrap();
@@ -86,7 +86,7 @@ async fn fault_43_followers_over_the_cap_are_refused_on_every_way() {
     };
     refused("full").await;
     // Others, reads and appends are as before.
-    let _b = server.streams.append("b").await.unwrap();
+    let _b = server.streams.open_append("b").await.unwrap();
     let other = server.follow("/b").await;
     assert_eq!(server.get("/a").await.text(), "one");
     out.append("two").await.unwrap();
@@ -155,7 +155,7 @@ async fn fault_43_whoever_waits_is_counted() {
     assert!(elsewhere.await.unwrap_err().is_cancelled());
     assert_eq!(server.streams.follow("b").await.err().unwrap().kind(), ErrorKind::NotFound, "room again");
     // The one that waits is still counted when it follows, and is so no longer when it leaves.
-    let mut out = server.streams.append("a").await.unwrap();
+    let mut out = server.streams.open_append("a").await.unwrap();
     out.append("x").await.unwrap();
     assert_eq!(waiting.read_head().await.status, 200);
     is_overloaded(&server.get("/a?verb=FOLLOW").await, "it follows");
@@ -184,7 +184,7 @@ async fn fault_43_appends_over_the_cap_are_refused_on_every_way() {
                 is_overloaded(&Live::of(response).whole().await, what);
             }
         }
-        assert_eq!(server.streams.append("b").await.err().unwrap().kind(), ErrorKind::Overloaded, "{what}");
+        assert_eq!(server.streams.open_append("b").await.err().unwrap().kind(), ErrorKind::Overloaded, "{what}");
         assert_eq!(server.streams.stat("b").await.unwrap(), None, "{what}");
     };
     let mut appender = server.append("/a").await;
@@ -195,26 +195,26 @@ async fn fault_43_appends_over_the_cap_are_refused_on_every_way() {
     assert_eq!(appender.to_end().await.1, Some(1000));
     // Whoever was told the end finds room at once.
     for _ in 0..20 {
-        let mut out = server.streams.append("a").await.unwrap();
-        let mut follower = server.streams.follow("a").offset(out.len()).await.unwrap();
+        let mut out = server.streams.open_append("a").await.unwrap();
+        let mut follower = server.streams.follow("a").offset(out.offset()).await.unwrap();
         out.append("y").await.unwrap();
         tokio::join!(async { out.finish().await.unwrap() }, async {
             while follower.next_chunk().await.unwrap().is_some() {}
-            drop(server.streams.append("c").await.unwrap());
+            drop(server.streams.open_append("c").await.unwrap());
             server.at_rest("c").await;
         });
     }
 
     // What is kept for its appender keeps its place, and only that one comes back to it.
     let id: AppenderId = ID.parse().unwrap();
-    let mut out = server.streams.append("kept").appender_id(id.clone()).await.unwrap();
+    let mut out = server.streams.open_append("kept").appender_id(id.clone()).await.unwrap();
     out.append("1").await.unwrap();
     drop(out);
     assert_eq!(server.streams.stat("kept").await.unwrap().unwrap().state, State::Lost);
     refused("lost").await;
-    let mut back = server.streams.append("kept").appender_id(id.clone()).await.unwrap();
+    let mut back = server.streams.open_append("kept").appender_id(id.clone()).await.unwrap();
     refused("back").await;
-    let taken_over = server.streams.append("kept").appender_id(id).await.unwrap();
+    let taken_over = server.streams.open_append("kept").appender_id(id).await.unwrap();
     assert_eq!(back.append("2").await.unwrap_err().kind(), ErrorKind::Fenced);
     drop(back);
     refused("taken over").await;
@@ -229,7 +229,7 @@ async fn fault_43_appends_over_the_cap_are_refused_on_every_way() {
     let more = [("Upload-Complete", "?1"), ("Upload-Offset", "2")];
     let done = client.send("POST", "/p?verb=APPEND", &more, full("34")).await.unwrap();
     assert_eq!(Live::of(done).whole().await.status, 200);
-    drop(server.streams.append("b").await.unwrap());
+    drop(server.streams.open_append("b").await.unwrap());
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ async fn fault_43_what_fails_takes_no_room() {
     let server =
         server(Streams::builder(storage).max_open_resources(1).max_followers_per_resource(1).max_followers_total(1))
             .await;
-    let mut out = server.streams.append("a").await.unwrap();
+    let mut out = server.streams.open_append("a").await.unwrap();
     out.append("x").await.unwrap();
     out.finish().await.unwrap();
     for round in 0..20 {
@@ -258,7 +258,7 @@ async fn fault_43_what_fails_takes_no_room() {
         // Deleting is no appending.
         assert_eq!(server.request("DELETE", "/absent", &[]).await.status, 404);
     }
-    let out = server.streams.append("a").await.unwrap();
+    let out = server.streams.open_append("a").await.unwrap();
     let follower = server.streams.follow("a").await.unwrap();
     assert_eq!(server.get("/a?verb=FOLLOW&offset=7").await.status, 503);
     drop(follower);
@@ -321,7 +321,7 @@ async fn fault_38_a_follower_waits_where_the_storage_has_no_room() {
     let spy = Spy::new(MemoryStorage::new(1 << 20));
     let watch = spy.watch.clone();
     let streams = Streams::builder(spy).tail_cache(0).build();
-    let mut out = streams.append("a").await.unwrap();
+    let mut out = streams.open_append("a").await.unwrap();
     out.append("stored").await.unwrap();
     let mut follower = streams.follow("a").await.unwrap();
     watch.refuse_reads.store(true, Ordering::Relaxed);
@@ -347,7 +347,7 @@ async fn lines_are_looked_for_only_so_far_back() {
     let streams = streams().build();
     let at = async |key: &str, lines| streams.follow(key).lines(lines).await.unwrap().offset() as usize;
     let long = [b"first\n".to_vec(), vec![b'x'; REACH + 5]].concat();
-    let mut out = streams.append("long").await.unwrap();
+    let mut out = streams.open_append("long").await.unwrap();
     out.append(long.clone()).await.unwrap();
     // One line that is longer than that: its end.
     assert_eq!(at("long", 1).await, 11);
@@ -357,7 +357,7 @@ async fn lines_are_looked_for_only_so_far_back() {
     // Within reach there are no more than these.
     assert_eq!(at("long", 2).await, len - 5);
     assert_eq!(at("long", u64::MAX).await, len - 5);
-    let mut out = streams.append("short").await.unwrap();
+    let mut out = streams.open_append("short").await.unwrap();
     out.append([b"first\n".to_vec(), vec![b'x'; REACH - 6]].concat()).await.unwrap();
     assert_eq!(
         (at("short", 1).await, at("short", 2).await, at("short", 9).await),

@@ -37,7 +37,7 @@ const NAMED: (Option<&str>, Option<&str>, Option<&str>) = (Some(APP), Some("true
 const NOTHING: (Option<&str>, Option<&str>, Option<&str>) = (None, None, Some("Origin"));
 
 async fn finished(server: &Server, key: &str) {
-    let mut out = server.streams.append(key).await.unwrap();
+    let mut out = server.streams.open_append(key).await.unwrap();
     out.append("stored").await.unwrap();
     out.finish().await.unwrap();
 }
@@ -171,7 +171,7 @@ async fn a_live_body_and_its_events_are_read_across_sites() {
     let server = serve(memory_layer().allow_origins([APP])).await;
     for http in BOTH {
         let key = format!("{http:?}");
-        let mut out = server.streams.append(&*key).await.unwrap();
+        let mut out = server.streams.open_append(&*key).await.unwrap();
         out.append("one").await.unwrap();
         for accept in ["*/*", "text/event-stream"] {
             let headers = [FROM_APP, ("accept", accept)];

@@ -155,7 +155,7 @@ fn check_ids(events: &[Event], life: &str, from: u64) {
 }
 
 async fn open(server: &Server, key: &str, data: impl Into<bytes::Bytes>) -> Appender {
-    let mut out = server.streams.append(key).await.unwrap();
+    let mut out = server.streams.open_append(key).await.unwrap();
     out.append(data).await.unwrap();
     out
 }
@@ -368,7 +368,7 @@ async fn event_source_is_told_to_stop_where_there_is_no_more_and_only_there() {
                 let (rest, _) = Source::open(&server, Http::Two, &target, &headers).await.to_end().await;
                 assert_eq!(rest.last().unwrap(), told);
                 // Appended to again it goes on, and he who has seen its end comes back in vain no more.
-                let mut out = server.streams.append(end).await.unwrap();
+                let mut out = server.streams.open_append(end).await.unwrap();
                 out.append("67").await.unwrap();
                 let headers = [("last-event-id", &*told.id)];
                 let mut source = Source::open(&server, Http::One, &target, &headers).await;
@@ -453,13 +453,13 @@ async fn states_are_told_in_order_as_they_happen() {
         for http in BOTH {
             let key = format!("{http:?}");
             let id = AppenderId::random().unwrap();
-            let mut out = server.streams.append(&*key).appender_id(id.clone()).await.unwrap();
+            let mut out = server.streams.open_append(&*key).appender_id(id.clone()).await.unwrap();
             out.append("a").await.unwrap();
             let mut source = Source::open(&server, http, &format!("/{key}?verb=FOLLOW"), &[]).await;
             source.data(1).await;
             drop(out);
             assert_eq!(source.next().await.json(), json!({"state": "lost"}), "{name} {http:?}");
-            let mut out = server.streams.append(&*key).appender_id(id.clone()).await.unwrap();
+            let mut out = server.streams.open_append(&*key).appender_id(id.clone()).await.unwrap();
             assert_eq!(source.next().await.json(), json!({"state": "live"}), "{name} {http:?}");
             out.append("b").await.unwrap();
             assert_eq!(bytes(&source.data(1).await), b"b");
@@ -481,7 +481,7 @@ async fn states_are_told_in_order_as_they_happen() {
             }
             let mut last = Source::open(&server, http, &format!("/{key}?verb=FOLLOW&tail=0"), &[]).await;
             assert_eq!(last.next().await.json()["state"], "parked");
-            let out = server.streams.append(&*key).appender_id(id).await.unwrap();
+            let out = server.streams.open_append(&*key).appender_id(id).await.unwrap();
             for source in [&mut source, &mut late, &mut last] {
                 assert_eq!(source.next().await.json(), json!({"state": "live"}), "{name} {http:?}");
             }
@@ -521,7 +521,7 @@ async fn an_interrupted_end_is_told_and_the_body_ends_cleanly() {
     let server = serve(HttpFStreamLayer::from_streams(streams).plain_http(true)).await;
     for http in BOTH {
         let key = format!("{http:?}");
-        let mut out = server.streams.append(&*key).appender_id(AppenderId::random().unwrap()).await.unwrap();
+        let mut out = server.streams.open_append(&*key).appender_id(AppenderId::random().unwrap()).await.unwrap();
         out.append("half").await.unwrap();
         let life = out.life().to_string();
         let source = Source::open(&server, http, &format!("/{key}?verb=FOLLOW"), &[]).await;
@@ -539,7 +539,7 @@ async fn an_interrupted_end_is_told_and_the_body_ends_cleanly() {
 #[tokio::test(start_paused = true)]
 async fn a_comment_keeps_the_connection_alive() {
     let layer = memory_layer().ping_interval(Duration::from_secs(30));
-    let mut out = layer.streams().append("a").await.unwrap();
+    let mut out = layer.streams().open_append("a").await.unwrap();
     out.append("x").await.unwrap();
     let mut raw = pipe(&layer);
     raw.send_head("GET", "/a?verb=FOLLOW", &[ACCEPT], "").await;
@@ -567,7 +567,7 @@ async fn a_comment_keeps_the_connection_alive() {
 #[tokio::test(start_paused = true)]
 async fn bytes_have_no_keep_alive() {
     let layer = memory_layer().ping_interval(Duration::from_secs(30));
-    let mut out = layer.streams().append("a").await.unwrap();
+    let mut out = layer.streams().open_append("a").await.unwrap();
     out.append("x").await.unwrap();
     let mut raw = pipe(&layer);
     raw.send_head("GET", "/a?verb=FOLLOW", &[], "").await;
@@ -581,7 +581,7 @@ async fn bytes_have_no_keep_alive() {
 #[tokio::test]
 async fn whoever_comes_while_the_server_stops_is_told_to_come_again() {
     let server = serve(memory_layer()).await;
-    let mut appender = server.streams.append("a").await.unwrap();
+    let mut appender = server.streams.open_append("a").await.unwrap();
     appender.append("x").await.unwrap();
     let streams = server.streams.clone();
     // It waits for the appender.

@@ -15,7 +15,7 @@ const FOLLOW: (&str, &str) = ("X-Verb", "FOLLOW");
 
 /// A finished resource `a` of the bytes `stored`.
 async fn with_a(server: &Server) {
-    let mut appender = server.streams.append("a").await.unwrap();
+    let mut appender = server.streams.open_append("a").await.unwrap();
     appender.append("stored").await.unwrap();
     appender.finish().await.unwrap();
 }
@@ -284,7 +284,7 @@ async fn fault_19_a_grant_that_ends_ends_the_connection() {
     });
     let server = serve(layer).await;
     let streams = server.streams.clone();
-    let mut appender = streams.append("live").await.unwrap();
+    let mut appender = streams.open_append("live").await.unwrap();
     appender.append("x").await.unwrap();
     let mut follower = server.follow("/live").await;
     assert_eq!(follower.to_end().await, (b"x".to_vec(), Some(4003)));

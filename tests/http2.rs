@@ -157,7 +157,7 @@ async fn a_body_that_is_given_up_with_no_error_is_not_finished() {
 /// A resource that is at rest, of as many bytes.
 async fn stored(server: &Server, len: usize) -> Vec<u8> {
     let data = pattern(0, len);
-    let mut appender = server.streams.append("a").into_future().await.unwrap();
+    let mut appender = server.streams.open_append("a").into_future().await.unwrap();
     appender.append(data.clone()).await.unwrap();
     appender.finish().await.unwrap();
     data

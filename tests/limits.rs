@@ -33,7 +33,7 @@ async fn messages_that_fit_are_stored_before_the_one_that_does_not() {
 async fn an_appender_that_is_lost_without_a_byte_changes_nothing_and_tells_nobody() {
     let (layer, _dir) = fs_layer();
     let server = serve(layer).await;
-    let mut out = server.streams.append("a").await.unwrap();
+    let mut out = server.streams.open_append("a").await.unwrap();
     out.append("all of it").await.unwrap();
     out.finish().await.unwrap();
     let mut events = server.streams.events();
@@ -59,7 +59,7 @@ async fn an_appender_that_is_lost_without_a_byte_changes_nothing_and_tells_nobod
 async fn an_in_process_follower_is_told_again_and_again() {
     let (layer, _dir) = fs_layer();
     let streams = layer.streams();
-    let mut out = streams.append("a").await.unwrap();
+    let mut out = streams.open_append("a").await.unwrap();
     let mut follower = streams.follow("a").await.unwrap();
     out.append("half").await.unwrap();
     drop(out);
@@ -74,7 +74,7 @@ async fn an_in_process_follower_is_told_again_and_again() {
 async fn what_is_hidden_looks_like_what_is_absent() {
     let layer = memory_layer().authorize(|_| async { Err(Denied::NotFound) });
     let server = serve(layer).await;
-    let mut out = server.streams.append("a").await.unwrap();
+    let mut out = server.streams.open_append("a").await.unwrap();
     out.append("secret").await.unwrap();
     out.finish().await.unwrap();
     for method in ["GET", "HEAD", "DELETE"] {
@@ -112,7 +112,7 @@ async fn times_may_be_as_long_as_can_be_said() {
 async fn fault_19_a_grant_that_is_over_gives_nothing() {
     let over = SystemTime::now() - Duration::from_secs(1);
     let server = serve(memory_layer().authorize(move |_| async move { Ok(Grant::new().until(over)) })).await;
-    let mut out = server.streams.append("a").await.unwrap();
+    let mut out = server.streams.open_append("a").await.unwrap();
     out.append("secret").await.unwrap();
     for (answer, what) in [
         (server.upgrade("/a?verb=FOLLOW", &[]).await.0, "follow"),
@@ -127,7 +127,7 @@ async fn fault_19_a_grant_that_is_over_gives_nothing() {
 #[tokio::test]
 async fn a_delete_may_depend_on_what_is_deleted() {
     let server = serve(memory_layer()).await;
-    let mut out = server.streams.append("a").await.unwrap();
+    let mut out = server.streams.open_append("a").await.unwrap();
     out.append("x").await.unwrap();
     out.finish().await.unwrap();
     let tag = server.get("/a").await.header("etag").unwrap().to_owned();
@@ -159,16 +159,16 @@ async fn a_delete_leaves_no_ghost_of_an_appender_that_opens() {
     let (layer, _dir) = fs_layer();
     let streams = layer.streams();
     for _ in 0..50 {
-        let mut out = streams.append("a").await.unwrap();
+        let mut out = streams.open_append("a").await.unwrap();
         out.append("old").await.unwrap();
         out.finish().await.unwrap();
-        let (opened, deleted) = tokio::join!(streams.append("a").into_future(), streams.delete("a"));
+        let (opened, deleted) = tokio::join!(streams.open_append("a").into_future(), streams.delete("a"));
         deleted.unwrap();
         if let Ok(mut opened) = opened
             && opened.append("x").await.is_ok()
         {
             // It came after the delete, and is all there is.
-            assert_eq!(opened.finish().await.unwrap().len, 1);
+            assert_eq!(opened.finish().await.unwrap(), 1);
             streams.delete("a").await.unwrap();
         }
         assert_eq!(streams.stat("a").await.unwrap(), None);

@@ -46,7 +46,7 @@ async fn fault_30_an_appender_that_stops_answering_pings_is_freed() {
     let mut follower = streams.follow("a").await.unwrap();
     assert_eq!(follower.next_chunk().await.unwrap().unwrap().bytes, "x");
     assert_eq!(follower.next_chunk().await.unwrap_err().kind(), ErrorKind::Interrupted);
-    let mut again = streams.append("a").await.unwrap();
+    let mut again = streams.open_append("a").await.unwrap();
     assert_eq!(again.append("y").await.unwrap(), 2);
 }
 
@@ -84,7 +84,7 @@ async fn fault_31_a_stalled_follower_is_closed_and_nobody_else_notices() {
 async fn fault_31_a_slow_follower_that_takes_anything_is_not_closed() {
     let layer = memory_layer().stall_timeout(Duration::from_secs(60)).silence_timeout(NEVER * 24);
     let data = pattern(0, 1 << 20);
-    let mut appender = layer.streams().append("a").await.unwrap();
+    let mut appender = layer.streams().open_append("a").await.unwrap();
     appender.append(data.clone()).await.unwrap();
     let mut slow = pipe(&layer);
     assert_eq!(slow.upgrade("/a?verb=FOLLOW", &[]).await.status, 101);
@@ -99,7 +99,7 @@ async fn fault_31_a_slow_follower_that_takes_anything_is_not_closed() {
     let (got, code) = slow.to_end().await;
     assert!(got == data && code == Some(1000), "{} {code:?}", got.len());
     // One that takes nothing is closed after the timeout and not before.
-    let mut appender = layer.streams().append("a").await.unwrap();
+    let mut appender = layer.streams().open_append("a").await.unwrap();
     appender.append("more").await.unwrap();
     let mut stalled = pipe(&layer);
     assert_eq!(stalled.upgrade("/a?verb=FOLLOW", &[]).await.status, 101);
@@ -117,7 +117,7 @@ async fn fault_31_stalled_followers_cost_no_memory_each() {
     }
     let (layer, _dir) = fs_layer();
     let server = serve(layer).await;
-    let mut appender = server.streams.append("a").await.unwrap();
+    let mut appender = server.streams.open_append("a").await.unwrap();
     appender.append("x").await.unwrap();
     let mut stalled = Vec::new();
     for _ in 0..50 {
@@ -346,7 +346,7 @@ async fn fault_37_child() {
     assert!(denied(&log.text()) > before, "/new: the cause is in the log");
     server.at_rest("new").await;
     assert_eq!(server.get("/sub/readonly").await.text(), "x", "others are served");
-    let mut other = streams.append("sub/other").await.unwrap();
+    let mut other = streams.open_append("sub/other").await.unwrap();
     other.append("x").await.unwrap();
     other.finish().await.unwrap();
     // Nothing is left behind: once it is allowed it works.
@@ -389,13 +389,14 @@ async fn fault_41_a_second_storage_on_one_root_is_refused() {
 async fn fault_41_the_refused_one_leaves_the_owners_work_alone() {
     let dir = tempfile::tempdir().unwrap();
     let streams = Streams::new(FsStorage::open(dir.path()).unwrap());
-    let mut appender = streams.append("a").await.unwrap();
+    let mut appender = streams.open_append("a").await.unwrap();
     appender.append("x").await.unwrap();
-    let waiting = streams.append("b").await.unwrap();
+    let waiting = streams.open_append("b").await.unwrap();
     FsStorage::open(dir.path()).unwrap_err();
     // Not settled, not cleaned up.
     appender.append("y").await.unwrap();
-    assert_eq!(appender.finish().await.unwrap().state, State::Finished);
+    appender.finish().await.unwrap();
+    assert_eq!(streams.stat("a").await.unwrap().unwrap().state, State::Finished);
     waiting.finish().await.unwrap();
     assert_eq!(std::fs::read(dir.path().join("a")).unwrap(), b"xy");
     assert!(dir.path().join("b").exists());
@@ -472,9 +473,9 @@ async fn fault_44_a_finish_that_was_sent_before_is_answered_as_one() {
 async fn fault_44_nothing_new_is_let_in() {
     for store in stores() {
         let server = serve(store.layer).await;
-        let mut live = server.streams.append("live").await.unwrap();
+        let mut live = server.streams.open_append("live").await.unwrap();
         live.append("x").await.unwrap();
-        let mut done = server.streams.append("done").await.unwrap();
+        let mut done = server.streams.open_append("done").await.unwrap();
         done.append("y").await.unwrap();
         done.finish().await.unwrap();
         let mut down = std::pin::pin!(server.streams.shutdown(NEVER));
@@ -482,12 +483,13 @@ async fn fault_44_nothing_new_is_let_in() {
         for target in ["/new?verb=APPEND", "/live?verb=FOLLOW", "/done?verb=APPEND"] {
             assert_eq!(server.upgrade(target, &[]).await.0.status, 503, "{} {target}", store.name);
         }
-        assert_eq!(server.streams.append("new").await.unwrap_err().kind(), ErrorKind::ShuttingDown);
+        assert_eq!(server.streams.open_append("new").await.unwrap_err().kind(), ErrorKind::ShuttingDown);
         // What is at rest is read without any connection that lasts.
         assert_eq!(server.get("/done").await.text(), "y");
         // The appender may go on to its end, and then all is over.
         live.append("z").await.unwrap();
-        assert_eq!(live.finish().await.unwrap().state, State::Finished);
+        live.finish().await.unwrap();
+        assert_eq!(server.streams.stat("live").await.unwrap().unwrap().state, State::Finished);
         soon("the shutdown", down).await;
     }
 }
@@ -496,7 +498,7 @@ async fn fault_44_nothing_new_is_let_in() {
 async fn fault_44_after_the_grace_everything_is_cut() {
     for store in stores() {
         let server = serve(store.layer).await;
-        let mut live = server.streams.append("live").await.unwrap();
+        let mut live = server.streams.open_append("live").await.unwrap();
         live.append("x").await.unwrap();
         let mut follower = server.follow("/live").await;
         assert_eq!(follower.data(1).await, b"x");
@@ -546,5 +548,5 @@ async fn fault_44_a_connection_that_was_promised_and_never_came_leaves_no_lease(
     let body = http_body_util::Full::new(bytes::Bytes::new());
     let response = layer.layer(common::inner()).oneshot(request.body(body).unwrap()).await.unwrap();
     assert_eq!(response.status(), 501);
-    streams.append("a").await.unwrap();
+    streams.open_append("a").await.unwrap();
 }

@@ -115,7 +115,7 @@ async fn bug_duplicates_when_a_follower_joins_during_an_append_at_the_worst_mome
         let spy = Spy::new(MemoryStorage::new(1 << 20));
         let watch = spy.watch.clone();
         let streams = Streams::builder(spy).tail_cache(tail_cache).build();
-        let mut appender = streams.append("a").await.unwrap();
+        let mut appender = streams.open_append("a").await.unwrap();
         appender.append(pattern(0, 300)).await.unwrap();
         let appender = Arc::new(tokio::sync::Mutex::new(Some(appender)));
         let hook = Arc::clone(&appender);
@@ -123,7 +123,7 @@ async fn bug_duplicates_when_a_follower_joins_during_an_append_at_the_worst_mome
             let appender = Arc::clone(&hook);
             async move {
                 if let Some(appender) = &mut *appender.lock().await {
-                    let len = appender.len();
+                    let len = appender.offset();
                     appender.append(pattern(len, if len < 5000 { 37 } else { 0 })).await.unwrap();
                 }
             }
@@ -136,23 +136,18 @@ async fn bug_duplicates_when_a_follower_joins_during_an_append_at_the_worst_mome
             got.extend(soon("a chunk", inside.next_chunk()).await.unwrap().unwrap().bytes);
             let appender = &mut *appender.lock().await;
             let appender = appender.as_mut().unwrap();
-            appender.append(pattern(appender.len(), 1000)).await.unwrap();
+            appender.append(pattern(appender.offset(), 1000)).await.unwrap();
         }
         let last = appender.lock().await.take().unwrap();
-        let stat = last.finish().await.unwrap();
+        let len = last.finish().await.unwrap();
         while let Some(chunk) = soon("a chunk", inside.next_chunk()).await.unwrap() {
             got.extend(chunk.bytes);
         }
-        let expected = pattern(0, stat.len as usize);
-        assert!(got == expected, "in process, cache {tail_cache}: {} of {}", got.len(), stat.len);
+        let expected = pattern(0, len as usize);
+        assert!(got == expected, "in process, cache {tail_cache}: {} of {}", got.len(), len);
         for socket in &mut sockets {
             let (got, code) = socket.to_end().await;
-            assert!(
-                got == expected && code == Some(1000),
-                "cache {tail_cache}: {} of {} {code:?}",
-                got.len(),
-                stat.len
-            );
+            assert!(got == expected && code == Some(1000), "cache {tail_cache}: {} of {} {code:?}", got.len(), len);
         }
         assert!(tail_cache > 5000 || watch.now().reads > 0, "the storage was read");
     }
@@ -172,7 +167,7 @@ impl Wake for Wakes {
 #[tokio::test(start_paused = true)]
 async fn bug_ticker_leak_eats_the_cpu_waiting_is_not_polling() {
     let streams = Streams::new(MemoryStorage::new(1 << 20));
-    let mut appender = streams.append("a").await.unwrap();
+    let mut appender = streams.open_append("a").await.unwrap();
     appender.append("x").await.unwrap();
     let mut follower = streams.follow("a").await.unwrap();
     assert!(follower.next_chunk().await.unwrap().is_some());
@@ -196,7 +191,7 @@ async fn bug_ticker_leak_eats_the_cpu_waiting_is_not_polling() {
 async fn bug_ticker_leak_eats_the_cpu_whoever_leaves_leaves_nothing_running() {
     let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let server = serve(memory_layer()).await;
-    let mut appender = server.streams.append("a").await.unwrap();
+    let mut appender = server.streams.open_append("a").await.unwrap();
     appender.append("x").await.unwrap();
     let before = alive();
     let mut most = 0;
@@ -432,7 +427,7 @@ async fn bug_no_fsync_within_a_second_by_default_and_not_for_nothing() {
     let spy = Spy::new(MemoryStorage::new(1 << 20));
     let watch = spy.watch.clone();
     let streams = Streams::new(spy);
-    let mut appender = streams.append("a").await.unwrap();
+    let mut appender = streams.open_append("a").await.unwrap();
     tokio::time::sleep(NEVER).await;
     assert_eq!(watch.now().syncs, 0, "nothing was appended");
     for round in 1..=10 {
@@ -459,7 +454,7 @@ async fn bug_no_fsync_of_files_while_appending_and_at_the_finish() {
     let records = dir.path().join(".httpfstream/records");
     let interval = Durability::Interval(Duration::from_millis(20));
     let streams = Streams::builder(FsStorage::open(dir.path()).unwrap()).durability(interval).build();
-    let mut appender = streams.append("a").await.unwrap();
+    let mut appender = streams.open_append("a").await.unwrap();
     appender.append("x").await.unwrap();
     let [record] = &tree(&records)[..] else { panic!("a record while bytes may be lost") };
     // The interval's sync ends by writing the durable length into the record's second slot.

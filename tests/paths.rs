@@ -302,10 +302,10 @@ async fn fault_08_a_sibling_folder_that_is_removed_meanwhile_is_no_fault_of_the_
     // Deleting the last resource of a folder removes the folder, at the moment another resource is made in it.
     let streams = server.streams.clone();
     for round in 0..150 {
-        let mut first = streams.append("d/e/first").await.unwrap();
+        let mut first = streams.open_append("d/e/first").await.unwrap();
         first.append("x").await.unwrap();
         first.finish().await.unwrap();
-        let mut second = streams.append("d/e/second").await.unwrap();
+        let mut second = streams.open_append("d/e/second").await.unwrap();
         let (deleted, appended) = tokio::join!(streams.delete("d/e/first"), second.append("y"));
         deleted.unwrap();
         appended.unwrap_or_else(|error| panic!("round {round}: {error:?}"));

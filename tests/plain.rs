@@ -8,7 +8,7 @@ use http::HeaderValue;
 use tokio::io::AsyncReadExt;
 
 async fn write(server: &Server, key: &str, bytes: impl Into<Vec<u8>>) {
-    let mut appender = server.streams.append(key).await.unwrap();
+    let mut appender = server.streams.open_append(key).await.unwrap();
     appender.append(bytes.into()).await.unwrap();
     appender.finish().await.unwrap();
 }
@@ -27,7 +27,7 @@ async fn fault_15_ranges_are_exact_or_416() {
         let server = serve(store.layer).await;
         // Once finished and once live: the same answers.
         write(&server, "finished.txt", pattern(0, 100_000)).await;
-        let mut live = server.streams.append("live.txt").await.unwrap();
+        let mut live = server.streams.open_append("live.txt").await.unwrap();
         live.append(pattern(0, 100_000)).await.unwrap();
         for key in ["/finished.txt", "/live.txt"] {
             let cut = |from: u64, to: u64| pattern(from, (to - from) as usize);
@@ -86,7 +86,7 @@ async fn fault_15_ranges_are_exact_or_416() {
 async fn fault_15_an_empty_resource_has_no_range() {
     for store in stores() {
         let server = serve(store.layer).await;
-        server.streams.append("empty").await.unwrap().finish().await.unwrap();
+        server.streams.open_append("empty").await.unwrap().finish().await.unwrap();
         let answer = get(&server, "/empty", &[]).await;
         assert_eq!((answer.status, answer.body.len(), answer.header("content-length")), (200, 0, Some("0")));
         let answer = get(&server, "/empty", &[("Range", "bytes=0-")]).await;
@@ -99,7 +99,7 @@ async fn fault_15_an_empty_resource_has_no_range() {
 async fn fault_15_a_range_of_what_is_live_does_not_run_ahead() {
     for store in stores() {
         let server = serve(store.layer).await;
-        let mut live = server.streams.append("a").await.unwrap();
+        let mut live = server.streams.open_append("a").await.unwrap();
         live.append("0123456789").await.unwrap();
         let answer = get(&server, "/a", &[("Range", "bytes=5-")]).await;
         assert_eq!(range(&answer), (206, &b"56789"[..], Some("bytes 5-9/10")));
@@ -176,7 +176,7 @@ async fn head_tells_what_get_would() {
     for store in stores() {
         let server = serve(store.layer).await;
         write(&server, "a.txt", pattern(0, 70_000)).await;
-        let mut live = server.streams.append("live").await.unwrap();
+        let mut live = server.streams.open_append("live").await.unwrap();
         live.append("123").await.unwrap();
         for (target, len, state) in [("/a.txt", "70000", "finished"), ("/live", "3", "live")] {
             let (get, head) = (server.get(target).await, server.request("HEAD", target, &[]).await);
@@ -271,7 +271,7 @@ async fn dates_count_for_what_is_at_rest_and_not_for_what_is_live() {
         let both = [("If-Modified-Since", &*date), ("If-None-Match", "\"other\"")];
         assert_eq!(get(&server, "/a", &both).await.status, 200);
 
-        let mut live = server.streams.append("a").await.unwrap();
+        let mut live = server.streams.open_append("a").await.unwrap();
         live.append("y").await.unwrap();
         let answer = get(&server, "/a", &[("If-Modified-Since", "Thu, 01 Jan 2099 00:00:00 GMT")]).await;
         assert_eq!((answer.status, answer.text().as_str()), (200, "xy"));

@@ -33,7 +33,7 @@ async fn follow(server: &Server, http: Http, key: &str) -> Live {
 }
 
 async fn open(server: &Server, key: &str, data: impl Into<bytes::Bytes>) -> Appender {
-    let mut out = server.streams.append(key).await.unwrap();
+    let mut out = server.streams.open_append(key).await.unwrap();
     out.append(data).await.unwrap();
     out
 }
@@ -342,7 +342,7 @@ async fn what_lies_in_the_servers_buffers_when_the_abort_comes_arrives_too() {
 async fn an_abort_waits_the_stall_timeout_for_a_reader_that_takes_nothing() {
     for (seconds, whole) in [(9, true), (11, false)] {
         let layer = memory_layer().stall_timeout(Duration::from_secs(10));
-        let mut out = layer.streams().append("a").await.unwrap();
+        let mut out = layer.streams().open_append("a").await.unwrap();
         // More than the pipe holds, and less than hyper does.
         let all = pattern(0, 200_000);
         out.append(all.clone()).await.unwrap();
@@ -490,7 +490,8 @@ async fn a_reader_that_was_cut_goes_on_with_offset_and_life() {
             drop(reader);
         }
         out.append(all[150_000..].to_vec()).await.unwrap();
-        let life = out.finish().await.unwrap().life;
+        let life = out.life();
+        out.finish().await.unwrap();
         let rest = get(&server, &format!("/a?verb=FOLLOW&life={life}&offset={}", got.len()), &[]).await;
         got.extend(rest.body);
         assert!(got == all, "{name}");
@@ -734,7 +735,7 @@ async fn fault_19_a_grant_that_expires_aborts_the_body() {
     let layer =
         memory_layer().authorize(|_| async { Ok(Grant::new().until(SystemTime::now() + Duration::from_secs(3600))) });
     let streams = layer.streams();
-    let mut out = streams.append("a").await.unwrap();
+    let mut out = streams.open_append("a").await.unwrap();
     out.append("one ").await.unwrap();
     for accept in ["*/*", "text/event-stream"] {
         let mut raw = pipe(&layer);
@@ -817,7 +818,7 @@ async fn nothing_is_read_ahead_of_a_reader_that_takes_nothing() {
     let spy = Spy::new(MemoryStorage::new(1 << 30));
     let watch = spy.watch.clone();
     let layer = HttpFStreamLayer::from_streams(Streams::builder(spy).tail_cache(0).build()).plain_http(true);
-    let mut out = layer.streams().append("a").await.unwrap();
+    let mut out = layer.streams().open_append("a").await.unwrap();
     out.append(pattern(0, 10_000)).await.unwrap();
     for accept in ["*/*", "text/event-stream"] {
         let request = Request::get("/a?verb=FOLLOW").header("accept", accept).body(http_body_util::Full::default());
@@ -1009,13 +1010,13 @@ async fn what_is_lost_or_parked_is_waited_for_and_goes_on() {
         for http in BOTH {
             let key = format!("{http:?}");
             let id = AppenderId::random().unwrap();
-            let mut out = server.streams.append(&*key).appender_id(id.clone()).await.unwrap();
+            let mut out = server.streams.open_append(&*key).appender_id(id.clone()).await.unwrap();
             out.append("one ").await.unwrap();
             drop(out);
             let mut reader = follow(&server, http, &key).await;
             assert_eq!(reader.header("stream-state"), Some("lost"), "{name}");
             assert_eq!(reader.bytes(4).await, b"one ");
-            let mut out = server.streams.append(&*key).appender_id(id).await.unwrap();
+            let mut out = server.streams.open_append(&*key).appender_id(id).await.unwrap();
             out.append("two").await.unwrap();
             assert_eq!(reader.bytes(3).await, b"two");
             out.finish().await.unwrap();

@@ -75,7 +75,7 @@ async fn fault_27_a_join_between_any_two_appends_is_exact() {
     // Every place is joined once, with caches that hold nothing, something and everything of what is there.
     for tail_cache in [0, 100, 1 << 20] {
         let streams = Streams::builder(MemoryStorage::new(1 << 20)).tail_cache(tail_cache).build();
-        let mut appender = streams.append("a").await.unwrap();
+        let mut appender = streams.open_append("a").await.unwrap();
         let (mut followers, mut len) = (Vec::new(), 0);
         for size in 0..200 {
             let mut follower = streams.follow("a").await.unwrap();
@@ -126,7 +126,7 @@ async fn fault_28_in_process_joins_race_with_finishes_and_reopens() {
     for store in stores() {
         let streams = store.layer.streams();
         for round in 0..100u64 {
-            let mut appender = streams.append("a").await.unwrap();
+            let mut appender = streams.open_append("a").await.unwrap();
             appender.append(pattern(round * 2, 2)).await.unwrap();
             let join = async {
                 let mut follower = streams.follow("a").await.unwrap();
@@ -147,9 +147,9 @@ async fn fault_28_in_process_joins_race_with_finishes_and_reopens() {
                     got
                 }
             });
-            let (stat, got) = tokio::join!(appender.finish(), join);
+            let (len, got) = tokio::join!(appender.finish(), join);
             let all = pattern(0, (round as usize + 1) * 2);
-            assert_eq!(stat.unwrap().len, all.len() as u64);
+            assert_eq!(len.unwrap(), all.len() as u64);
             assert_eq!(got, all, "{} {round}", store.name);
             assert_eq!(soon("the other", joining).await.unwrap(), all);
         }
@@ -192,9 +192,9 @@ async fn fault_29_of_many_appenders_at_once_one_is_accepted() {
 async fn fault_29_two_hubs_on_one_storage_are_refused_by_the_storage() {
     let storage = MemoryStorage::new(1 << 20);
     let (one, two) = (Streams::new(storage.clone()), Streams::new(storage.clone()));
-    let mut appender = one.append("a").await.unwrap();
+    let mut appender = one.open_append("a").await.unwrap();
     appender.append("x").await.unwrap();
-    assert_eq!(two.append("a").await.unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(two.open_append("a").await.unwrap_err().kind(), ErrorKind::Busy);
     let server = serve(HttpFStreamLayer::from_streams(two)).await;
     assert_eq!(server.upgrade("/a?verb=APPEND", &[]).await.0.status, 409);
     // Who follows through the other one sees it all the same.
@@ -212,14 +212,14 @@ async fn fault_29_what_another_node_left_is_kept_for_its_appender() {
     // It has looked for what was left before, and found nothing.
     two.recover().await.unwrap();
     let id = AppenderId::random().unwrap();
-    let mut appender = one.append("a").appender_id(id.clone()).await.unwrap();
+    let mut appender = one.open_append("a").appender_id(id.clone()).await.unwrap();
     appender.append("x").await.unwrap();
     drop(appender);
     soon("the shutdown", one.shutdown(Duration::ZERO)).await;
     for _ in 0..2 {
-        assert_eq!(two.append("a").await.unwrap_err().kind(), ErrorKind::Busy);
+        assert_eq!(two.open_append("a").await.unwrap_err().kind(), ErrorKind::Busy);
     }
-    let mut appender = two.append("a").appender_id(id).await.unwrap();
+    let mut appender = two.open_append("a").appender_id(id).await.unwrap();
     assert!(appender.is_resumed());
     assert_eq!(appender.append("y").await.unwrap(), 2);
 }
@@ -231,7 +231,7 @@ async fn fault_29_what_another_node_leaves_just_then_is_kept_for_its_appender() 
     let (one, two) = (Streams::new(storage), Streams::new(spy.clone()));
     two.recover().await.unwrap();
     let id = AppenderId::random().unwrap();
-    let mut appender = one.append("a").appender_id(id.clone()).await.unwrap();
+    let mut appender = one.open_append("a").appender_id(id.clone()).await.unwrap();
     appender.append("x").await.unwrap();
     // It is live when the other node looks, and lost before that opens it.
     let (leaving, looks) = (Arc::new(Mutex::new(Some(appender))), Arc::new(AtomicUsize::new(0)));
@@ -245,15 +245,15 @@ async fn fault_29_what_another_node_leaves_just_then_is_kept_for_its_appender() 
             }
         }
     });
-    assert_eq!(two.append("a").await.unwrap_err().kind(), ErrorKind::Busy);
-    assert!(two.append("a").appender_id(id).await.unwrap().is_resumed());
+    assert_eq!(two.open_append("a").await.unwrap_err().kind(), ErrorKind::Busy);
+    assert!(two.open_append("a").appender_id(id).await.unwrap().is_resumed());
 }
 
 #[tokio::test]
 async fn fault_44_a_node_that_stops_follows_no_other() {
     let storage = MemoryStorage::new(1 << 20);
     let (one, two) = (Streams::new(storage.clone()), Streams::new(storage.clone()));
-    let mut appender = one.append("a").await.unwrap();
+    let mut appender = one.open_append("a").await.unwrap();
     appender.append("x").await.unwrap();
     assert_eq!(two.follow("a").await.unwrap().next_chunk().await.unwrap().unwrap().bytes, "x");
     soon("the shutdown", two.shutdown(Duration::ZERO)).await;
@@ -269,14 +269,14 @@ async fn fault_27_who_joins_while_an_appender_opens_is_told_of_no_end() {
         let streams = store.layer.streams();
         for round in 0..150 {
             let key = format!("k{round}");
-            let mut before = streams.append(&key).await.unwrap();
+            let mut before = streams.open_append(&key).await.unwrap();
             before.append("before ").await.unwrap();
             before.finish().await.unwrap();
             let (finish, finishing) = tokio::sync::oneshot::channel::<()>();
             let appending = tokio::spawn({
                 let (streams, key) = (streams.clone(), key.clone());
                 async move {
-                    let mut appender = streams.append(&key).await.unwrap();
+                    let mut appender = streams.open_append(&key).await.unwrap();
                     appender.append("one ").await.unwrap();
                     appender.append("two ").await.unwrap();
                     finishing.await.unwrap();

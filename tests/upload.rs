@@ -88,9 +88,10 @@ async fn follow(server: &Server, key: &str) -> Live {
 }
 
 async fn finished(server: &Server, key: &str, data: &'static str) -> Stat {
-    let mut out = server.streams.append(key).await.unwrap();
+    let mut out = server.streams.open_append(key).await.unwrap();
     out.append(data).await.unwrap();
-    out.finish().await.unwrap()
+    out.finish().await.unwrap();
+    stat(server, key).await.unwrap()
 }
 
 /// The next answer's head, however long the clock takes.
@@ -777,10 +778,10 @@ async fn expect_100_continue_is_answered_only_when_the_bytes_will_be_taken() {
     });
     let server = serve(layer).await;
     finished(&server, "there", "12345").await;
-    let mut out = server.streams.append("sealed").await.unwrap();
+    let mut out = server.streams.open_append("sealed").await.unwrap();
     out.append("12345").await.unwrap();
     out.seal().await.unwrap();
-    let _live = server.streams.append("live").await.unwrap();
+    let _live = server.streams.open_append("live").await.unwrap();
     let expect = ("expect", "100-continue");
     let asked = async |method: &str, target: &str, headers: &[(&str, &str)]| {
         let mut raw = Raw::connect(server.addr).await;
@@ -1088,7 +1089,7 @@ async fn what_changes_between_the_look_and_the_opening_is_not_appended_to() {
                         if recreate {
                             other.delete("a").await.unwrap();
                         }
-                        let mut out = other.append("a").await.unwrap();
+                        let mut out = other.open_append("a").await.unwrap();
                         out.append(data).await.unwrap();
                         out.finish().await.unwrap();
                     }
@@ -1195,7 +1196,7 @@ async fn a_restart_makes_lost_what_was_parked_and_it_goes_on() {
 async fn what_is_sealed_is_409() {
     for Store { name, layer, .. } in stores() {
         let server = serve(layer).await;
-        let mut out = server.streams.append("a").await.unwrap();
+        let mut out = server.streams.open_append("a").await.unwrap();
         out.append("all").await.unwrap();
         let before = out.seal().await.unwrap();
         for (method, headers) in
@@ -1205,7 +1206,7 @@ async fn what_is_sealed_is_409() {
             assert_eq!(refused(&answer), (409, "sealed".into()), "{name} {method}");
             assert_eq!(answer.header("stream-state"), Some("sealed"));
         }
-        assert_eq!(stat(&server, "a").await.unwrap().len, before.len);
+        assert_eq!(stat(&server, "a").await.unwrap().len, before);
     }
 }
 

@@ -312,7 +312,7 @@ async fn fault_32_a_finish_whose_answer_was_lost_is_told_again_and_nothing_is_re
             assert_eq!((told.0, &told.1[..]), expected, "{name}");
         }
         // A stranger appended meanwhile: the finish is no longer the end.
-        let mut stranger = server.streams.append("finished").await.unwrap();
+        let mut stranger = server.streams.open_append("finished").await.unwrap();
         stranger.append("!").await.unwrap();
         stranger.finish().await.unwrap();
         let life = server.streams.stat("finished").await.unwrap().unwrap().life;
@@ -393,9 +393,10 @@ async fn without_an_id_a_lost_appender_is_interrupted_at_once() {
 async fn an_appender_that_wants_another_resource_changes_nothing() {
     for Store { name, layer, .. } in stores() {
         let server = serve(layer).await;
-        let mut first = server.streams.append("a").await.unwrap();
+        let mut first = server.streams.open_append("a").await.unwrap();
         first.append("four").await.unwrap();
-        let life = first.finish().await.unwrap().life;
+        let life = first.life();
+        first.finish().await.unwrap();
         let before = server.streams.stat("a").await.unwrap();
         for (options, expected) in [
             ("offset=3", (409, "offset")),
@@ -424,12 +425,12 @@ async fn a_follower_begins_where_it_wants() {
         let server = serve(layer).await;
         let text = format!("{}\nlast but one\nlast\n", "long ".repeat(40_000));
         let len = text.len() as u64;
-        let mut out = server.streams.append("a").await.unwrap();
+        let mut out = server.streams.open_append("a").await.unwrap();
         out.append(text.clone()).await.unwrap();
         let life = out.life();
         for live in [true, false] {
             if !live {
-                let out = std::mem::replace(&mut out, server.streams.append("other").await.unwrap());
+                let out = std::mem::replace(&mut out, server.streams.open_append("other").await.unwrap());
                 out.finish().await.unwrap();
             }
             for (options, from) in [
@@ -476,9 +477,9 @@ async fn an_absent_resource_is_waited_for() {
     let server = serve(common::memory_layer()).await;
     let waiting = follow(&server, "a", "wait=30");
     let appending = async {
-        let mut out = server.streams.append("other").await.unwrap();
+        let mut out = server.streams.open_append("other").await.unwrap();
         out.append("x").await.unwrap();
-        let mut out = server.streams.append("a").await.unwrap();
+        let mut out = server.streams.open_append("a").await.unwrap();
         out.append("here").await.unwrap();
         out.finish().await.unwrap();
     };
@@ -573,7 +574,7 @@ async fn a_grace_that_nobody_uses_after_a_restart_ends_too() {
     let storage = MemoryStorage::new(1 << 20);
     {
         let streams = Streams::new(storage.clone());
-        let mut out = streams.append("a").appender_id(ID.parse().unwrap()).await.unwrap();
+        let mut out = streams.open_append("a").appender_id(ID.parse().unwrap()).await.unwrap();
         out.append("some").await.unwrap();
         streams.shutdown(Duration::from_millis(1)).await;
     }
@@ -582,7 +583,7 @@ async fn a_grace_that_nobody_uses_after_a_restart_ends_too() {
     assert_eq!(first["state"], "lost");
     let end = json!({"state": "interrupted", "length": 4});
     assert_eq!(rest(&mut follower).await, (b"some".to_vec(), vec![end], Some(1000)));
-    server.streams.append("a").await.unwrap().finish().await.unwrap();
+    server.streams.open_append("a").await.unwrap().finish().await.unwrap();
 }
 
 #[tokio::test]
@@ -618,7 +619,7 @@ async fn fault_36_nothing_is_acknowledged_when_a_sync_fails() {
 #[tokio::test]
 async fn fault_35_a_full_storage_refuses_and_takes_more_once_there_is_room() {
     let server = serve(HttpFStreamLayer::new(MemoryStorage::new(100)).plain_http(true)).await;
-    let mut other = server.streams.append("other").await.unwrap();
+    let mut other = server.streams.open_append("other").await.unwrap();
     other.append(vec![b'o'; 60]).await.unwrap();
     let (mut out, _) = append(&server, "a", ID).await;
     send(&mut out, &[b'a'; 30]).await;
@@ -656,7 +657,7 @@ async fn in_process_appends_wait_for_a_sync_only_where_nothing_counts_before() {
         let storage = Spy::new(MemoryStorage::new(1 << 20));
         let watch = storage.watch.clone();
         let streams = Streams::builder(storage).durability(durability).build();
-        let mut appender = streams.append("a").await.unwrap();
+        let mut appender = streams.open_append("a").await.unwrap();
         appender.append("x").await.unwrap();
         assert_eq!(watch.now().synced, synced, "{durability:?}");
     }
@@ -666,19 +667,19 @@ async fn in_process_appends_wait_for_a_sync_only_where_nothing_counts_before() {
 async fn in_process_appenders_come_back_and_followers_are_told() {
     let streams = Streams::new(MemoryStorage::new(1 << 20));
     let id = AppenderId::random().unwrap();
-    let mut out = streams.append("a").appender_id(id.clone()).await.unwrap();
+    let mut out = streams.open_append("a").appender_id(id.clone()).await.unwrap();
     assert!(!out.is_resumed());
     out.append("one ").await.unwrap();
     assert_eq!(out.sync().await.unwrap(), 4);
     let mut follower = streams.follow("a").offset(2).await.unwrap();
-    let mut ghost = std::mem::replace(&mut out, streams.append("a").appender_id(id.clone()).await.unwrap());
+    let mut ghost = std::mem::replace(&mut out, streams.open_append("a").appender_id(id.clone()).await.unwrap());
     assert!(out.is_resumed());
     assert_eq!(ghost.append("ghost").await.unwrap_err().kind(), ErrorKind::Fenced);
     drop(ghost);
     drop(out);
-    assert_eq!(streams.append("a").await.unwrap_err().kind(), ErrorKind::Busy);
-    assert_eq!(streams.append("a").offset(3).appender_id(id.clone()).await.unwrap_err().kind(), ErrorKind::Offset);
-    let mut out = streams.append("a").offset(4).appender_id(id).await.unwrap();
+    assert_eq!(streams.open_append("a").await.unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(streams.open_append("a").offset(3).appender_id(id.clone()).await.unwrap_err().kind(), ErrorKind::Offset);
+    let mut out = streams.open_append("a").offset(4).appender_id(id).await.unwrap();
     out.append("two").await.unwrap();
     out.finish().await.unwrap();
     let (mut data, mut states) = (Vec::new(), Vec::new());

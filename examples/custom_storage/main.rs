@@ -22,7 +22,7 @@ async fn main() -> Result<(), BoxError> {
 
     println!("one appends, one follows:");
     let streams = Streams::new(LogStorage::open(&path)?);
-    let mut out = streams.append("greetings/1").create_new().await?;
+    let mut out = streams.open_append("greetings/1").create_new().await?;
     let mut follower = streams.follow("greetings/1").await?;
     let following = tokio::spawn(async move {
         let mut all = Vec::new();
@@ -34,7 +34,7 @@ async fn main() -> Result<(), BoxError> {
     for word in ["all in ", "one ", "file"] {
         println!("  {} bytes", out.append(word).await?);
     }
-    let second = streams.append("greetings/1").await.map(drop).map_err(|error| error.kind());
+    let second = streams.open_append("greetings/1").await.map(drop).map_err(|error| error.kind());
     println!("  a second appender: {second:?}");
     assert_eq!(second, Err(ErrorKind::Busy));
     out.finish().await?;
@@ -43,14 +43,14 @@ async fn main() -> Result<(), BoxError> {
     assert_eq!(all, b"all in one file");
 
     println!("one is lost, one is sealed, one comes and goes without a byte, one is deleted:");
-    let mut lost = streams.append("lost").await?;
+    let mut lost = streams.open_append("lost").await?;
     lost.append("half of it").await?;
     drop(lost);
-    let mut sealed = streams.append("sealed").await?;
+    let mut sealed = streams.open_append("sealed").await?;
     sealed.append("for good").await?;
     sealed.seal().await?;
-    drop(streams.append("untouched").await?);
-    let mut deleted = streams.append("deleted").await?;
+    drop(streams.open_append("untouched").await?);
+    let mut deleted = streams.open_append("deleted").await?;
     deleted.append("not for long").await?;
     streams.delete("deleted").await?;
     let fenced = deleted.append("too late").await.map_err(|error| error.kind());
@@ -70,7 +70,7 @@ async fn main() -> Result<(), BoxError> {
             None => println!("  {key}: absent"),
         }
     }
-    let mut again = streams.append("greetings/1").await?;
+    let mut again = streams.open_append("greetings/1").await?;
     again.append(", and on").await?;
     again.finish().await?;
     let mut follower = streams.follow("greetings/1").await?;

@@ -23,7 +23,7 @@ pub fn request(data: &[u8]) -> bool {
     run(async {
         let service = HttpFStream::new(MemoryStorage::new(1 << 20));
         let streams = service.streams();
-        let mut appender = streams.append("a").await.expect("an appender");
+        let mut appender = streams.open_append("a").await.expect("an appender");
         appender.append(STORED).await.expect("to append");
         // Finished, sealed, interrupted or live.
         let live = match kind % 4 {

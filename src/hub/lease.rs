@@ -97,26 +97,13 @@ impl Lease {
         self.resource.revocation(self.holder)
     }
 
-    /// Resolves when the lease is of no more use, with the reason: [`Fenced`](ErrorKind::Fenced) after a takeover or a
-    /// delete, [`Storage`](ErrorKind::Storage) after a failed sync or a storage that stopped responding, and
-    /// [`ShuttingDown`](ErrorKind::ShuttingDown) already when a shutdown begins, while the lease can still append and finish.
-    ///
-    /// The future doesn't borrow the lease. Once the lease itself was finished, parked or dropped, it resolves with `Fenced`
-    /// when the resource is closed.
-    ///
-    /// # Cancel safety
-    /// Cancel safe: nothing but waiting is lost when the future is dropped.
-    #[allow(dead_code, reason = "for `Appender::closed`")]
-    pub(crate) fn closed(&self) -> impl Future<Output = ErrorKind> + Send + use<> {
-        let (resource, holder, over) = (Arc::clone(&self.resource), self.holder, self.over.clone());
-        let shutting_down = self.hub.shutting_down.clone();
-        async move {
-            tokio::select! {
-                // A lease that was revoked before the shutdown reports that.
-                biased;
-                () = over.cancelled() => resource.revocation(holder),
-                () = shutting_down.cancelled() => ErrorKind::ShuttingDown,
-            }
+    /// Observes the lease from outside.
+    pub(crate) fn watch(&self) -> LeaseWatch {
+        LeaseWatch {
+            resource: Arc::clone(&self.resource),
+            holder: self.holder,
+            revoked: self.over.clone(),
+            shutting_down: self.hub.shutting_down.clone(),
         }
     }
 
@@ -303,6 +290,40 @@ impl Lease {
     }
 }
 
+/// Observes a lease without holding it.
+pub(crate) struct LeaseWatch {
+    resource: Arc<Resource>,
+    holder: u64,
+    revoked: CancellationToken,
+    shutting_down: CancellationToken,
+}
+
+impl LeaseWatch {
+    pub(crate) fn resource(&self) -> &Resource {
+        &self.resource
+    }
+
+    /// Resolves when the lease is of no more use, with the reason: [`Fenced`](ErrorKind::Fenced) after a takeover or a
+    /// delete, [`Storage`](ErrorKind::Storage) after a failed sync or a storage that stopped responding, and
+    /// [`ShuttingDown`](ErrorKind::ShuttingDown) already when a shutdown begins, while the lease can still append and finish.
+    ///
+    /// Once the lease itself was finished, parked or dropped, it resolves with `Fenced` when the resource is closed.
+    ///
+    /// Cancel safe: nothing but waiting is lost when the future is dropped.
+    pub(crate) fn closed(&self) -> impl Future<Output = ErrorKind> + Send + use<> {
+        let (resource, holder, revoked) = (Arc::clone(&self.resource), self.holder, self.revoked.clone());
+        let shutting_down = self.shutting_down.clone();
+        async move {
+            tokio::select! {
+                // A lease that was revoked before the shutdown reports that.
+                biased;
+                () = revoked.cancelled() => resource.revocation(holder),
+                () = shutting_down.cancelled() => ErrorKind::ShuttingDown,
+            }
+        }
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         let Some(append) = self.append.take() else { return };
@@ -439,26 +460,26 @@ mod tests {
     async fn closed_resolves_with_the_reason() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let lease = lease_on(&streams, None).await;
-        let mut closed = std::pin::pin!(lease.closed());
+        let mut closed = std::pin::pin!(lease.watch().closed());
         assert!(futures_util::poll!(&mut closed).is_pending());
         streams.delete("a").await.unwrap();
         assert_eq!(closed.await, ErrorKind::Fenced, "deleted");
-        assert_eq!(lease.closed().await, ErrorKind::Fenced, "asked for after the fact");
+        assert_eq!(lease.watch().closed().await, ErrorKind::Fenced, "asked for after the fact");
 
         let owner = Some(Owner::from_bytes([1; 32]));
         let older = lease_on(&streams, owner).await;
         let newer = lease_on(&streams, owner).await;
-        assert_eq!(older.closed().await, ErrorKind::Fenced, "taken over");
-        assert!(futures_util::poll!(std::pin::pin!(newer.closed())).is_pending());
+        assert_eq!(older.watch().closed().await, ErrorKind::Fenced, "taken over");
+        assert!(futures_util::poll!(std::pin::pin!(newer.watch().closed())).is_pending());
         streams.hub.sync_failed(newer.resource(), &ErrorKind::Storage.into());
-        assert_eq!(newer.closed().await, ErrorKind::Storage, "a sync failed");
+        assert_eq!(newer.watch().closed().await, ErrorKind::Storage, "a sync failed");
     }
 
     #[tokio::test]
     async fn closed_resolves_at_the_beginning_of_a_shutdown() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let mut lease = lease_on(&streams, None).await;
-        let closed = tokio::spawn(lease.closed());
+        let closed = tokio::spawn(lease.watch().closed());
         streams.hub.shutting_down.cancel();
         assert_eq!(closed.await.unwrap(), ErrorKind::ShuttingDown);
         lease.append(&[Bytes::from_static(b"the last words")]).await.unwrap();
@@ -491,7 +512,7 @@ mod tests {
     /// As soon as whoever was there before is gone.
     async fn opened(streams: &Streams) -> crate::streams::Appender {
         loop {
-            match streams.append("a").await {
+            match streams.open_append("a").await {
                 Err(error) if error.kind() == ErrorKind::Busy => tokio::task::yield_now().await,
                 opened => return opened.unwrap(),
             }
@@ -525,7 +546,7 @@ mod tests {
     #[tokio::test]
     async fn one_who_never_waits_leaves_others_their_turn() {
         let streams = Streams::builder(MemoryStorage::new(1 << 24)).durability(Durability::Process).build();
-        let mut appender = streams.append("a").await.unwrap();
+        let mut appender = streams.open_append("a").await.unwrap();
         let turns = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let counted = Arc::clone(&turns);
         tokio::spawn(async move {

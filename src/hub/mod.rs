@@ -40,7 +40,7 @@ pub use self::config::Durability;
 pub(crate) use self::cursor::{Cursor, Step};
 pub use self::events::Event;
 pub(crate) use self::idle::{GroupWrite, IdleMember, Membership};
-pub(crate) use self::lease::Lease;
+pub(crate) use self::lease::{Lease, LeaseWatch};
 use self::lease::{end_lost, stop_it};
 #[cfg(test)]
 pub(crate) use self::limits::READ_AHEAD;
@@ -182,7 +182,6 @@ impl Hub {
     }
 
     /// How many follow a resource here, those included who wait for its creation or still read what is finished.
-    #[allow(dead_code, reason = "for `Streams::followers`")]
     pub(crate) fn follower_count(&self, key: &Key) -> usize {
         self.followers.count(key)
     }

@@ -397,7 +397,7 @@ async fn fault_31_readers_that_take_nothing_starve_nobody_on_their_connection() 
     let host = Host::new(layer, CLEAR).await;
     let client = host.client().build().unwrap();
     let data = pattern(0, 3 << 20);
-    let mut appender = streams.append("a").into_future().await.unwrap();
+    let mut appender = streams.open_append("a").into_future().await.unwrap();
     appender.append(data.clone()).await.unwrap();
     appender.finish().await.unwrap();
     let mut stalled = Vec::new();

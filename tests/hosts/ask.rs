@@ -107,7 +107,7 @@ impl Host {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let mut out = self.server.streams.append(key).await.unwrap();
+        let mut out = self.server.streams.open_append(key).await.unwrap();
         out.append("one ").await.unwrap();
         let mut follower = following.await;
         assert_eq!(follower.data(4).await, b"one ");
@@ -123,7 +123,7 @@ impl Host {
         let streams = &self.server.streams;
         self.over_all(async |http| {
             let key = format!("live-{http:?}.txt");
-            let mut out = streams.append(&key).await.unwrap();
+            let mut out = streams.open_append(&key).await.unwrap();
             out.append("stored ").await.unwrap();
             let mut live = plain::ask(self.server.addr, http, &format!("{BASE}/{key}?verb=FOLLOW"), &[]).await;
             if live.status != 200 {
@@ -168,7 +168,7 @@ impl Host {
 
     /// Reads what is stored and at rest, and a range of it.
     pub(crate) async fn stored_bytes(&self) -> Got {
-        let mut out = self.server.streams.append("rest.txt").await.unwrap();
+        let mut out = self.server.streams.open_append("rest.txt").await.unwrap();
         out.append("0123456789").await.unwrap();
         out.finish().await.unwrap();
         self.over_all(async |http| {

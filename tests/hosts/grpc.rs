@@ -25,7 +25,7 @@ async fn a_websocket_in_tonics_transport_dies_after_its_101_and_leaves_nothing_b
     // The lease is given back with the connection; nothing was created.
     let mut out = soon("the lease", async {
         loop {
-            match server.streams.append("a.txt").await {
+            match server.streams.open_append("a.txt").await {
                 Ok(out) => return out,
                 Err(error) if error.kind() == ErrorKind::Busy => tokio::task::yield_now().await,
                 Err(error) => panic!("{error}"),
@@ -33,7 +33,7 @@ async fn a_websocket_in_tonics_transport_dies_after_its_101_and_leaves_nothing_b
         }
     })
     .await;
-    assert_eq!(out.len(), 0);
+    assert_eq!(out.offset(), 0);
     out.append("by another").await.unwrap();
 
     // A follower fares no better, and disturbs nobody.

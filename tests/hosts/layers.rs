@@ -68,7 +68,7 @@ async fn put(server: &Server, http: Http, target: &str, data: impl Into<bytes::B
 }
 
 async fn finished(streams: &Streams, key: &str, data: impl Into<bytes::Bytes>) {
-    let mut out = streams.append(key).await.unwrap();
+    let mut out = streams.open_append(key).await.unwrap();
     out.append(data.into()).await.unwrap();
     out.finish().await.unwrap();
 }
@@ -237,7 +237,7 @@ async fn a_timeout_of_bodies_ends_a_live_body_that_is_quiet() {
     let layer = memory_layer();
     let streams = layer.streams();
     let app = app(layer).layer(ResponseBodyTimeoutLayer::new(Duration::from_secs(10)));
-    let mut out = streams.append("a.txt").await.unwrap();
+    let mut out = streams.open_append("a.txt").await.unwrap();
     let mut follower = pipe(&app);
     assert_eq!(follower.upgrade("/a.txt?verb=FOLLOW", &[]).await.status, 101);
     let mut live = pipe(&app);

@@ -217,7 +217,7 @@ mod tests {
     #[tokio::test]
     async fn what_came_before_it_sat_down_is_not_missed() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
-        let mut appender = streams.append("a").await.unwrap();
+        let mut appender = streams.open_append("a").await.unwrap();
         let mut cursor = cursor(&streams).await;
         let (ours, _theirs) = duplex(1 << 20);
         let line = Connection { conn: Conn::new(ours, Role::Server, 1), encoder: FrameEncoder::new(FollowDialect::V1) };
@@ -261,7 +261,7 @@ mod tests {
     #[tokio::test]
     async fn nor_what_came_while_it_read() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
-        let _appender = streams.append("a").await.unwrap();
+        let _appender = streams.open_append("a").await.unwrap();
         let mut cursor = cursor(&streams).await;
         let meanwhile = Arc::new(OnceLock::new());
         let line = Connection {
@@ -294,7 +294,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_is_away_holds_up_nobody() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
-        let mut appender = streams.append("a").await.unwrap();
+        let mut appender = streams.open_append("a").await.unwrap();
         let cursor = cursor(&streams).await;
         let resource = cursor.resource().unwrap();
         let away: IdleFollower<DuplexStream> = IdleFollower::new(resource);
@@ -314,7 +314,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_left_of_a_write_is_flushed_in_time() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
-        let _appender = streams.append("a").await.unwrap();
+        let _appender = streams.open_append("a").await.unwrap();
         let mut cursor = cursor(&streams).await;
         let resource = Arc::clone(cursor.resource().unwrap());
         let mut waiting = IdleFollower::new(&resource);

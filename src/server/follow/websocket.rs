@@ -220,7 +220,7 @@ mod tests {
     #[tokio::test]
     async fn a_follower_that_waits_takes_little_memory() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
-        let _appender = streams.append("a").await.unwrap();
+        let _appender = streams.open_append("a").await.unwrap();
         let Some(Found::Open(cursor)) = streams.hub.follow(&Key::new("a").unwrap()).await.unwrap() else {
             panic!("it is at rest")
         };
@@ -291,7 +291,7 @@ mod tests {
     #[tokio::test]
     async fn many_of_every_voice_are_told_the_same_wherever_they_come_in() {
         let streams = Streams::new(MemoryStorage::new(1 << 30));
-        let mut appender = streams.append("a").await.unwrap();
+        let mut appender = streams.open_append("a").await.unwrap();
         let (mut all, mut readers) = (Vec::new(), Vec::new());
         for (i, data) in appends().into_iter().enumerate() {
             all.extend_from_slice(&data);
@@ -347,7 +347,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_panics_ends_one_follower_and_nobody_else() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
-        let mut appender = streams.append("a").await.unwrap();
+        let mut appender = streams.open_append("a").await.unwrap();
         let bad = Arc::<AtomicBool>::default();
         let (mut readers, mut ended) = (Vec::new(), Vec::new());
         for i in 0..5 {
@@ -379,7 +379,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_the_same_for_all_is_told_at_once() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
-        let mut appender = streams.append("a").await.unwrap();
+        let mut appender = streams.open_append("a").await.unwrap();
         let (ours, theirs) = duplex(1 << 20);
         follow(&streams, ours, FollowDialect::Original { by_header: false }).await;
         let mut reader = Reader::new(theirs, FollowDialect::Original { by_header: false });
@@ -402,7 +402,7 @@ mod tests {
     fn a_runtime_that_stands_still_holds_up_nobody_in_another() {
         let (here, there) = (runtime(0), runtime(0));
         let streams = here.block_on(async { Streams::new(MemoryStorage::new(1 << 30)) });
-        let mut appender = here.block_on(async { streams.append("a").await.unwrap() });
+        let mut appender = here.block_on(async { streams.open_append("a").await.unwrap() });
         let mut readers = Vec::new();
         for runtime in [&there, &here, &there, &here] {
             let (ours, theirs) = duplex(1 << 20);
@@ -438,7 +438,7 @@ mod tests {
     fn a_runtime_goes_down_with_its_followers() {
         let here = runtime(1);
         let streams = here.block_on(async { Streams::new(MemoryStorage::new(1 << 30)) });
-        let mut appender = here.block_on(async { streams.append("a").await.unwrap() });
+        let mut appender = here.block_on(async { streams.open_append("a").await.unwrap() });
         for _ in 0..20 {
             let there = runtime(3);
             let mut ends = Vec::new();
@@ -469,7 +469,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_reads_nothing_holds_up_nobody_and_gets_all_in_the_end() {
         let streams = Streams::new(MemoryStorage::new(1 << 30));
-        let mut appender = streams.append("a").await.unwrap();
+        let mut appender = streams.open_append("a").await.unwrap();
         let mut readers = Vec::new();
         for i in 0..80 {
             let (ours, theirs) = duplex(if i == 7 { 1000 } else { 1 << 20 });

@@ -39,7 +39,7 @@ pub async fn hub_followers_get_every_byte_and_the_end<S: Storage>(one: S, two: S
     let mut random = Random::new();
     for (config, here, there) in hubs(&one, &two) {
         let name = config.replace(' ', "/");
-        let mut out = here.append(&*name).await.unwrap();
+        let mut out = here.open_append(&*name).await.unwrap();
         let mut len = out.append(pattern(0, 200_000)).await.unwrap();
         let mut followers = tokio::task::JoinSet::new();
         loop {
@@ -70,7 +70,7 @@ pub async fn hub_followers_get_every_byte_and_the_end<S: Storage>(one: S, two: S
                 tokio::task::yield_now().await;
             }
         }
-        assert_eq!(out.finish().await.unwrap().len, LEN, "{config}");
+        assert_eq!(out.finish().await.unwrap(), LEN, "{config}");
         for streams in [&here, &there] {
             let follower = streams.follow(&*name).offset(LEN - 5).await.unwrap();
             assert_eq!(to_the_end(follower).await, (pattern(LEN - 5, 5), Ok(State::Finished)), "{config}, afterwards");
@@ -90,7 +90,7 @@ pub async fn hub_followers_are_told_of_a_cut<S: Storage>(one: S, two: S) {
     for (config, here, there) in hubs(&one, &two) {
         let base = config.replace(' ', "/");
         let lost = format!("{base}/lost");
-        let mut out = here.append(&*lost).await.unwrap();
+        let mut out = here.open_append(&*lost).await.unwrap();
         out.append(pattern(0, 100_000)).await.unwrap();
         let followers = [here.follow(&*lost).await.unwrap(), there.follow(&*lost).await.unwrap()];
         drop(out);
@@ -100,7 +100,7 @@ pub async fn hub_followers_are_told_of_a_cut<S: Storage>(one: S, two: S) {
             assert_eq!(end, Err(ErrorKind::Interrupted), "{config}");
         }
         let deleted = format!("{base}/deleted");
-        let mut out = here.append(&*deleted).await.unwrap();
+        let mut out = here.open_append(&*deleted).await.unwrap();
         out.append("x").await.unwrap();
         let followers = [here.follow(&*deleted).await.unwrap(), there.follow(&*deleted).await.unwrap()];
         here.delete(&*deleted).await.unwrap();
@@ -111,7 +111,7 @@ pub async fn hub_followers_are_told_of_a_cut<S: Storage>(one: S, two: S) {
             assert!(end.is_err(), "{config}: deleted is no end");
         }
         let fenced = format!("{base}/fenced");
-        let mut out = here.append(&*fenced).await.unwrap();
+        let mut out = here.open_append(&*fenced).await.unwrap();
         out.append("old ").await.unwrap();
         let mut newer = two.open(&key(&fenced), Open::Takeover).await.unwrap();
         assert_eq!(kind(out.append("never").await), ErrorKind::Fenced, "{config}");

@@ -1,0 +1,364 @@
+//! Appending inside the process.
+
+use std::fmt;
+use std::future::{Future, IntoFuture, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use futures_core::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+use super::Streams;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hub::{AttachRequest, Attached, Lease, LeaseWatch};
+use crate::identity::{AppenderId, Owner};
+use crate::key::Key;
+use crate::state::{End, Life};
+use crate::storage::Open;
+#[cfg(doc)]
+use crate::{hub::Durability, streams::StreamsBuilder};
+
+/// How much is read from a source, or taken from a write, at once, in bytes.
+const READ: usize = 64 * 1024;
+
+/// A resource about to be opened for appending: see [`Streams::open_append`]. Await it.
+///
+/// # Cancel safety
+/// Dropping the future leaves the resource as it was.
+#[derive(Debug)]
+#[must_use = "nothing is opened before this is awaited"]
+pub struct AppendRequest {
+    streams: Streams,
+    key: Result<Key>,
+    attach: AttachRequest,
+    id: Option<AppenderId>,
+}
+
+impl AppendRequest {
+    pub(super) fn new(streams: Streams, key: Result<Key>) -> Self {
+        Self { streams, key, attach: AttachRequest::new(Open::Continue), id: None }
+    }
+
+    /// Only if the resource is absent, else [`Exists`](ErrorKind::Exists).
+    pub fn create_new(mut self) -> Self {
+        self.attach.how = Open::Create;
+        self
+    }
+
+    /// Only if the resource ends here, else [`Offset`](ErrorKind::Offset).
+    pub fn offset(mut self, offset: u64) -> Self {
+        self.attach.offset = Some(offset);
+        self
+    }
+
+    /// Only in this life, else [`Life`](ErrorKind::Life). An appender that is known by its id continues in a new life too.
+    pub fn life(mut self, life: Life) -> Self {
+        self.attach.life = Some(life);
+        self
+    }
+
+    /// Names the appender, so that it can come back: if it is lost (dropped, or its process died), the resource is kept for
+    /// this id during the [grace period](StreamsBuilder::grace). An appender that presents the id again is admitted at once,
+    /// and the one before it is [`Fenced`](ErrorKind::Fenced).
+    pub fn appender_id(mut self, id: AppenderId) -> Self {
+        self.id = Some(id);
+        self
+    }
+}
+
+impl IntoFuture for AppendRequest {
+    type Output = Result<Appender>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<Appender>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let owner = self.id.map(|id| Owner::new(&id, None));
+            let attach = AttachRequest { owner, ..self.attach };
+            match self.streams.hub.attach(&self.key?, attach).await? {
+                Attached::Open { lease, resumed } => Ok(Appender::new(self.streams, lease, resumed)),
+                // Only a request that names a finish is answered with one.
+                Attached::Finished(_) => Err(ErrorKind::Poisoned.into()),
+            }
+        })
+    }
+}
+
+/// The one appender of a resource.
+///
+/// Only [`finish`](Self::finish) and [`seal`](Self::seal) end the resource cleanly. Dropping the appender means that it was
+/// lost: the resource is interrupted, or kept during the grace period if the appender has an
+/// [id](AppendRequest::appender_id).
+///
+/// # Cancellation
+/// [`append`](Self::append) is not cancel safe. Don't use it as a branch of `tokio::select!`: let the branch be what the bytes
+/// come from, and append in its handler. [`closed`](Self::closed) is cancel safe, and tells when going on makes no sense.
+///
+/// ```
+/// # use httpfstream::{ErrorKind, Streams, storage::MemoryStorage};
+/// # async fn next_word() -> Option<String> { None }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> httpfstream::Result<()> {
+/// # let streams = Streams::new(MemoryStorage::new(1 << 20));
+/// let mut out = streams.open_append("chat/42").create_new().await?;
+/// loop {
+///     tokio::select! {
+///         word = next_word() => match word {
+///             Some(word) => out.append(word).await?,
+///             None => break,
+///         },
+///         // The server stops (the text so far can be finished), or the resource was deleted (it can't).
+///         error = out.closed() => match error.kind() {
+///             ErrorKind::ShuttingDown => break,
+///             _ => return Err(error),
+///         },
+///     };
+/// }
+/// out.finish().await?;
+/// # Ok(()) }
+/// ```
+///
+/// # As an [`AsyncWrite`]
+/// A write is an append of at most 64 KiB; an error may be reported by the write after it. A flush waits until everything
+/// that was written is committed. A shutdown is [`finish`](Self::finish). Errors contain an [`Error`]
+/// ([`io::Error::downcast`] returns it).
+pub struct Appender {
+    streams: Streams,
+    watch: LeaseWatch,
+    resumed: bool,
+    state: State,
+}
+
+/// What an appender is doing.
+enum State {
+    Idle(Lease),
+    /// A write over [`AsyncWrite`] that has not completed; it returns the lease.
+    Writing(BoxFuture<'static, (Lease, Result<u64>)>),
+    /// A shutdown over [`AsyncWrite`].
+    Finishing(BoxFuture<'static, Result<()>>),
+    /// It has ended, this way.
+    Ended(Result<(), ErrorKind>),
+}
+
+async fn append(lease: &mut Lease, data: Bytes) -> Result<u64> {
+    lease.give_way().await;
+    let len = lease.append(&[data]).await?;
+    if lease.syncs_each_append() {
+        lease.sync().await?;
+    }
+    Ok(len)
+}
+
+impl Appender {
+    fn new(streams: Streams, lease: Lease, resumed: bool) -> Self {
+        Self { streams, watch: lease.watch(), resumed, state: State::Idle(lease) }
+    }
+
+    /// Appends bytes and returns the length of the resource with them. The bytes are then committed, and on their way to all
+    /// followers.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: if the future is dropped, a part of the bytes may be committed, and the appender can't be used any
+    /// more. See [the type](Self#cancellation) for what to do instead.
+    ///
+    /// # Errors
+    /// [`Full`](ErrorKind::Full): nothing was stored, and the appender goes on. After any other error the appender has ended:
+    /// [`Fenced`](ErrorKind::Fenced), [`Poisoned`](ErrorKind::Poisoned), [`ShuttingDown`](ErrorKind::ShuttingDown),
+    /// [`Storage`](ErrorKind::Storage).
+    pub async fn append(&mut self, data: impl Into<Bytes>) -> Result<u64> {
+        append(self.lease().await?, data.into()).await
+    }
+
+    /// Appends everything that `reader` yields, up to its end, as it arrives. Returns the number of bytes.
+    ///
+    /// Finish the resource afterwards, or append more.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: some of what was read may be lost.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and as soon as the appender has [closed](Self::closed), even while `reader` has nothing to
+    /// yield. [`Interrupted`](ErrorKind::Interrupted) if `reader` fails, with its error as the source.
+    pub async fn append_reader<R: AsyncRead>(&mut self, reader: R) -> Result<u64> {
+        let (mut reader, closed) = (pin!(reader), self.closed());
+        let mut closed = pin!(closed);
+        let mut buf = BytesMut::new();
+        let mut total = 0;
+        loop {
+            buf.reserve(READ);
+            let read = tokio::select! {
+                biased;
+                error = &mut closed => return Err(error),
+                read = reader.read_buf(&mut buf) => read.map_err(|error| {
+                    Error::new(ErrorKind::Interrupted).with_detail("the data to append can't be read").with_source(error)
+                })?,
+            };
+            if read == 0 {
+                return Ok(total);
+            }
+            self.append(buf.split().freeze()).await?;
+            total += read as u64;
+        }
+    }
+
+    /// Makes what was appended survive a power loss, as far as the [`Durability`] asks for it, and returns the length that
+    /// does.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the sync itself continues.
+    ///
+    /// # Errors
+    /// After any error the appender has ended, and bytes that were not durable before may be lost.
+    pub async fn sync(&mut self) -> Result<u64> {
+        self.lease().await?.sync().await
+    }
+
+    /// Resolves when appending makes no more sense, with the reason: [`Fenced`](ErrorKind::Fenced) if another appender took
+    /// over or the resource was deleted, [`Storage`](ErrorKind::Storage) if the storage failed, and
+    /// [`ShuttingDown`](ErrorKind::ShuttingDown) as soon as [`Streams::shutdown`] begins. In the last case the appender may
+    /// still append and finish until the grace of the shutdown is over.
+    ///
+    /// The future doesn't borrow the appender.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub fn closed(&self) -> impl Future<Output = Error> + Send + use<> {
+        let closed = self.watch.closed();
+        async { closed.await.into() }
+    }
+
+    /// Whether the last byte of the resource, when it was opened, came from an appender with the same
+    /// [id](AppendRequest::appender_id). [`offset`](Self::offset) is then where that appender was.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Where the next byte goes: the committed length of the resource.
+    pub fn offset(&self) -> u64 {
+        self.watch.resource().len()
+    }
+
+    /// The life of the resource.
+    pub fn life(&self) -> Life {
+        self.watch.resource().life
+    }
+
+    /// How many follow the resource in this process, so that work that nobody watches can be stopped.
+    pub fn followers(&self) -> usize {
+        self.streams.hub.follower_count(&self.watch.resource().key)
+    }
+
+    /// Ends the resource cleanly: everything is made durable, the followers see the end. Returns the final length.
+    ///
+    /// # Cancel safety
+    /// Once polled, the finish completes even if the future is dropped.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), except `Full`.
+    pub async fn finish(self) -> Result<u64> {
+        self.end(End::Finished).await
+    }
+
+    /// Ends the resource for good: as [`finish`](Self::finish), and nobody can append to it any more.
+    ///
+    /// # Cancel safety
+    /// As [`finish`](Self::finish).
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub async fn seal(self) -> Result<u64> {
+        self.end(End::Sealed).await
+    }
+
+    async fn end(mut self, end: End) -> Result<u64> {
+        self.lease().await?;
+        match self.state {
+            State::Idle(lease) => Ok(lease.finish(end).await?.len),
+            _ => Err(ErrorKind::Poisoned.into()),
+        }
+    }
+
+    /// The lease, once a write that was begun over [`AsyncWrite`] has completed.
+    ///
+    /// Cancel safe.
+    async fn lease(&mut self) -> Result<&mut Lease> {
+        poll_fn(|cx| self.poll_written(cx)).await?;
+        match &mut self.state {
+            State::Idle(lease) => Ok(lease),
+            State::Ended(Err(kind)) => Err((*kind).into()),
+            _ => Err(ErrorKind::Poisoned.into()),
+        }
+    }
+
+    /// Completes the write that was begun over [`AsyncWrite`], if there is one.
+    fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let State::Writing(writing) = &mut self.state else { return Poll::Ready(Ok(())) };
+        let (lease, written) = ready!(writing.as_mut().poll(cx));
+        self.state = State::Idle(lease);
+        Poll::Ready(written.map(drop))
+    }
+}
+
+impl AsyncWrite for Appender {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_written(cx))?;
+        let taken = data.len().min(READ);
+        let mut lease = match std::mem::replace(&mut self.state, State::Ended(Err(ErrorKind::Poisoned))) {
+            State::Idle(lease) => lease,
+            other => {
+                self.state = other;
+                return Poll::Ready(Err(Error::from(ErrorKind::Poisoned).into()));
+            }
+        };
+        let data = Bytes::copy_from_slice(&data[..taken]);
+        self.state = State::Writing(Box::pin(async move {
+            let written = append(&mut lease, data).await;
+            (lease, written)
+        }));
+        // The bytes are taken over. If they are not committed at once, the next call waits for that.
+        match self.poll_written(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+            _ => Poll::Ready(Ok(taken)),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_written(cx).map_err(Into::into)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_written(cx))?;
+        loop {
+            match std::mem::replace(&mut self.state, State::Ended(Err(ErrorKind::Poisoned))) {
+                State::Idle(lease) => {
+                    let finishing = async move { lease.finish(End::Finished).await.map(drop) };
+                    self.state = State::Finishing(Box::pin(finishing));
+                }
+                State::Finishing(mut finishing) => match finishing.as_mut().poll(cx) {
+                    Poll::Ready(ended) => {
+                        self.state = State::Ended(ended.as_ref().map_err(Error::kind).copied());
+                        return Poll::Ready(ended.map_err(Into::into));
+                    }
+                    Poll::Pending => {
+                        self.state = State::Finishing(finishing);
+                        return Poll::Pending;
+                    }
+                },
+                other => {
+                    let ended = match &other {
+                        State::Ended(Err(kind)) => Err(Error::from(*kind).into()),
+                        _ => Ok(()),
+                    };
+                    self.state = other;
+                    return Poll::Ready(ended);
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Appender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Appender").field("key", &self.watch.resource().key).finish_non_exhaustive()
+    }
+}

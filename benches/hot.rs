@@ -9,11 +9,11 @@ use divan::{AllocProfiler, Bencher, black_box};
 
 // The codec is private to the crate, and made so that it stands alone.
 #[allow(unused_imports)]
-#[path = "../src/wire/frame.rs"]
-mod frame;
+#[path = "../src/buffer.rs"]
+mod buffer;
 #[allow(unused_imports)]
-#[path = "../src/wire/pieces.rs"]
-mod pieces;
+#[path = "../src/websocket/frame.rs"]
+mod frame;
 
 #[global_allocator]
 static ALLOC: AllocProfiler = AllocProfiler::system();
@@ -30,8 +30,8 @@ fn messages(size: usize) -> usize {
 }
 
 mod codec {
+    use super::buffer::ByteQueue;
     use super::frame::{Decoder, Event, Kind, Role, apply_mask, put_header};
-    use super::pieces::Pieces;
     use super::*;
 
     /// What a client sends, unmasked and cut into messages.
@@ -63,7 +63,7 @@ mod codec {
     fn encode(bencher: Bencher<'_, '_>, size: usize) {
         let payload = Bytes::from(vec![b'x'; size]);
         bencher.counter(ItemsCount::new(1usize)).bench_local(|| {
-            let mut out = Pieces::default();
+            let mut out = ByteQueue::default();
             out.write_with(|buf| put_header(buf, Kind::Binary, size, None));
             out.push(payload.clone());
             black_box(&out);

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -36,6 +37,15 @@ pub(crate) type OwnBody = UnsyncBoxBody<Bytes, BoxError>;
 /// A body of these bytes.
 pub(crate) fn full(bytes: impl Into<Bytes>) -> OwnBody {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Forgets the type of a body.
+pub(crate) fn boxed<B>(body: B) -> OwnBody
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    body.map_err(Into::into).boxed_unsync()
 }
 
 impl<B> ResponseBody<B> {
@@ -141,4 +151,54 @@ where
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left)
     }
+}
+
+/// How long what is sent behind a refusal is taken, and dropped.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The body of a request, whatever its type was.
+pub(crate) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Forgets the type of a request's body.
+pub(crate) fn request_body<B>(body: B) -> RequestBody
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    AsBytes { body }.map_err(Into::into).boxed_unsync()
+}
+
+pin_project! {
+    /// A body whose data are `Bytes`. (`map_frame` would forget how much is still to come.)
+    struct AsBytes<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B: Body> Body for AsBytes<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let as_bytes = |frame: Frame<B::Data>| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
+        self.project().body.poll_frame(cx).map_ok(as_bytes)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Takes what is still sent of a body that was refused. To drop it resets the stream or the connection, and most clients
+/// then never see why (seen: curl 7.88, httpx over HTTP/1.1).
+pub(crate) fn drain(mut body: RequestBody) {
+    if body.is_end_stream() {
+        return;
+    }
+    tokio::spawn(tokio::time::timeout(DRAIN_TIMEOUT, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }

@@ -16,18 +16,18 @@ impl Budget {
     }
 
     /// Nothing of it yet.
-    pub(crate) fn share(self: &Arc<Self>) -> Share {
-        Share { of: Arc::clone(self), taken: 0 }
+    pub(crate) fn reservation(self: &Arc<Self>) -> Reservation {
+        Reservation { of: Arc::clone(self), taken: 0 }
     }
 }
 
 /// A part of a [`Budget`], given back when dropped.
-pub(crate) struct Share {
+pub(crate) struct Reservation {
     of: Arc<Budget>,
     taken: usize,
 }
 
-impl Share {
+impl Reservation {
     /// Takes so much more, if there is so much.
     pub(crate) fn grow(&mut self, more: usize) -> bool {
         // No other memory depends on the order.
@@ -52,15 +52,15 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.clear();
     }
 }
 
-impl fmt::Debug for Share {
+impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Share").field(&self.taken).finish()
+        f.debug_tuple("Reservation").field(&self.taken).finish()
     }
 }
 
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn fault_43_what_is_given_back_can_be_taken_again() {
         let budget = Budget::new(10);
-        let (mut one, mut two) = (budget.share(), budget.share());
+        let (mut one, mut two) = (budget.reservation(), budget.reservation());
         assert!(one.grow(6) && two.grow(4) && !two.grow(1));
         one.clear();
         assert!(two.grow(6) && !one.grow(1), "all of it, and no more");

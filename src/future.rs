@@ -9,7 +9,7 @@ use http::Response;
 use pin_project_lite::pin_project;
 
 use crate::body::{OwnBody, ResponseBody};
-use crate::storage::erased::BoxFuture;
+use futures_core::future::BoxFuture;
 
 pin_project! {
     /// The response future of [`HttpFStream`](crate::HttpFStream).

@@ -7,10 +7,10 @@ use std::time::Duration;
 use http::HeaderValue;
 use tower::Layer;
 
+use crate::access::Verb;
 use crate::access::{Access, Authorize, Denied, Grant};
 use crate::hub::Hub;
-use crate::intent::Verb;
-use crate::options::Options;
+use crate::server::config::Options;
 use crate::service::HttpFStream;
 use crate::storage::Storage;
 use crate::streams::Streams;

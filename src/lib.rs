@@ -60,56 +60,41 @@
 #[cfg(feature = "client")]
 pub mod client;
 pub mod docs;
-pub mod error;
 #[cfg(all(feature = "client", any(fuzzing, test)))]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod key;
 pub mod storage;
 
 mod access;
-mod answer;
-mod append;
-mod asked;
 mod body;
 mod budget;
-mod control;
-mod cors;
-mod events;
-mod follow;
+mod buffer;
+mod error;
 mod future;
 mod hub;
-mod id;
-mod inflow;
-mod intent;
+mod identity;
+mod key;
 mod layer;
-mod options;
-mod outflow;
-mod plain;
-mod respond;
-mod serve;
+mod protocol;
+mod server;
 mod service;
-mod socket;
+mod state;
 mod streams;
-mod upgrade;
-mod upload;
-mod waiting;
 mod web;
 #[cfg_attr(not(feature = "client"), allow(dead_code))]
-mod wire;
+mod websocket;
 
-pub use crate::access::{Access, Denied, Grant};
+pub use crate::access::{Access, Denied, Grant, Verb};
 pub use crate::body::ResponseBody;
 pub use crate::error::{BoxError, Error, ErrorKind, Result};
 pub use crate::future::ResponseFuture;
-pub use crate::id::{AppenderId, Owner};
-pub use crate::intent::Verb;
+pub use crate::hub::{Durability, Event};
+pub use crate::identity::{AppenderId, Owner};
 pub use crate::key::Key;
 pub use crate::layer::HttpFStreamLayer;
 pub use crate::service::{HttpFStream, NotFound};
-pub use crate::streams::{
-    AppendRequest, Appender, Durability, Event, Events, FollowRequest, Follower, Streams, StreamsBuilder, Update,
-};
+pub use crate::state::{Life, Stat, State};
+pub use crate::streams::{AppendRequest, Appender, Events, FollowRequest, Follower, Streams, StreamsBuilder, Update};
 pub use crate::web::FOLLOW_JS;
 
 /// Tests the README's code.

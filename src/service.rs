@@ -10,16 +10,17 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use tower::{Layer, Service};
 
-use crate::answer::answer;
+use crate::access::Verb;
 use crate::body::ResponseBody;
+use crate::body::{drain, request_body};
 use crate::error::{BoxError, ErrorKind};
 use crate::future::{ResponseFuture, Verdict};
 use crate::hub::Hub;
-use crate::inflow::{outlast, request_body};
-use crate::intent::{Intent, Verb};
 use crate::layer::HttpFStreamLayer;
-use crate::options::Options;
-use crate::respond::problem;
+use crate::server::config::Options;
+use crate::server::dispatch::dispatch;
+use crate::server::intent::Intent;
+use crate::server::response::problem;
 use crate::storage::Storage;
 use crate::streams::Streams;
 
@@ -83,14 +84,14 @@ where
         let (hub, options) = (Arc::clone(&self.hub), Arc::clone(&self.options));
         ResponseFuture::own(Box::pin(async move {
             let mut taken = || body.take().map(request_body).unwrap_or_default();
-            let answered = answer(&hub, &options, intent, &mut head, &mut taken).await;
+            let answered = dispatch(&hub, &options, intent, &mut head, &mut taken).await;
             match (answered, body) {
                 (None, Some(body)) => Verdict::Theirs(inner.call(Request::from_parts(head, body))),
                 (Some(response), body) => {
                     // One that waits to be asked for must not be asked for.
                     let unasked = response.status().is_success() || head.headers.contains_key(EXPECT);
                     if let Some(body) = body.filter(|_| !unasked) {
-                        outlast(request_body(body));
+                        drain(request_body(body));
                     }
                     Verdict::Ours(response)
                 }

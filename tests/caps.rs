@@ -10,8 +10,11 @@ use std::time::Duration;
 use common::plain::{Client, Http, Live, empty, full, problem};
 use common::spy::Spy;
 use common::{Answer, Frame, Raw, Server, client_frame, fs_layer, pattern, serve, soon};
-use httpfstream::storage::{FsStorage, MemoryStorage, State};
 use httpfstream::{AppenderId, Error, ErrorKind, HttpFStreamLayer, Streams, StreamsBuilder};
+use httpfstream::{
+    State,
+    storage::{FsStorage, MemoryStorage},
+};
 
 const ID: &str = "0123456789abcdefghijklmnopqrstuv";
 const V1: (&str, &str) = ("Sec-WebSocket-Protocol", "httpfstream.v1");

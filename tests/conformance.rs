@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use httpfstream::storage::conformance::{Clause, clauses};
-use httpfstream::storage::{
-    Append, ByteStream, End, EntryStream, Life, MemoryStorage, Open, Stat, StatStream, State, Storage,
-};
 use httpfstream::{ErrorKind, Key, Owner, Result};
+use httpfstream::{
+    Life, Stat, State,
+    storage::{Append, ByteStream, End, EntryStream, MemoryStorage, Open, StatStream, Storage},
+};
 use tokio::task::yield_now;
 
 /// Faults, and the clauses that have to notice each. Makes a test of each.

@@ -7,8 +7,8 @@ use axum::Router;
 use common::plain::{BOTH, Client, Http, Live, ask, full, problem};
 use common::spy::Spy;
 use common::{Answer, Server, Store, fs_layer, memory_layer, serve, serve_router, soon, stores};
-use httpfstream::storage::{MemoryStorage, State};
 use httpfstream::{Denied, HttpFStreamLayer};
+use httpfstream::{State, storage::MemoryStorage};
 
 const APP: &str = "https://app.example";
 const EVIL: &str = "https://evil.example";

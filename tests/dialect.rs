@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Frame, fs_layer, memory_layer, pattern, serve, soon};
-use httpfstream::storage::State;
+use httpfstream::State;
 
 #[tokio::test]
 async fn one_appends_others_follow_and_the_rest_is_a_plain_200() {

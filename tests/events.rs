@@ -8,8 +8,8 @@ use std::time::Duration;
 use common::plain::{BOTH, Http, Live, ask, problem};
 use common::{Answer, Server, Store, memory_layer, pattern, pipe, serve, soon, stores};
 use data_encoding::BASE64;
-use httpfstream::storage::{MemoryStorage, State};
 use httpfstream::{Appender, AppenderId, HttpFStreamLayer, Streams};
+use httpfstream::{State, storage::MemoryStorage};
 use serde_json::{Value, json};
 
 const ACCEPT: (&str, &str) = ("accept", "text/event-stream");

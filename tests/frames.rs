@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Frame, Raw, Server, client_frame, memory_layer, pattern, serve, stores};
-use httpfstream::storage::State;
+use httpfstream::State;
 
 /// The header of a masked frame that declares a length, whatever follows.
 fn declares(first: u8, len: u64) -> Vec<u8> {

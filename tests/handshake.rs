@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use common::spy::Spy;
 use common::{HANDSHAKE, Raw, Server, client_frame, log, memory_layer, serve, stores};
-use httpfstream::storage::{MemoryStorage, State};
 use httpfstream::{Access, Denied, Grant, HttpFStreamLayer, Verb};
+use httpfstream::{State, storage::MemoryStorage};
 
 const APPEND: (&str, &str) = ("X-Verb", "APPEND");
 const FOLLOW: (&str, &str) = ("X-Verb", "FOLLOW");

@@ -13,8 +13,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{Answer, Frame, Raw, Server, pattern, serve, soon};
 use futures_util::StreamExt;
-use httpfstream::storage::{Append, ByteStream, End, EntryStream, Life, MemoryStorage, Open, Stat, State, Storage};
 use httpfstream::{Durability, ErrorKind, HttpFStreamLayer, Key, Result, Streams};
+use httpfstream::{
+    Life, Stat, State,
+    storage::{Append, ByteStream, End, EntryStream, MemoryStorage, Open, Storage},
+};
 use tokio::sync::watch;
 
 /// What the storage is asked to do.

@@ -7,7 +7,7 @@ use common::{Frame, client_frame, fs_layer, memory_layer, serve, soon};
 use std::future::IntoFuture;
 use std::time::{Duration, SystemTime};
 
-use httpfstream::storage::State;
+use httpfstream::State;
 use httpfstream::{Denied, ErrorKind, Event, Grant};
 
 #[tokio::test]

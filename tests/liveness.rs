@@ -11,8 +11,11 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use common::{Frame, HANDSHAKE, Raw, fs_layer, log, memory_layer, pattern, pipe, serve, soon, stores};
-use httpfstream::storage::{FsStorage, MemoryStorage, State};
 use httpfstream::{ErrorKind, HttpFStreamLayer, Streams};
+use httpfstream::{
+    State,
+    storage::{FsStorage, MemoryStorage},
+};
 use tokio::io::AsyncReadExt;
 
 /// Longer than any test waits: what ends before this has passed ended by itself.

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use common::{fs_layer, serve, within};
 use httpfstream::ErrorKind;
+use httpfstream::State;
 use httpfstream::client::Client;
-use httpfstream::storage::State;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -15,8 +15,11 @@ use std::time::Duration;
 
 use common::spy::Spy;
 use common::{Frame, HANDSHAKE, Raw, client_frame, fs_layer, memory_layer, pattern, pipe, serve, soon, stores, tree};
-use httpfstream::storage::{FsStorage, MemoryStorage, State};
 use httpfstream::{Durability, HttpFStreamLayer, Streams};
+use httpfstream::{
+    State,
+    storage::{FsStorage, MemoryStorage},
+};
 
 /// Longer than any test waits.
 const NEVER: Duration = Duration::from_secs(24 * 3600);

@@ -15,8 +15,8 @@ use common::{
 };
 use http::Request;
 use http_body_util::BodyExt;
-use httpfstream::storage::{MemoryStorage, State};
 use httpfstream::{Appender, AppenderId, Grant, HttpFStreamLayer, Streams};
+use httpfstream::{State, storage::MemoryStorage};
 use tokio::io::AsyncReadExt;
 use tower::{Layer, ServiceExt};
 

@@ -20,8 +20,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use httpfstream::storage::{Append, End, FsStorage, Open, Stat, State, Storage};
 use httpfstream::{Key, Owner};
+use httpfstream::{
+    Stat, State,
+    storage::{Append, End, FsStorage, Open, Storage},
+};
 use sha2::{Digest, Sha256};
 
 /// As many appenders at a time: enough for some of their syncs to be served together.

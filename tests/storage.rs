@@ -9,8 +9,11 @@ use std::path::Path;
 use bytes::Bytes;
 use common::{pattern, soon, tree};
 use futures_util::TryStreamExt;
-use httpfstream::storage::{Append, End, FsStorage, Life, MemoryStorage, Open, Stat, State, Storage};
 use httpfstream::{ErrorKind, Key, Result};
+use httpfstream::{
+    Life, Stat, State,
+    storage::{Append, End, FsStorage, MemoryStorage, Open, Storage},
+};
 
 fn key(name: &str) -> Key {
     Key::new(name).unwrap()

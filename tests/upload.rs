@@ -15,8 +15,11 @@ use common::{
     stores, within,
 };
 use futures_util::FutureExt;
-use httpfstream::storage::{FsStorage, MemoryStorage, Stat, State};
 use httpfstream::{Denied, ErrorKind, Grant, HttpFStream, HttpFStreamLayer, Streams, Update};
+use httpfstream::{
+    Stat, State,
+    storage::{FsStorage, MemoryStorage},
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longer than any test waits.

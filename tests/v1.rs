@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use common::spy::Spy;
 use common::{Answer, Frame, Raw, Server, Store, pattern, reopened, serve, soon, stores};
-use httpfstream::storage::{FsStorage, MemoryStorage, State};
 use httpfstream::{AppenderId, Durability, ErrorKind, Grant, HttpFStreamLayer, Streams, Update};
+use httpfstream::{
+    State,
+    storage::{FsStorage, MemoryStorage},
+};
 use serde_json::{Value, json};
 
 const ID: &str = "0123456789abcdefghijklmnopqrstuv";

@@ -19,8 +19,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytes::Bytes;
-use httpfstream::storage::{Append, ByteStream, End, Life, Open, Stat, State, Storage};
 use httpfstream::{Error, ErrorKind, Key, Result};
+use httpfstream::{
+    Life, Stat, State,
+    storage::{Append, ByteStream, End, Open, Storage},
+};
 use sha2::{Digest, Sha256};
 
 #[derive(Clone)]

@@ -1,9 +1,9 @@
-//! The client's side of the Autobahn test suite: see [`crate::wire::autobahn`].
+//! The client's side of the Autobahn test suite: see [`crate::websocket::autobahn`].
 
 use super::Client;
 use super::request::{Answer, Options, Verb, WebSocket, send};
 use super::url::Target;
-use crate::wire::autobahn::{MAX_MESSAGE, echo};
+use crate::websocket::autobahn::{MAX_MESSAGE, echo};
 
 async fn connect(url: &str) -> WebSocket {
     let client = Client::builder().max_message_size(MAX_MESSAGE).build().unwrap();

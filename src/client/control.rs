@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Life, State};
+use crate::state::{Life, State};
 
 /// The longest control message, in bytes.
 const MAX_MESSAGE: usize = 16 * 1024;

@@ -122,7 +122,7 @@ where
                 .await
             };
             tokio::select! {
-                // Streams may outlast it: a server that goes away lets them end first. Its error they know themselves.
+                // Streams may drain it: a server that goes away lets them end first. Its error they know themselves.
                 _ = running => tasks.gone.cancelled().await,
                 () = tasks.gone.cancelled() => {}
             }

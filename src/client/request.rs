@@ -28,10 +28,10 @@ use super::pool::{Pool, Via};
 use super::refusal::refusal;
 use super::url::Target;
 use crate::error::{BoxError, Error, ErrorKind, Result};
-use crate::id::AppenderId;
-use crate::storage::State;
-use crate::wire::Conn;
-use crate::wire::frame::Role;
+use crate::identity::AppenderId;
+use crate::state::State;
+use crate::websocket::Conn;
+use crate::websocket::frame::Role;
 
 /// What a server of ours says about the resource in every answer, and the original's never does.
 pub(super) const STREAM_STATE: HeaderName = HeaderName::from_static("stream-state");
@@ -39,7 +39,7 @@ const X_VERB: HeaderName = HeaderName::from_static("x-verb");
 const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
 const APPENDER_ID: HeaderName = HeaderName::from_static("appender-id");
 /// The resumable subprotocol.
-const V1: HeaderValue = HeaderValue::from_static(crate::asked::V1);
+const V1: HeaderValue = HeaderValue::from_static(crate::protocol::SUBPROTOCOL);
 
 /// On how many connections a request is tried that a server of HTTP/2 has left untouched.
 const TRIES: usize = 3;

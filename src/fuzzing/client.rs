@@ -9,7 +9,7 @@ use super::peer::{Answer, LIFE, Lines, Said, Script, decode, set_servers};
 use super::{Input, run};
 use crate::client::Client;
 use crate::error::ErrorKind;
-use crate::storage::State;
+use crate::state::State;
 
 /// The largest message that is accepted, in bytes.
 const MAX_MESSAGE: u64 = 100_000;

@@ -8,39 +8,41 @@ use serde_json::Value;
 
 use super::peer::{Lines, Said, Script, decode};
 use super::{Input, run};
-use crate::append::{self, Dialect, Terms};
 use crate::error::Result;
-use crate::hub::{Attach, Attached};
+use crate::hub::{AttachRequest, Attached};
 use crate::key::Key;
-use crate::storage::{Append, ByteStream, End, Life, MemoryStorage, Open, Stat, State, Storage, stream};
+use crate::server::append::AppendLimits;
+use crate::server::append::websocket::{self, AppendDialect};
+use crate::state::{End, Life, Stat, State};
+use crate::storage::{Append, ByteStream, MemoryStorage, Open, Storage, stream};
 use crate::streams::Streams;
 
 /// A peer says anything to the append loop, in either dialect, in steps of any size: what is stored, how it ended and
 /// what the peer is told is what a simple decoder of all its bytes says.
 pub fn frames(data: &[u8]) -> bool {
     let mut input = Input(data);
-    let (kind, limits, step) = (input.byte(), input.byte(), input.byte());
+    let (kind, sizes, step) = (input.byte(), input.byte(), input.byte());
     let dialect = match kind % 4 {
-        0 => Dialect::Original { bare: true },
-        1 => Dialect::Original { bare: false },
-        _ => Dialect::V1 { resumed: false },
+        0 => AppendDialect::Original { bare: true },
+        1 => AppendDialect::Original { bare: false },
+        _ => AppendDialect::V1 { resumed: false },
     };
-    let terms = Terms {
+    let limits = AppendLimits {
         times: Default::default(),
-        max_message: [16, 1000, 70_000, u64::MAX][usize::from(limits % 4)],
-        max_resource: [20, 3000, 300_000, u64::MAX][usize::from(limits / 4 % 4)],
+        max_message: [16, 1000, 70_000, u64::MAX][usize::from(sizes % 4)],
+        max_resource: [20, 3000, 300_000, u64::MAX][usize::from(sizes / 4 % 4)],
         until: None,
     };
     let lines = Lines::parse(&mut input, true);
-    let said = decode(&lines.bytes, true, terms.max_message);
-    let expected = Expected::of(&said, dialect, terms.max_resource);
+    let said = decode(&lines.bytes, true, limits.max_message);
+    let expected = Expected::of(&said, dialect, limits.max_resource);
     // How often the storage makes wait for an append: the loop reads on meanwhile.
-    let waits = limits / 16 % 4;
-    let got = run(append_all(Script::new(lines, None, step), terms, dialect, waits));
+    let waits = sizes / 16 % 4;
+    let got = run(append_all(Script::new(lines, None, step), limits, dialect, waits));
     if expected.overflows {
         // How much of a stream fits depends on how it came.
-        assert!(dialect == Dialect::V1 { resumed: false }, "messages are stored whole");
-        assert!(expected.stored.starts_with(&got.stored) && got.stored.len() as u64 <= terms.max_resource);
+        assert!(dialect == AppendDialect::V1 { resumed: false }, "messages are stored whole");
+        assert!(expected.stored.starts_with(&got.stored) && got.stored.len() as u64 <= limits.max_resource);
     } else {
         assert!(got.stored == expected.stored, "stored {} bytes, expected {}", got.stored.len(), expected.stored.len());
     }
@@ -63,9 +65,9 @@ struct Expected {
 }
 
 impl Expected {
-    fn of(said: &[Said], dialect: Dialect, max: u64) -> Self {
+    fn of(said: &[Said], dialect: AppendDialect, max: u64) -> Self {
         let mut expected = Self { stored: Vec::new(), finished: false, overflows: false, pings: 0, code: None };
-        let v1 = matches!(dialect, Dialect::V1 { .. });
+        let v1 = matches!(dialect, AppendDialect::V1 { .. });
         let mut message = Vec::new();
         for said in said {
             match said {
@@ -107,9 +109,9 @@ impl Expected {
                     expected.code = Some(1000);
                 }
                 Said::Close { code, .. } => expected.code = *code,
-                Said::Breach(code) => expected.code = Some(*code),
+                Said::ProtocolError(code) => expected.code = Some(*code),
                 Said::Eof { between } => {
-                    expected.finished = *between && dialect == Dialect::Original { bare: true };
+                    expected.finished = *between && dialect == AppendDialect::Original { bare: true };
                     expected.code = expected.finished.then_some(1000);
                 }
             }
@@ -184,14 +186,14 @@ impl Append for SlowAppend {
     }
 }
 
-async fn append_all(io: Script, terms: Terms, dialect: Dialect, waits: u8) -> Got {
+async fn append_all(io: Script, limits: AppendLimits, dialect: AppendDialect, waits: u8) -> Got {
     let streams = Streams::new(Slow { inner: MemoryStorage::new(u64::MAX), waits });
     let (hub, key) = (&streams.hub, Key::new("a").expect("a key"));
-    let Ok(Attached::Open { lease, .. }) = hub.attach(&key, Attach::new(Open::Continue)).await else {
+    let Ok(Attached::Open { lease, .. }) = hub.attach(&key, AttachRequest::new(Open::Continue)).await else {
         panic!("not let in")
     };
     let heard = Arc::clone(&io.heard);
-    append::run(Arc::clone(hub), io, lease, terms, dialect).await;
+    websocket::run(Arc::clone(hub), io, lease, limits, dialect).await;
     hub.tasks.close();
     hub.tasks.wait().await;
     let mut got = Got { stored: Vec::new(), state: None, told: std::mem::take(&mut heard.lock().unwrap()) };
@@ -208,8 +210,8 @@ async fn append_all(io: Script, terms: Terms, dialect: Dialect, waits: u8) -> Go
 
 /// What the peer was told is frames, with answers to its pings, acknowledgements of nothing but what is stored, and a
 /// close frame.
-fn check_told(got: &Got, expected: &Expected, dialect: Dialect, said: &[Said]) {
-    let v1 = matches!(dialect, Dialect::V1 { .. });
+fn check_told(got: &Got, expected: &Expected, dialect: AppendDialect, said: &[Said]) {
+    let v1 = matches!(dialect, AppendDialect::V1 { .. });
     let (mut pongs, mut acked, mut closed, mut finished) = (Vec::new(), None, None, false);
     for said in decode(&got.told, false, u64::MAX) {
         match said {
@@ -224,7 +226,7 @@ fn check_told(got: &Got, expected: &Expected, dialect: Dialect, said: &[Said]) {
             Said::Close { code, between: true } => closed = code,
             Said::Eof { between: true } => {}
             // The peer was silent for a while.
-            Said::Ping(payload) if payload.is_empty() && dialect != (Dialect::Original { bare: true }) => {}
+            Said::Ping(payload) if payload.is_empty() && dialect != (AppendDialect::Original { bare: true }) => {}
             other => panic!("the server said {other:?}"),
         }
     }

@@ -2,11 +2,12 @@
 
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header};
 
-use crate::asked::{Asked, Range, Reading};
+use crate::access::Verb;
 use crate::error::ErrorKind;
-use crate::hub::Begin;
-use crate::intent::{Intent, Rules, Verb};
 use crate::key::Key;
+use crate::protocol::StartPosition;
+use crate::server::intent::{Intent, Rules};
+use crate::server::parameters::{FollowHeaders, Parameters, Range};
 
 /// Makes a request of text that looks like one: a method, a target and a version in the first line, then headers. Lines
 /// that can't be headers are left out. `None` if hyper would not let it through either.
@@ -76,15 +77,15 @@ pub fn intent(data: &[u8]) -> bool {
         }
         Intent::MethodNotAllowed { .. } => assert!(rules.plain && verb.is_some()),
         Intent::Preflight => assert!(rules.plain && request.method() == Method::OPTIONS),
-        Intent::Socket { verb: meant, key: at, .. } => {
+        Intent::WebSocket { verb: meant, key: at, .. } => {
             assert!(upgrades && agree && Some(*meant) == verb.or(rules.default_verb) && is(&key, at));
         }
-        Intent::Plain { verb: meant, key: at } => {
+        Intent::Http { verb: meant, key: at } => {
             assert!(rules.plain && agree && is(&key, at) && *meant != Verb::Delete);
             assert!(verb.is_none_or(|verb| verb == *meant));
             assert!(*meant == Verb::Append || matches!(*request.method(), Method::GET | Method::HEAD));
         }
-        Intent::Serve { key: at } => {
+        Intent::Read { key: at } => {
             assert!(rules.plain && verbs.is_empty() && is(&key, at));
             assert!(matches!(*request.method(), Method::GET | Method::HEAD));
         }
@@ -92,7 +93,7 @@ pub fn intent(data: &[u8]) -> bool {
             assert!(rules.plain && verbs.is_empty() && is(&key, at) && *request.method() == Method::DELETE);
         }
     }
-    check_options(request) && matches!(intent, Intent::Socket { .. } | Intent::Plain { .. })
+    check_options(request) && matches!(intent, Intent::WebSocket { .. } | Intent::Http { .. })
 }
 
 fn is(key: &Option<crate::Result<Key>>, at: &Key) -> bool {
@@ -114,7 +115,7 @@ fn check_options(request: Request<()>) -> bool {
     let wait = number("wait", None);
     let (head, ()) = request.into_parts();
     let mut understood = false;
-    match Asked::to_append(&head) {
+    match Parameters::to_append(&head) {
         Ok(asked) => {
             assert_eq!((asked.offset.map(Some), asked.finish.map(Some)), (offset, finish));
             assert!(asked.finish.is_none() || asked.life.is_some());
@@ -122,35 +123,35 @@ fn check_options(request: Request<()>) -> bool {
         }
         Err(error) => assert_eq!(error.kind(), ErrorKind::BadRequest),
     }
-    match Asked::to_follow(&head) {
+    match Parameters::to_follow(&head) {
         Ok(asked) => {
             let begin = match (offset, tail, lines) {
-                (None, None, None) => Begin::Start,
-                (Some(Some(offset)), None, None) => Begin::Offset(offset),
-                (None, Some(Some(tail)), None) => Begin::Tail(tail),
-                (None, None, Some(Some(lines))) => Begin::Lines(lines),
+                (None, None, None) => StartPosition::Beginning,
+                (Some(Some(offset)), None, None) => StartPosition::Offset(offset),
+                (None, Some(Some(tail)), None) => StartPosition::Tail(tail),
+                (None, None, Some(Some(lines))) => StartPosition::Lines(lines),
                 other => panic!("{other:?} was taken for {:?}", asked.begin),
             };
             assert_eq!(asked.begin, begin);
             assert!(wait.is_none() || asked.wait.map(|wait| Some(wait.as_secs())) == wait);
-            understood |= asked.begin != Begin::Start;
+            understood |= asked.begin != StartPosition::Beginning;
         }
         Err(error) => assert_eq!(error.kind(), ErrorKind::BadRequest),
     }
     for verb in [Verb::Append, Verb::Follow] {
-        if let Ok(asked) = Asked::of(&head, verb) {
+        if let Ok(asked) = Parameters::of(&head, verb) {
             let offered = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().any(|offer| {
                 offer.as_bytes().split(|byte| *byte == b',').any(|name| name.trim_ascii() == b"httpfstream.v1")
             });
             assert_eq!(asked.v1, offered);
-            assert!(asked.v1 || asked == Asked::default());
+            assert!(asked.v1 || asked == Parameters::default());
         }
     }
-    match Reading::of(&head) {
+    match FollowHeaders::of(&head) {
         Ok(reading) => {
             let range = head.headers.get(header::RANGE).map(HeaderValue::as_bytes);
             assert!(range.is_some() || reading.range == Range::No);
-            if let (Range::From(Begin::Offset(first)), Some(range)) = (reading.range, range) {
+            if let (Range::From(StartPosition::Offset(first)), Some(range)) = (reading.range, range) {
                 let text = std::str::from_utf8(range).expect("ASCII");
                 let (_, text) = text.split_once('=').expect("a unit");
                 let digits = text.trim().split('-').next().expect("a first byte");

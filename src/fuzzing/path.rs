@@ -5,8 +5,8 @@ use std::path::{Component, Path};
 use http::{Request, Uri};
 
 use crate::error::ErrorKind;
-use crate::intent::{Intent, Rules};
 use crate::key::Key;
+use crate::server::intent::{Intent, Rules};
 
 /// A path becomes the key that its decoded characters say, or is refused for what they say; and a request for it gets to
 /// that key, behind a prefix on segment boundaries only.
@@ -36,7 +36,7 @@ pub fn path(data: &[u8]) -> bool {
     let asks = uri.query().is_some_and(|query| query.contains("verb") || query.contains('%'));
     match rules.intent(&request) {
         _ if asks => {}
-        Intent::Serve { key } => assert_eq!(Some(key), expected),
+        Intent::Read { key } => assert_eq!(Some(key), expected),
         Intent::Pass => assert_eq!(expected, None),
         other => panic!("{other:?}"),
     }

@@ -259,7 +259,7 @@ pub(super) enum Said {
         code: Option<u16>,
         between: bool,
     },
-    Breach(u16),
+    ProtocolError(u16),
     Eof {
         between: bool,
     },
@@ -286,7 +286,7 @@ pub(super) fn decode(mut bytes: &[u8], masked: bool, max_message: u64) -> Vec<Sa
             _ => None,
         };
         if let Some(code) = breach {
-            said.push(Said::Breach(code));
+            said.push(Said::ProtocolError(code));
             return said;
         }
         let arrived = usize::try_from(header.len).unwrap_or(usize::MAX).min(bytes.len());
@@ -317,9 +317,9 @@ pub(super) fn decode(mut bytes: &[u8], masked: bool, max_message: u64) -> Vec<Sa
                     None if payload.is_empty() => Said::Close { code, between },
                     Some(1000..=1003 | 1007..=1014 | 3000..=4999) => match std::str::from_utf8(&payload[2..]) {
                         Ok(_) => Said::Close { code, between },
-                        Err(_) => Said::Breach(1007),
+                        Err(_) => Said::ProtocolError(1007),
                     },
-                    _ => Said::Breach(1002),
+                    _ => Said::ProtocolError(1002),
                 });
                 return said;
             }

@@ -5,10 +5,10 @@ use data_encoding::BASE64;
 
 use super::Input;
 use super::peer::{Said, decode};
-use crate::events::Encoder;
-use crate::storage::{Life, State};
-use crate::wire::pieces::Pieces;
-use crate::wire::text::Framer;
+use crate::buffer::ByteQueue;
+use crate::protocol::events::Encoder;
+use crate::state::{Life, State};
+use crate::websocket::text::Framer;
 
 /// Bytes that come in any pieces are put together again to the same bytes by whoever reads the frames or the events.
 pub fn text(data: &[u8]) -> bool {
@@ -40,7 +40,7 @@ pub fn text(data: &[u8]) -> bool {
 
 fn check_frames(pieces: &[Bytes], together: usize, whole: &[u8], original: bool) {
     let mut framer = Framer::new(original);
-    let mut out = Pieces::default();
+    let mut out = ByteQueue::default();
     for pair in pieces.chunks(together) {
         framer.push(pair.to_vec().into(), &mut out);
     }

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Hub, Phase, Progress, Resource, Seat};
+use super::{FollowerPermit, Hub, Phase, Progress, Resource};
+use crate::buffer::ByteQueue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
-use crate::storage::{ByteStream, Life, Stat, State, stream};
-use crate::wire::pieces::Pieces;
+use crate::protocol::StartPosition;
+use crate::state::{Life, Stat, State};
+use crate::storage::{ByteStream, stream};
 
 /// A follower's place.
 pub(crate) struct Cursor {
@@ -25,20 +27,7 @@ pub(crate) struct Cursor {
     /// As it was told last.
     phase: Phase,
     /// Counts it.
-    _seat: Option<Seat>,
-}
-
-/// Where a follower begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Begin {
-    #[default]
-    Start,
-    /// At this byte.
-    Offset(u64),
-    /// This many bytes before the end.
-    Tail(u64),
-    /// This many lines before the end.
-    Lines(u64),
+    _permit: Option<FollowerPermit>,
 }
 
 /// How much is read at once to find lines.
@@ -53,7 +42,7 @@ const ROOM: Duration = Duration::from_secs(1);
 /// What a cursor found next.
 #[derive(Debug)]
 pub(crate) enum Step {
-    Data(Pieces),
+    Data(ByteQueue),
     /// The appender was lost, has parked the resource, or is back.
     State(State),
     /// That was all, and the resource is now in this state.
@@ -70,7 +59,7 @@ impl Cursor {
     }
 
     /// A cursor over a resource that nobody appends to.
-    pub(super) fn at_rest(hub: &Arc<Hub>, key: &Key, stat: &Stat) -> Self {
+    pub(super) fn closed(hub: &Arc<Hub>, key: &Key, stat: &Stat) -> Self {
         let (_, progress) = watch::channel(Progress { len: stat.len, phase: Phase::Ended(stat.state) });
         Self::new(Arc::clone(hub), key.clone(), stat.life, progress, None)
     }
@@ -83,22 +72,22 @@ impl Cursor {
         resource: Option<Arc<Resource>>,
     ) -> Self {
         let phase = progress.borrow().phase;
-        Self { hub, key, life, at: 0, progress, resource, reading: None, phase, _seat: None }
+        Self { hub, key, life, at: 0, progress, resource, reading: None, phase, _permit: None }
     }
 
-    pub(super) fn seated(self, seat: Seat) -> Self {
-        Self { _seat: Some(seat), ..self }
+    pub(super) fn with_permit(self, permit: FollowerPermit) -> Self {
+        Self { _permit: Some(permit), ..self }
     }
 
     /// Moves to where the follower wants to begin.
-    pub(crate) async fn start(&mut self, from: Begin) -> Result<()> {
+    pub(crate) async fn start(&mut self, from: StartPosition) -> Result<()> {
         let len = self.len();
         self.at = match from {
-            Begin::Start => 0,
-            Begin::Offset(at) if at > len => return Err(ErrorKind::PastEnd.into()),
-            Begin::Offset(at) => at,
-            Begin::Tail(bytes) => len.saturating_sub(bytes),
-            Begin::Lines(lines) => self.lines_before(len, lines).await?,
+            StartPosition::Beginning => 0,
+            StartPosition::Offset(at) if at > len => return Err(ErrorKind::PastEnd.into()),
+            StartPosition::Offset(at) => at,
+            StartPosition::Tail(bytes) => len.saturating_sub(bytes),
+            StartPosition::Lines(lines) => self.lines_before(len, lines).await?,
         };
         Ok(())
     }
@@ -186,7 +175,7 @@ impl Cursor {
                 match next {
                     Some(Ok(bytes)) if bytes.len() as u64 <= end - self.at => {
                         self.at += bytes.len() as u64;
-                        let mut pieces = Pieces::default();
+                        let mut pieces = ByteQueue::default();
                         pieces.push(bytes);
                         return Ok(Step::Data(pieces));
                     }

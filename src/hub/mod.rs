@@ -2,7 +2,7 @@
 //!
 //! A resource is bytes in the storage plus one number, the committed length. The appender makes bytes committed and
 //! then moves the number; a follower is a [`Cursor`] that reads up to the number and awaits its next change, or is written
-//! what comes while it waits in the [audience]. Nothing is queued per follower.
+//! what comes while it waits in the [idle_groups]. Nothing is queued per follower.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -15,48 +15,43 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::budget::{Budget, Share};
+use crate::budget::{Budget, Reservation};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
-use crate::storage::erased::{BoxFuture, DynAppend, DynStorage, hangs};
-use crate::storage::{Life, Open, Stat, State, stream};
-use crate::streams::{Durability, Event};
+use crate::state::{Life, Stat, State};
+use crate::storage::erased::{DynAppend, DynStorage, unresponsive};
+use crate::storage::{Open, stream};
+use futures_core::future::BoxFuture;
 
-mod append;
-mod audience;
-mod caps;
+mod config;
 mod cursor;
+mod events;
+mod idle;
+mod lease;
+mod limits;
 mod progress;
 mod resource;
 #[cfg(test)]
 mod sim;
 
-pub(crate) use self::append::Lease;
-use self::append::{end_lost, stop_it};
-pub(crate) use self::audience::{Batch, Listener, Ticket};
-use self::caps::{Followers, one_append};
-pub(crate) use self::caps::{Limits, Seat};
-pub(crate) use self::cursor::{Begin, Cursor, Step};
+pub(crate) use self::config::Config;
+pub use self::config::Durability;
+pub(crate) use self::cursor::{Cursor, Step};
+pub use self::events::Event;
+pub(crate) use self::idle::{GroupWrite, IdleMember, Membership};
+pub(crate) use self::lease::Lease;
+use self::lease::{end_lost, stop_it};
+#[cfg(test)]
+pub(crate) use self::limits::READ_AHEAD;
+use self::limits::{FollowerCounts, one_append};
+pub(crate) use self::limits::{FollowerPermit, Limits};
 pub(crate) use self::progress::{Phase, Progress};
 pub(crate) use self::resource::Resource;
 use self::resource::{Held, Place};
 
-/// How much a lagging listener for events can be behind before it is told that it missed some.
+/// How much a lagging member for events can be behind before it is told that it missed some.
 const EVENTS: usize = 1024;
-
-#[derive(Debug, Clone)]
-pub(crate) struct Config {
-    pub(crate) tail_cache: usize,
-    pub(crate) durability: Durability,
-    /// How long a lost appender may take to come back.
-    pub(crate) grace: Duration,
-    /// How long a resource may be parked.
-    pub(crate) parking: Duration,
-    pub(crate) limits: Limits,
-    /// How long the storage may take.
-    pub(crate) patience: Duration,
-}
 
 pub(crate) struct Hub {
     pub(crate) storage: Box<dyn DynStorage>,
@@ -64,20 +59,20 @@ pub(crate) struct Hub {
     live: Mutex<HashMap<Key, Entry>>,
     /// What syncs are timed by.
     begun: Instant,
-    followers: Arc<Followers>,
+    followers: Arc<FollowerCounts>,
     /// For each resource that is not at rest.
     appends: Arc<Budget>,
     /// Bytes of messages that have arrived in part.
-    pub(crate) incomplete: Arc<Budget>,
+    pub(crate) message_budget: Arc<Budget>,
     /// Memory for what appenders sent while the storage was busy.
-    pub(crate) ahead: Arc<Budget>,
+    pub(crate) read_ahead_budget: Arc<Budget>,
     /// Set once what an earlier process left lost has its grace.
     adopted: OnceCell<()>,
     events: broadcast::Sender<Event>,
     /// No new work.
-    pub(crate) soft: CancellationToken,
+    pub(crate) shutting_down: CancellationToken,
     /// No work at all.
-    pub(crate) hard: CancellationToken,
+    pub(crate) aborting: CancellationToken,
     /// All connections and whatever must not be cut short.
     pub(crate) tasks: TaskTracker,
     /// One token for each lease.
@@ -85,7 +80,7 @@ pub(crate) struct Hub {
 }
 
 enum Entry {
-    /// The storage is being asked. `since` is when that began; `None`: it hangs.
+    /// The storage is being asked. `since` is when that began; `None`: it unresponsive.
     Opening {
         /// Cancelled when it has answered.
         settled: CancellationToken,
@@ -100,22 +95,22 @@ pub(crate) enum Found {
     /// More may come.
     Open(Cursor),
     /// Nobody appends, and nobody is waited for.
-    AtRest(Cursor, Stat),
+    Closed(Cursor, Stat),
 }
 
 impl Found {
     /// Counts its follower as long as there is one.
-    fn seated(self, seat: Seat) -> Self {
+    fn with_permit(self, permit: FollowerPermit) -> Self {
         match self {
-            Self::Open(cursor) => Self::Open(cursor.seated(seat)),
-            Self::AtRest(cursor, stat) => Self::AtRest(cursor.seated(seat), stat),
+            Self::Open(cursor) => Self::Open(cursor.with_permit(permit)),
+            Self::Closed(cursor, stat) => Self::Closed(cursor.with_permit(permit), stat),
         }
     }
 }
 
 /// How an appender wants a resource.
 #[derive(Debug, Clone)]
-pub(crate) struct Attach {
+pub(crate) struct AttachRequest {
     pub(crate) how: Open,
     /// Who it is, if it may come back.
     pub(crate) owner: Option<Owner>,
@@ -127,7 +122,7 @@ pub(crate) struct Attach {
     pub(crate) finish: Option<u64>,
 }
 
-impl Attach {
+impl AttachRequest {
     pub(crate) fn new(how: Open) -> Self {
         Self { how, owner: None, offset: None, life: None, finish: None }
     }
@@ -143,7 +138,7 @@ impl Attach {
     }
 }
 
-/// What became of an [`Attach`].
+/// What became of an [`AttachRequest`].
 pub(crate) enum Attached {
     /// `resumed`: the resource's last byte came from this very appender.
     Open { lease: Lease, resumed: bool },
@@ -168,15 +163,15 @@ impl Hub {
             storage,
             live: Mutex::default(),
             begun: Instant::now(),
-            followers: Followers::new(config.limits),
+            followers: FollowerCounts::new(config.limits),
             appends: Budget::new(config.limits.appends),
-            incomplete: Budget::new(config.limits.incomplete),
-            ahead: Budget::new(crate::append::AHEAD_OF_ALL),
+            message_budget: Budget::new(config.limits.incomplete),
+            read_ahead_budget: Budget::new(limits::READ_AHEAD),
             config,
             adopted: OnceCell::new(),
             events: broadcast::channel(EVENTS).0,
-            soft: CancellationToken::new(),
-            hard: CancellationToken::new(),
+            shutting_down: CancellationToken::new(),
+            aborting: CancellationToken::new(),
             tasks: TaskTracker::new(),
             leases: TaskTracker::new(),
         }
@@ -202,11 +197,12 @@ impl Hub {
     }
 
     /// Gives what an earlier process left lost its grace. Done once, before anything else.
-    pub(crate) async fn adopt_all(self: &Arc<Self>) -> Result<()> {
+    pub(crate) async fn recover(self: &Arc<Self>) -> Result<()> {
         let adopting = async || {
             let mut lost = self.storage.lost();
-            let next =
-                async |lost: &mut _| timeout(self.config.patience, stream::next(lost)).await.map_err(|_| hangs());
+            let next = async |lost: &mut _| {
+                timeout(self.config.storage_timeout, stream::next(lost)).await.map_err(|_| unresponsive())
+            };
             while let Some(found) = next(&mut lost).await? {
                 match found {
                     Ok((key, stat)) => self.adopt(key, &stat),
@@ -243,10 +239,10 @@ impl Hub {
     /// Opens a resource for appending.
     ///
     /// Cancel safe: what the storage opens for nobody is released.
-    pub(crate) async fn attach(self: &Arc<Self>, key: &Key, attach: Attach) -> Result<Attached> {
-        self.adopt_all().await?;
+    pub(crate) async fn attach(self: &Arc<Self>, key: &Key, attach: AttachRequest) -> Result<Attached> {
+        self.recover().await?;
         loop {
-            if self.soft.is_cancelled() {
+            if self.shutting_down.is_cancelled() {
                 return Err(ErrorKind::ShuttingDown.into());
             }
             let tried = self.try_attach(key, &attach).await?;
@@ -292,18 +288,18 @@ impl Hub {
                 }),
             };
             // If that takes too long it goes on to its end, for nobody.
-            let opened = timeout(self.config.patience, opened).await.map_err(|_| hangs())?;
+            let opened = timeout(self.config.storage_timeout, opened).await.map_err(|_| unresponsive())?;
             if let Some(attached) = opened.map_err(Error::storage)?? {
                 return Ok(attached);
             }
         }
     }
 
-    async fn try_attach(self: &Arc<Self>, key: &Key, attach: &Attach) -> Result<Try> {
+    async fn try_attach(self: &Arc<Self>, key: &Key, attach: &AttachRequest) -> Result<Try> {
         {
             let mut live = self.live();
             match live.get(key) {
-                Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(hangs()),
+                Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(unresponsive()),
                 // Whoever may come back waits for what its own older connection has begun.
                 Some(Entry::Opening { settled, .. }) if attach.owner.is_some() => {
                     return Ok(Try::Again(settled.clone()));
@@ -373,7 +369,7 @@ impl Hub {
     }
 
     /// Takes a key that nobody has.
-    fn opening(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: &Key, counted: Option<Share>) -> Opening {
+    fn opening(self: &Arc<Self>, live: &mut HashMap<Key, Entry>, key: &Key, counted: Option<Reservation>) -> Opening {
         let settled = CancellationToken::new();
         live.insert(key.clone(), Entry::Opening { settled: settled.clone(), since: Some(Instant::now()) });
         Opening { hub: Arc::clone(self), key: key.clone(), settled, counted }
@@ -404,7 +400,7 @@ impl Hub {
         let (holder, over) = (held.holder, held.over.clone());
         let (hub, resource) = (Arc::clone(self), Arc::clone(resource));
         let limit = match resource.phase() {
-            Phase::Parked => self.config.parking,
+            Phase::Parked => self.config.parking_timeout,
             _ => self.config.grace,
         };
         let waiting = async move {
@@ -412,7 +408,7 @@ impl Hub {
                 biased;
                 // It is back, or has ended.
                 () = over.cancelled() => return,
-                () = hub.soft.cancelled() => true,
+                () = hub.shutting_down.cancelled() => true,
                 () = tokio::time::sleep(limit) => false,
             };
             let left = {
@@ -440,16 +436,16 @@ impl Hub {
     ///
     /// Cancel safe.
     pub(crate) async fn follow(self: &Arc<Self>, key: &Key) -> Result<Option<Found>> {
-        let seat = self.followers.seat(key)?;
-        Ok(self.look_up(key).await?.map(|found| found.seated(seat)))
+        let permit = self.followers.permit(key)?;
+        Ok(self.look_up(key).await?.map(|found| found.with_permit(permit)))
     }
 
     async fn look_up(self: &Arc<Self>, key: &Key) -> Result<Option<Found>> {
-        self.adopt_all().await?;
+        self.recover().await?;
         loop {
             let opening = match self.live().get(key) {
                 Some(Entry::Open(resource)) => return Ok(Some(Found::Open(Cursor::live(self, resource)))),
-                Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(hangs()),
+                Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(unresponsive()),
                 Some(Entry::Opening { settled, .. }) => Some(settled.clone()),
                 None => None,
             };
@@ -460,7 +456,9 @@ impl Hub {
             let Some(stat) = self.storage.stat(key).await? else { return Ok(None) };
             match stat.state {
                 // More may come, but not here; it isn't at rest.
-                state if state.is_open() && self.soft.is_cancelled() => return Err(ErrorKind::ShuttingDown.into()),
+                state if state.is_open() && self.shutting_down.is_cancelled() => {
+                    return Err(ErrorKind::ShuttingDown.into());
+                }
                 // It was live here a moment ago, or is live on another node.
                 State::Live => {
                     if !self.live().contains_key(key) {
@@ -469,7 +467,7 @@ impl Hub {
                 }
                 // Another node left it.
                 State::Lost | State::Parked => self.adopt(key.clone(), &stat),
-                _ => return Ok(Some(Found::AtRest(Cursor::at_rest(self, key, &stat), stat))),
+                _ => return Ok(Some(Found::Closed(Cursor::closed(self, key, &stat), stat))),
             }
         }
     }
@@ -477,9 +475,9 @@ impl Hub {
     /// Waits for an absent resource, up to a time, and finds it as [`follow`](Self::follow) does.
     ///
     /// Cancel safe.
-    pub(crate) async fn follow_within(self: &Arc<Self>, key: &Key, limit: Duration) -> Result<Option<Found>> {
+    pub(crate) async fn follow_when_created(self: &Arc<Self>, key: &Key, limit: Duration) -> Result<Option<Found>> {
         // Whoever waits costs as much as whoever follows.
-        let seat = self.followers.seat(key)?;
+        let permit = self.followers.permit(key)?;
         let mut events = self.subscribe();
         let waiting = async {
             loop {
@@ -501,15 +499,15 @@ impl Hub {
         let found: Result<Option<Found>> = tokio::select! {
             biased;
             found = waiting => found,
-            () = self.soft.cancelled() => Err(ErrorKind::ShuttingDown.into()),
+            () = self.shutting_down.cancelled() => Err(ErrorKind::ShuttingDown.into()),
             () = tokio::time::sleep(limit) => Ok(None),
         };
-        Ok(found?.map(|found| found.seated(seat)))
+        Ok(found?.map(|found| found.with_permit(permit)))
     }
 
     /// What is known of a resource.
     pub(crate) async fn stat(self: &Arc<Self>, key: &Key) -> Result<Option<Stat>> {
-        self.adopt_all().await?;
+        self.recover().await?;
         let open = match self.live().get(key) {
             Some(Entry::Open(resource)) => Some(resource.stat()),
             _ => None,
@@ -522,13 +520,13 @@ impl Hub {
 
     /// Deletes a resource; its appender is fenced, its followers are told that it is cut.
     pub(crate) async fn delete(self: &Arc<Self>, key: &Key) -> Result<()> {
-        self.adopt_all().await?;
+        self.recover().await?;
         let resource = loop {
             let opening = {
                 let mut live = self.live();
                 match live.get(key) {
                     Some(Entry::Open(resource)) => break Ok(Arc::clone(resource)),
-                    Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(hangs()),
+                    Some(Entry::Opening { since, .. }) if self.is_overdue(*since) => return Err(unresponsive()),
                     Some(Entry::Opening { settled, .. }) => settled.clone(),
                     // Nobody opens it meanwhile: the storage would fence an appender that is live here.
                     None => break Err(self.opening(&mut live, key, None)),
@@ -552,14 +550,14 @@ impl Hub {
             hub.emit(Event::Deleted { key });
             Ok(())
         });
-        timeout(self.config.patience, deleting).await.map_err(|_| hangs())?.map_err(Error::storage)?
+        timeout(self.config.storage_timeout, deleting).await.map_err(|_| unresponsive())?.map_err(Error::storage)?
     }
 
     /// A cursor on a resource that another node appends to, or another hub on the same storage.
     fn follow_elsewhere(self: &Arc<Self>, key: &Key, stat: &Stat) -> Cursor {
         let (send, receive) = watch::channel(Progress { len: stat.len, phase: Phase::Live });
         let mut stats = self.storage.follow(key, stat.life, stat.len);
-        let soft = self.soft.clone();
+        let shutting_down = self.shutting_down.clone();
         self.tasks.spawn(async move {
             loop {
                 let next = tokio::select! {
@@ -567,7 +565,7 @@ impl Hub {
                     next = stream::next(&mut stats) => next,
                     () = send.closed() => return,
                     // Its appender is another node's, and goes on: nobody here can wait for its end.
-                    () = soft.cancelled() => {
+                    () = shutting_down.cancelled() => {
                         send.send_modify(|progress| progress.phase = Phase::Cut(ErrorKind::ShuttingDown));
                         return;
                     }
@@ -611,21 +609,21 @@ impl Hub {
 
     /// Whether the storage takes too long.
     fn is_overdue(&self, since: Option<Instant>) -> bool {
-        since.is_none_or(|since| since.elapsed() >= self.config.patience)
+        since.is_none_or(|since| since.elapsed() >= self.config.storage_timeout)
     }
 
     /// Waits for what has begun at a key.
     ///
     /// Cancel safe.
     async fn until(&self, settled: &CancellationToken) -> Result<()> {
-        timeout(self.config.patience, settled.cancelled()).await.map_err(|_| hangs())
+        timeout(self.config.storage_timeout, settled.cancelled()).await.map_err(|_| unresponsive())
     }
 
     /// Awaits what the storage does to a resource. If that takes too long the followers are told so, and the key stays
     /// taken until it is done.
     async fn settled<T>(self: &Arc<Self>, resource: &Arc<Resource>, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
-        if let Ok(done) = timeout(self.config.patience, work.as_mut()).await {
+        if let Ok(done) = timeout(self.config.storage_timeout, work.as_mut()).await {
             return done;
         }
         tracing::error!(key = %resource.key, "the storage does not answer; the resource is out of order until it does");
@@ -633,7 +631,7 @@ impl Hub {
         work.await
     }
 
-    /// Ends a resource that the storage hangs on, and takes its key, unless it has ended already.
+    /// Ends a resource that the storage unresponsive on, and takes its key, unless it has ended already.
     fn take(self: &Arc<Self>, resource: &Arc<Resource>) -> Option<Opening> {
         let mut live = self.live();
         if !matches!(live.get(&resource.key), Some(Entry::Open(here)) if Arc::ptr_eq(here, resource)) {
@@ -691,7 +689,7 @@ impl Hub {
 }
 
 /// Whether the resource is as the appender wants it. Says whether it is known to the resource.
-fn check(attach: &Attach, stat: &Stat) -> Result<bool> {
+fn check(attach: &AttachRequest, stat: &Stat) -> Result<bool> {
     let known = attach.owner.is_some_and(|owner| owner != Owner::ANYONE && Some(owner) == stat.owner);
     if !known && attach.life.is_some_and(|life| life != stat.life) {
         return Err(ErrorKind::Life.into());
@@ -708,7 +706,7 @@ struct Opening {
     key: Key,
     settled: CancellationToken,
     /// Counts the resource that it is to become, or has been.
-    counted: Option<Share>,
+    counted: Option<Reservation>,
 }
 
 /// When to do what has to be done within this time. There are two such moments in it, the same for all, since many syncs
@@ -726,7 +724,7 @@ impl Opening {
     /// Gives what turned out to be lost its grace.
     fn adopt(mut self, stat: &Stat) {
         self.counted = None;
-        if !self.hub.soft.is_cancelled() {
+        if !self.hub.shutting_down.is_cancelled() {
             // In the place of this opening, so that no other one comes in between.
             self.hub.keep_lost(&mut self.hub.live(), self.key.clone(), stat);
         }
@@ -770,7 +768,7 @@ struct Passing {
 
 impl Passing {
     /// `None`: the resource has ended meanwhile, or begun another life; look again.
-    async fn run(self, attach: Attach) -> Result<Option<Attached>> {
+    async fn run(self, attach: AttachRequest) -> Result<Option<Attached>> {
         let resource = &self.resource;
         let mut append = self.hub.settled(resource, self.hub.storage.open(&resource.key, Open::Takeover)).await?;
         let stat = append.opened().clone();

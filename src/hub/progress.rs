@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
+use crate::buffer::ByteQueue;
 use crate::error::ErrorKind;
-use crate::storage::State;
-use crate::wire::pieces::Pieces;
+use crate::state::State;
 
 /// The one number that followers wait for, and how the resource stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +53,13 @@ const FOR_ALL: usize = 16;
 ///
 /// While much is appended it holds more, for those who have not taken it yet: else each follower of messages that are larger
 /// than the tail would read every one from the storage. (`load -- fanout --load 100,262144,60,20`: 134 and 144 CPU s per
-/// million deliveries with 64 KiB alone, 84 and 100 with this, 57 and 65 the floor.) Followers that are further behind
+/// million deliveries with 64 KiB alone, 84 and 100 with this, 57 and 65 the floor.) FollowerCounts that are further behind
 /// read by themselves: sharing what they read, and taking turns piece by piece, were tried and gave nothing, as they are
 /// too far apart by then.
 #[derive(Debug)]
 pub(super) struct Tail {
     start: u64,
-    pieces: Pieces,
+    pieces: ByteQueue,
     /// What is kept when nobody appends.
     rest: usize,
     /// How much came since it was looked at.
@@ -68,7 +68,7 @@ pub(super) struct Tail {
 
 impl Tail {
     pub(super) fn new(start: u64, rest: usize) -> Self {
-        Self { start, pieces: Pieces::default(), rest, came: 0 }
+        Self { start, pieces: ByteQueue::default(), rest, came: 0 }
     }
 
     /// Adds what so many followers want.
@@ -102,10 +102,10 @@ impl Tail {
     }
 
     /// The bytes of a range, if all of them are here.
-    pub(super) fn get(&self, from: u64, to: u64) -> Option<Pieces> {
+    pub(super) fn get(&self, from: u64, to: u64) -> Option<ByteQueue> {
         let start = usize::try_from(from.checked_sub(self.start)?).ok()?;
         let end = usize::try_from(to.checked_sub(self.start)?).ok().filter(|end| *end <= self.pieces.len())?;
-        let mut found = Pieces::default();
+        let mut found = ByteQueue::default();
         found.expect(0, end - start);
         self.pieces.copy_range(start, end, &mut found);
         Some(found)

@@ -6,15 +6,15 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::audience::{Audience, Listener, Ticket};
+use super::idle::{IdleGroups, IdleMember, Membership};
 use super::progress::Tail;
 use super::{Phase, Progress};
-use crate::budget::Share;
+use crate::budget::Reservation;
 use crate::error::{ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
+use crate::state::{Life, Stat};
 use crate::storage::erased::DynAppend;
-use crate::storage::{Life, Stat};
 
 /// A live or lost resource.
 pub(crate) struct Resource {
@@ -25,7 +25,7 @@ pub(crate) struct Resource {
     progress: watch::Sender<Progress>,
     /// Moves with every change but growth.
     turned: watch::Sender<()>,
-    pub(super) audience: Audience,
+    pub(super) idle_groups: IdleGroups,
     /// Cancelled when the resource has come to rest.
     pub(super) ended: CancellationToken,
     pub(super) owner: Option<Owner>,
@@ -41,7 +41,7 @@ pub(super) struct Held {
     pub(super) place: Place,
     pub(super) tail: Tail,
     /// Counts the resource until it is at rest.
-    pub(super) counted: Option<Share>,
+    pub(super) counted: Option<Reservation>,
 }
 
 /// What stands at the appender's place.
@@ -68,7 +68,7 @@ impl Resource {
         owner: Option<Owner>,
         place: Place,
         tail_cache: usize,
-        counted: Option<Share>,
+        counted: Option<Reservation>,
     ) -> Self {
         let (phase, opened_at) = match place {
             Place::Lost(_) => (Phase::Lost, None),
@@ -81,7 +81,7 @@ impl Resource {
             opened_at,
             progress: watch::Sender::new(Progress { len: stat.len, phase }),
             turned: watch::Sender::new(()),
-            audience: Audience::default(),
+            idle_groups: IdleGroups::default(),
             owner,
             held: Mutex::new(Held {
                 holder: 0,
@@ -111,13 +111,13 @@ impl Resource {
         self.progress.receiver_count() > 0
     }
 
-    /// A seat for a follower that has caught up.
-    pub(crate) fn seat(self: &Arc<Self>, listener: Arc<dyn Listener>) -> Ticket {
-        Audience::join(self, listener)
+    /// A permit for a follower that has caught up.
+    pub(crate) fn join_idle_group(self: &Arc<Self>, member: Arc<dyn IdleMember>) -> Membership {
+        IdleGroups::join(self, member)
     }
 
     /// For whoever sits.
-    pub(crate) fn turns(&self) -> watch::Receiver<()> {
+    pub(crate) fn state_changes(&self) -> watch::Receiver<()> {
         self.turned.subscribe()
     }
 
@@ -157,12 +157,12 @@ impl Resource {
             self.progress.send_modify(|progress| progress.len = len);
             held.tail.is_large()
         };
-        self.audience.tell(self);
+        self.idle_groups.tell(self);
         Ok(large)
     }
 
     /// What a holder is told once it is one no longer.
-    pub(super) fn over_as(&self, holder: u64) -> ErrorKind {
+    pub(super) fn revocation(&self, holder: u64) -> ErrorKind {
         if self.held().holder != holder {
             return ErrorKind::Fenced;
         }

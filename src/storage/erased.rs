@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
+use futures_core::future::BoxFuture;
 use tokio::task::coop::{Unconstrained, unconstrained};
 use tokio::time::{Sleep, sleep};
 
-use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
+use super::{Append, ByteStream, End, EntryStream, Open, StatStream, Storage};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
-
-pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+use crate::state::{Life, Stat};
 
 pub(crate) trait DynStorage: Send + Sync + 'static {
     fn open<'a>(&'a self, key: &'a Key, how: Open) -> BoxFuture<'a, Result<Box<dyn DynAppend>>>;
@@ -63,13 +63,13 @@ impl<S> Guarded<S> {
 }
 
 /// Nothing has been done, and may be tried again.
-pub(crate) fn hangs() -> Error {
+pub(crate) fn unresponsive() -> Error {
     let why = "a call takes longer than it may";
     Error::new(ErrorKind::Overloaded).with_detail("the storage does not answer; try again later").with_source(why)
 }
 
 /// What was begun has failed.
-pub(crate) fn hung() -> Error {
+pub(crate) fn timed_out() -> Error {
     Error::new(ErrorKind::Storage).with_detail("the storage does not answer")
 }
 
@@ -143,7 +143,7 @@ impl<T> Stream for GuardedStream<T> {
                 if late.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                Some(Err(hung()))
+                Some(Err(timed_out()))
             }
             Err(_) => Some(Err(panicked())),
         };
@@ -169,12 +169,12 @@ impl<S: Storage> DynStorage for Guarded<S> {
     }
 
     fn stat<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stat>>> {
-        Box::pin(within(self.limit, hangs, async { self.storage.stat(key).await }))
+        Box::pin(within(self.limit, unresponsive, async { self.storage.stat(key).await }))
     }
 
     fn read<'a>(&'a self, key: &'a Key, life: Life, range: Range<u64>) -> BoxFuture<'a, Result<ByteStream>> {
         Box::pin(async move {
-            let bytes = within(self.limit, hung, async { self.storage.read(key, life, range).await }).await?;
+            let bytes = within(self.limit, timed_out, async { self.storage.read(key, life, range).await }).await?;
             Ok(Box::pin(GuardedStream { items: Some(bytes), limit: Some(self.limit), late: None }) as _)
         })
     }
@@ -188,7 +188,7 @@ impl<S: Storage> DynStorage for Guarded<S> {
     }
 
     fn file<'a>(&'a self, key: &'a Key, life: Life) -> BoxFuture<'a, Result<Option<File>>> {
-        Box::pin(within(self.limit, hangs, async move { self.storage.file(key, life).await }))
+        Box::pin(within(self.limit, unresponsive, async move { self.storage.file(key, life).await }))
     }
 
     fn lost(&self) -> EntryStream {
@@ -213,12 +213,12 @@ impl<A: Append> DynAppend for GuardedAppend<A> {
         if self.unclaimed {
             return Box::pin(std::future::ready(Err(panicked())));
         }
-        Box::pin(within(self.limit, hung, async { self.append.append(data).await }))
+        Box::pin(within(self.limit, timed_out, async { self.append.append(data).await }))
     }
 
     fn sync(&self) -> BoxFuture<'static, Result<u64>> {
         match catch_unwind(AssertUnwindSafe(|| self.append.sync())) {
-            Ok(sync) => Box::pin(within(self.limit, hung, sync)),
+            Ok(sync) => Box::pin(within(self.limit, timed_out, sync)),
             Err(_) => Box::pin(std::future::ready(Err(panicked()))),
         }
     }
@@ -253,7 +253,7 @@ mod tests {
             busy(&mut polls, cx);
             Poll::Pending::<Result<()>>
         });
-        assert_eq!(within(limit, hangs, call).await.unwrap_err().kind(), ErrorKind::Overloaded);
+        assert_eq!(within(limit, unresponsive, call).await.unwrap_err().kind(), ErrorKind::Overloaded);
 
         struct Busy(u32);
         impl Stream for Busy {
@@ -265,6 +265,6 @@ mod tests {
         }
         let mut stream = GuardedStream { items: Some(Box::pin(Busy(0))), limit: Some(limit), late: None };
         let next = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await;
-        assert_eq!(next.unwrap().unwrap_err().to_string(), hung().to_string());
+        assert_eq!(next.unwrap().unwrap_err().to_string(), timed_out().to_string());
     }
 }

@@ -7,11 +7,12 @@ use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 
-use super::erased::BoxFuture;
-use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, State, Storage, check_range, stream};
+use super::{Append, ByteStream, End, EntryStream, Open, Storage, check_range, stream};
 use crate::error::{ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
+use crate::state::{Life, Stat, State};
+use futures_core::future::BoxFuture;
 
 /// The size of one block of a resource's bytes. A resource shorter than this takes what it needs.
 const BLOCK: usize = 64 * 1024;

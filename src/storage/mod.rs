@@ -36,19 +36,21 @@
 //!    [`storage_timeout`](crate::StreamsBuilder::storage_timeout), but gives a resource to nobody else before the storage has
 //!    confirmed that the old call ended or is fenced. So is one that panics.
 
-use std::fmt;
 use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
 
 use crate::error::{ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
+#[cfg(doc)]
+use crate::state::State;
+use crate::state::{Life, Stat};
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -63,6 +65,7 @@ pub(crate) mod stream;
 #[cfg(unix)]
 pub use self::fs::{FsStorage, FsStorageBuilder};
 pub use self::memory::MemoryStorage;
+pub use crate::state::End;
 
 /// A piece of a resource, chunk by chunk.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send + 'static>>;
@@ -70,155 +73,6 @@ pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send + 'static>
 pub type StatStream = Pin<Box<dyn Stream<Item = Result<Stat>> + Send + 'static>>;
 /// Resources, one after the other: see [`Storage::list`].
 pub type EntryStream = Pin<Box<dyn Stream<Item = Result<(Key, Stat)>> + Send + 'static>>;
-
-/// One life of a resource, from its creation to its deletion: an opaque token that never repeats.
-///
-/// Bytes of one life at one offset never change.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Life(u128);
-
-impl Life {
-    /// A life from 128 bits of the storage's own, which must never be used for another life of the same key.
-    pub const fn from_bits(bits: u128) -> Self {
-        Self(bits)
-    }
-
-    /// A fresh random life.
-    ///
-    /// # Errors
-    /// [`Storage`](ErrorKind::Storage) if the system has no randomness to give.
-    pub fn random() -> Result<Self> {
-        let mut bits = [0; 16];
-        getrandom::fill(&mut bits).map_err(crate::Error::storage)?;
-        Ok(Self(u128::from_be_bytes(bits)))
-    }
-
-    /// The 128 bits.
-    pub const fn to_bits(self) -> u128 {
-        self.0
-    }
-}
-
-impl fmt::Display for Life {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl std::str::FromStr for Life {
-    type Err = crate::Error;
-
-    /// The inverse of [`Display`](fmt::Display): 32 lowercase hexadecimal digits.
-    fn from_str(text: &str) -> Result<Self> {
-        let digits = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        let bits = u128::from_str_radix(text, 16).ok().filter(|_| digits);
-        let malformed = || crate::Error::new(ErrorKind::BadRequest).with_detail("a life is 32 hexadecimal digits");
-        bits.map(Self).ok_or_else(malformed)
-    }
-}
-
-impl fmt::Debug for Life {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Life({self})")
-    }
-}
-
-/// How a resource stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum State {
-    /// An appender is attached.
-    Live,
-    /// The appender was lost and may come back: see [`Append::claim`].
-    Lost,
-    /// The appender left it open between two requests and will come back. Known to this process only: to a storage it
-    /// is live, and after a restart it is lost.
-    Parked,
-    /// The last appender ended cleanly. May be appended to again.
-    Finished,
-    /// The last appender was lost and did not come back. May be appended to again.
-    Interrupted,
-    /// Finished for good.
-    Sealed,
-}
-
-impl State {
-    /// The name on the wire, as in the `Stream-State` header.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Live => "live",
-            Self::Lost => "lost",
-            Self::Parked => "parked",
-            Self::Finished => "finished",
-            Self::Interrupted => "interrupted",
-            Self::Sealed => "sealed",
-        }
-    }
-
-    /// Whether its last appender said that this is all: finished or sealed.
-    pub const fn is_complete(self) -> bool {
-        matches!(self, Self::Finished | Self::Sealed)
-    }
-
-    /// Whether more may come by itself: live, lost or parked, nothing has ended yet.
-    pub const fn is_open(self) -> bool {
-        matches!(self, Self::Live | Self::Lost | Self::Parked)
-    }
-}
-
-impl std::str::FromStr for State {
-    type Err = crate::Error;
-
-    /// The inverse of [`as_str`](Self::as_str).
-    fn from_str(name: &str) -> Result<Self> {
-        let all = [Self::Live, Self::Lost, Self::Parked, Self::Finished, Self::Interrupted, Self::Sealed];
-        let found = all.into_iter().find(|state| state.as_str() == name);
-        found.ok_or_else(|| crate::Error::new(ErrorKind::BadRequest).with_detail("there is no such state"))
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// What is known of a resource at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stat {
-    /// Which life this is.
-    pub life: Life,
-    /// The committed length in bytes.
-    pub len: u64,
-    /// How it stands.
-    pub state: State,
-    /// When bytes were last added, where the storage knows.
-    pub modified: Option<SystemTime>,
-    /// Whoever [claimed](Append::claim) the resource and appended last in this life, where the storage keeps it.
-    pub owner: Option<Owner>,
-}
-
-impl Stat {
-    /// A stat without a modification time.
-    pub const fn new(life: Life, len: u64, state: State) -> Self {
-        Self { life, len, state, modified: None, owner: None }
-    }
-
-    /// Adds the modification time.
-    #[must_use]
-    pub const fn modified(mut self, at: Option<SystemTime>) -> Self {
-        self.modified = at;
-        self
-    }
-
-    /// Adds the owner.
-    #[must_use]
-    pub const fn owner(mut self, owner: Option<Owner>) -> Self {
-        self.owner = owner;
-        self
-    }
-}
 
 /// How to open a resource for appending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -232,30 +86,6 @@ pub enum Open {
     ///
     /// What the older appender had in flight has settled when this returns.
     Takeover,
-}
-
-/// How an appender ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum End {
-    /// Cleanly: the resource is finished.
-    Finished,
-    /// Cleanly and for good: the resource is sealed.
-    Sealed,
-    /// The source of the bytes was lost and will not come back. A resource that was opened but not appended to stays as
-    /// it was; one that was [lost](State::Lost) is interrupted from now on.
-    Interrupted,
-}
-
-impl End {
-    /// The state that this end leaves behind.
-    pub const fn state(self) -> State {
-        match self {
-            Self::Finished => State::Finished,
-            Self::Sealed => State::Sealed,
-            Self::Interrupted => State::Interrupted,
-        }
-    }
 }
 
 /// A store of resources. The [module](self) has the contract.
@@ -311,7 +141,7 @@ pub trait Storage: Clone + Send + Sync + 'static {
     }
 
     /// Lists the resources that are [`Lost`](State::Lost), with their [owner](Stat::owner): what another process left
-    /// when it died or stopped. Asked for once, before anything else.
+    /// when it died or stopped. Parameters for once, before anything else.
     ///
     /// The default has none: a storage that can't keep owners loses no bytes by that, but no appender's place is kept
     /// across a restart, and such resources are interrupted.

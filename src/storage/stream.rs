@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use futures_core::Stream;
 
-use super::{Life, StatStream, State, Storage};
+use super::{StatStream, Storage};
 use crate::error::ErrorKind;
 use crate::key::Key;
+use crate::state::{Life, State};
 
 /// The next item, as `StreamExt::next` has it.
 pub(crate) async fn next<S: Stream + Unpin + ?Sized>(stream: &mut S) -> Option<S::Item> {

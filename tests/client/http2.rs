@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Version};
+use httpfstream::State;
 use httpfstream::client::{Client, ClientBuilder, Follower};
-use httpfstream::storage::State;
 use httpfstream::{Access, Denied, ErrorKind, Grant, HttpFStreamLayer, Streams};
 use hyper::service::Service as _;
 use hyper_util::rt::{TokioExecutor, TokioIo};

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::HeaderMap;
+use httpfstream::Life;
 use httpfstream::client::{self, Appender, Client};
-use httpfstream::storage::Life;
 use httpfstream::{AppenderId, ErrorKind};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;

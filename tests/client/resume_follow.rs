@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use httpfstream::client::{self, Client, Follower, Update};
-use httpfstream::storage::{Life, State};
 use httpfstream::{Error, ErrorKind};
+use httpfstream::{Life, State};
 
 use crate::peer::{BINARY, LIFE, PING, Peer, Server, TEXT, answer, close, frame, quick, serve, within};
 

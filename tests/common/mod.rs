@@ -248,12 +248,12 @@ impl Server {
     }
 
     /// Waits until a resource is in a state other than live (or absent again).
-    pub async fn at_rest(&self, key: &str) -> Option<storage::Stat> {
+    pub async fn at_rest(&self, key: &str) -> Option<httpfstream::Stat> {
         soon("the resource to come to rest", async {
             loop {
                 let stat = self.streams.stat(key).await.unwrap();
                 match stat {
-                    Some(stat) if stat.state == storage::State::Live => tokio::task::yield_now().await,
+                    Some(stat) if stat.state == httpfstream::State::Live => tokio::task::yield_now().await,
                     stat => return stat,
                 }
             }

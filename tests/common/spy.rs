@@ -8,8 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use httpfstream::storage::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
 use httpfstream::{ErrorKind, Key, Result};
+use httpfstream::{
+    Life, Stat,
+    storage::{Append, ByteStream, End, EntryStream, Open, StatStream, Storage},
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::soon;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The Autobahn test suite against echo endpoints on this crate's WebSocket codec: `src/wire/autobahn.rs` as a server,
+# The Autobahn test suite against echo endpoints on this crate's WebSocket codec: `src/server/autobahn.rs` as a server,
 # `src/client/autobahn.rs` as a client. A sample by default; `autobahn.sh all` runs every case, for about ten minutes.
 #
 # The suite needs Python 2.7: of pyenv, or whatever `AUTOBAHN_PYTHON` names.
@@ -56,7 +56,7 @@ PYTHON
 check_as_a_server() {
     local spec=$work/fuzzingclient.json
     mkfifo "$work/stop"
-    endpoint wire::autobahn::serve <"$work/stop" >"$work/endpoint.log" 2>&1 &
+    endpoint server::autobahn::serve <"$work/stop" >"$work/endpoint.log" 2>&1 &
     started+=($!)
     # It ends with this script, however that ends.
     exec 8>"$work/stop"

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{Response, StatusCode};
-use httpfstream::storage::Stat;
+use httpfstream::Stat;
 use httpfstream::{Key, Streams};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn fault_18_names_are_escaped() {
-        let stat = Stat::new(httpfstream::storage::Life::from_bits(1), 3, httpfstream::storage::State::Live);
+        let stat = Stat::new(httpfstream::Life::from_bits(1), 3, httpfstream::State::Live);
         let key = Key::new("a/<img src=x onerror=\"alert(1)\">:&'?#%").unwrap();
         let html = html("/a/", "a/", &[(key, stat)], false);
         assert!(html.contains("&lt;img src=x onerror=&quot;alert(1)&quot;&gt;:&amp;&#39;?#%</bdi></a>"), "{html}");

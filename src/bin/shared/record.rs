@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use httpfstream::AppenderId;
-use httpfstream::storage::Life;
+use httpfstream::Life;
 
 use super::exit::Failure;
 

@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use self::pipe::Pipe;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::AppenderId;
-use crate::storage::Life;
+use crate::identity::AppenderId;
+use crate::state::Life;
 
 pub(super) use self::pipe::unspoken;
 pub use self::request::AppendRequest;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use crate::client::close::Failure;
 use crate::client::control::wrong;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::Life;
+use crate::state::Life;
 
 /// The largest frame, in bytes, and about what an idle appender may hold on to.
 const FRAME: usize = 64 * 1024;

@@ -11,8 +11,8 @@ use crate::client::builder::Settings;
 use crate::client::request::{Answer, Dialect, Options, Verb, send};
 use crate::client::url::Target;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::AppenderId;
-use crate::storage::Life;
+use crate::identity::AppenderId;
+use crate::state::Life;
 
 /// Opens a resource for appending once it is awaited: see [`Client::open_append`](crate::client::Client::open_append).
 ///

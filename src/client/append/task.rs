@@ -17,10 +17,10 @@ use crate::client::request::{Answer, Dialect, Options, Verb, WebSocket, send};
 use crate::client::retry::Attempts;
 use crate::client::url::Target;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::AppenderId;
-use crate::socket::{Beat, Pulse};
-use crate::wire::Inbound;
-use crate::wire::frame::{Kind, close_payload};
+use crate::identity::AppenderId;
+use crate::websocket::Inbound;
+use crate::websocket::frame::{Kind, close_payload};
+use crate::websocket::keepalive::{Keepalive, KeepaliveAction};
 
 /// How long the end of a connection may take once its outcome is known.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -67,7 +67,7 @@ struct Link {
     conn: WebSocket,
     dialect: Dialect,
     inbox: Inbox,
-    pulse: Pulse,
+    keepalive: Keepalive,
     /// The finish was sent.
     finishing: bool,
 }
@@ -181,8 +181,8 @@ impl Task {
             }
         }
         let silence = self.settings.silence_timeout;
-        let pulse = Pulse::new(silence / 3, silence * 2 / 3);
-        let mut link = Link { conn, dialect, inbox, pulse, finishing: false };
+        let keepalive = Keepalive::new(silence / 3, silence * 2 / 3);
+        let mut link = Link { conn, dialect, inbox, keepalive, finishing: false };
         let mut heard = poll_fn(|cx| link.poll(cx, self.pipe())).await;
         if link.finishing {
             self.finishing = Some(self.pipe().at().end);
@@ -224,7 +224,7 @@ impl Task {
                 });
                 error
             }
-            Heard::Inbound(Inbound::Breach { code, reason }) => {
+            Heard::Inbound(Inbound::ProtocolError { code, reason }) => {
                 let detail = format!("the server broke the WebSocket protocol: {reason}");
                 tokio::spawn(async move { conn.close(code, &reason, PATIENCE).await });
                 Error::new(ErrorKind::Protocol).with_detail(detail)
@@ -301,10 +301,10 @@ impl Link {
                 Poll::Ready(other) => return Poll::Ready(Heard::Inbound(other)),
                 Poll::Pending => {}
             }
-            if self.dialect != Dialect::Original && pin!(self.pulse.tick()).poll(cx).is_ready() {
-                match self.pulse.beat(self.conn.heard()) {
-                    Beat::Ping => self.conn.put(Kind::Ping, b""),
-                    Beat::Dead => return Poll::Ready(Heard::Silent),
+            if self.dialect != Dialect::Original && pin!(self.keepalive.tick()).poll(cx).is_ready() {
+                match self.keepalive.on_tick(self.conn.activity()) {
+                    KeepaliveAction::Ping => self.conn.put(Kind::Ping, b""),
+                    KeepaliveAction::GiveUp => return Poll::Ready(Heard::Silent),
                 }
                 continue;
             }
@@ -351,7 +351,7 @@ async fn greeting(conn: &mut WebSocket, inbox: &mut Inbox) -> Result<ToAppender>
             Inbound::Data { .. } => return Err(wrong("data to an appender")),
             Inbound::Pong => {}
             Inbound::Close(code) => return Err(closed(code, conn.close_reason(), Verb::Append)),
-            Inbound::Breach { reason, .. } => {
+            Inbound::ProtocolError { reason, .. } => {
                 let detail = format!("the server broke the WebSocket protocol: {reason}");
                 return Err(Error::new(ErrorKind::Protocol).with_detail(detail));
             }

@@ -23,7 +23,7 @@ use super::request::{Dialect, STREAM_STATE, WebSocket};
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::{ErrorKind, Result};
-use crate::storage::{Life, State};
+use crate::state::{Life, State};
 
 pub use self::request::FollowRequest;
 

@@ -14,8 +14,8 @@ use crate::client::request::{Answer, Dialect, Options, Verb, send};
 use crate::client::retry::{Attempts, Retry, is_passing};
 use crate::client::url::Target;
 use crate::error::{ErrorKind, Result};
-use crate::hub::Begin;
-use crate::storage::Life;
+use crate::protocol::StartPosition;
+use crate::state::Life;
 
 /// The longest that a server is asked to wait at once: proxies give up on answers after a minute.
 const WAIT_AT_ONCE: Duration = Duration::from_secs(30);
@@ -31,35 +31,35 @@ const ASK_AGAIN: Retry =
 #[derive(Debug)]
 pub struct FollowRequest {
     at: Result<(Arc<Settings>, Target)>,
-    from: Begin,
+    from: StartPosition,
     life: Option<Life>,
     wait: Duration,
 }
 
 impl FollowRequest {
     pub(in crate::client) fn new(at: Result<(Arc<Settings>, Target)>) -> Self {
-        Self { at, from: Begin::Start, life: None, wait: Duration::ZERO }
+        Self { at, from: StartPosition::Beginning, life: None, wait: Duration::ZERO }
     }
 
     /// From this offset on, in bytes; past the end it is [`PastEnd`](ErrorKind::PastEnd).
     ///
     /// A server that doesn't speak `httpfstream.v1` sends everything; what lies before the offset is dropped here.
     pub fn offset(mut self, offset: u64) -> Self {
-        self.from = Begin::Offset(offset);
+        self.from = StartPosition::Offset(offset);
         self
     }
 
     /// From so many bytes before the end on. Needs a server that speaks `httpfstream.v1`, else it is
     /// [`Protocol`](ErrorKind::Protocol).
     pub fn tail(mut self, bytes: u64) -> Self {
-        self.from = Begin::Tail(bytes);
+        self.from = StartPosition::Tail(bytes);
         self
     }
 
     /// From so many lines before the end on; what stands behind the last line feed is a line too. Needs a server that
     /// speaks `httpfstream.v1`, else it is [`Protocol`](ErrorKind::Protocol).
     pub fn lines(mut self, lines: u64) -> Self {
-        self.from = Begin::Lines(lines);
+        self.from = StartPosition::Lines(lines);
         self
     }
 
@@ -82,10 +82,10 @@ impl FollowRequest {
         let (settings, target) = at?;
         let mut options = Options::default();
         match from {
-            Begin::Start | Begin::Offset(0) => {}
-            Begin::Offset(offset) => options.set("offset", offset),
-            Begin::Tail(bytes) => options.set("tail", bytes),
-            Begin::Lines(lines) => options.set("lines", lines),
+            StartPosition::Beginning | StartPosition::Offset(0) => {}
+            StartPosition::Offset(offset) => options.set("offset", offset),
+            StartPosition::Tail(bytes) => options.set("tail", bytes),
+            StartPosition::Lines(lines) => options.set("lines", lines),
         }
         if let Some(life) = life {
             options.set("life", life);
@@ -93,15 +93,15 @@ impl FollowRequest {
         let silence = settings.silence_timeout;
         let answer = ask(&settings, &target, &options, wait).await?;
         if let Answer::Upgraded { conn, dialect: Dialect::Resumable, .. } = answer {
-            let from_nothing = life.is_none() && !matches!(from, Begin::Offset(1..));
+            let from_nothing = life.is_none() && !matches!(from, StartPosition::Offset(1..));
             let mut task = Task::new(settings, target, options, from_nothing);
             let (conn, beginning) = task.begin(conn).await?;
             return Ok(Follower::resumable(task, conn, beginning));
         }
         tracing::info!("the server doesn't speak httpfstream.v1: what breaks can't be resumed");
         let skip = match from {
-            Begin::Start if life.is_none() => 0,
-            Begin::Offset(offset) if life.is_none() => offset,
+            StartPosition::Beginning if life.is_none() => 0,
+            StartPosition::Offset(offset) if life.is_none() => offset,
             _ => return Err(unspoken("what was asked for")),
         };
         Ok(match answer {

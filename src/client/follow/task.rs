@@ -16,9 +16,9 @@ use crate::client::request::{Answer, Dialect, Options, Verb, WebSocket, send};
 use crate::client::retry::Attempts;
 use crate::client::url::Target;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Life, State};
-use crate::wire::Inbound;
-use crate::wire::frame::Kind;
+use crate::state::{Life, State};
+use crate::websocket::Inbound;
+use crate::websocket::frame::Kind;
 
 /// How long the end of a connection may take once its outcome is known.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -208,7 +208,7 @@ impl Task {
                 Ok(other) => {
                     let code = match &other {
                         Inbound::Close(code) => Some(code.unwrap_or(1000)),
-                        Inbound::Breach { code, .. } => Some(*code),
+                        Inbound::ProtocolError { code, .. } => Some(*code),
                         _ => None,
                     };
                     let error = broken(other, conn.close_reason());
@@ -284,7 +284,7 @@ pub(super) async fn run_plain(mut conn: WebSocket, steps: mpsc::Sender<Step>, di
             Ok(Inbound::Close(code)) => {
                 (Err(closed(code, conn.close_reason(), Verb::Follow)), Some(code.unwrap_or(1000)))
             }
-            Ok(Inbound::Breach { code, reason }) => (Err(breach(code, &reason)), Some(code)),
+            Ok(Inbound::ProtocolError { code, reason }) => (Err(breach(code, &reason)), Some(code)),
             Ok(Inbound::Eof { .. }) => (Err(lost("the connection ended, but the resource did not")), None),
             Ok(Inbound::Broken(error)) => (Err(lost("the connection broke").with_source(error)), None),
             Err(silent) => (Err(silent), None),
@@ -316,7 +316,7 @@ fn broken(inbound: Inbound, reason: &str) -> Error {
         Inbound::Close(Some(1011)) => Error::new(ErrorKind::Storage)
             .with_detail(format!("the server could not go on (close code 1011: {})", printable(reason))),
         Inbound::Close(code) => closed(code, reason, Verb::Follow),
-        Inbound::Breach { code, reason } => breach(code, &reason),
+        Inbound::ProtocolError { code, reason } => breach(code, &reason),
         Inbound::Broken(error) => lost("the connection broke").with_source(error),
         Inbound::Eof { .. } | Inbound::Data { .. } | Inbound::Pong => {
             lost("the connection ended, but the resource did not")

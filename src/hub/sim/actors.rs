@@ -6,13 +6,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Attach, Attached, Entry, Lease};
+use super::super::{AttachRequest, Attached, Entry, Lease};
 use super::world::{World, byte};
 use crate::error::{ErrorKind, Result};
-use crate::id::Owner;
+use crate::hub::Durability;
+use crate::identity::Owner;
 use crate::key::Key;
-use crate::storage::{End, Life, Open, State};
-use crate::streams::{Durability, Follower, Streams, Update};
+use crate::state::{End, Life, State};
+use crate::storage::Open;
+use crate::streams::{Follower, Streams, Update};
 
 /// No call may take longer, however slow the storage is.
 const BOUND: Duration = Duration::from_secs(60);
@@ -110,7 +112,7 @@ pub(super) async fn append(world: World, streams: Streams, index: usize) {
         }
         tokio::select! {
             biased;
-            () = hub.soft.cancelled() => return,
+            () = hub.shutting_down.cancelled() => return,
             () = tokio::time::sleep(session.starts.saturating_sub(now)) => {}
         }
         let next = match session.tries {
@@ -132,7 +134,7 @@ pub(super) async fn append(world: World, streams: Streams, index: usize) {
         };
         tokio::select! {
             biased;
-            () = hub.soft.cancelled() => return,
+            () = hub.shutting_down.cancelled() => return,
             () = world.nap(most) => {}
         }
     }
@@ -148,7 +150,7 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
         },
         false => None,
     };
-    let attach = Attach {
+    let attach = AttachRequest {
         how: if session.create && session.sent == 0 { Open::Create } else { Open::Continue },
         owner: session.owner,
         offset,
@@ -249,7 +251,7 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
         }
         session.life = Some(life);
         inner.sessions[index] = session.clone();
-        if !lease.over().is_cancelled() {
+        if !lease.revoked().is_cancelled() {
             inner.granted(life, at, session.id, at - session.base);
         }
         if !session.is_anyone() {
@@ -322,21 +324,21 @@ impl Connection<'_> {
     async fn run(mut self, mut lease: Lease) -> Next {
         let (world, hub, index) = (self.world, &self.streams.hub, self.index);
         if world.chance(70) {
-            lease.acknowledge();
+            lease.sync_on_request();
         }
         loop {
             if world.has_failed() {
                 return Next::Stop;
             }
-            if lease.over().is_cancelled() {
-                let why = lease.over_as();
+            if lease.revoked().is_cancelled() {
+                let why = lease.revocation();
                 let plan = world.plan();
                 let right = why != ErrorKind::Storage || plan.faults > 0;
                 world.check(right, format_args!("session {index} is told that the storage failed, and it didn't"));
                 self.lose(lease);
                 return gone(why);
             }
-            if hub.soft.is_cancelled() {
+            if hub.shutting_down.is_cancelled() {
                 return self.stop(lease).await;
             }
             let left = self.session.end() - self.at;
@@ -373,8 +375,8 @@ impl Connection<'_> {
                 34..44 => {
                     tokio::select! {
                         biased;
-                        () = hub.soft.cancelled() => {}
-                        () = lease.over().cancelled() => {}
+                        () = hub.shutting_down.cancelled() => {}
+                        () = lease.revoked().cancelled() => {}
                         () = world.nap(400) => {}
                     }
                 }
@@ -541,8 +543,8 @@ impl Connection<'_> {
             .await;
             tokio::select! {
                 biased;
-                () = hub.soft.cancelled() => {}
-                () = lease.over().cancelled() => {}
+                () = hub.shutting_down.cancelled() => {}
+                () = lease.revoked().cancelled() => {}
                 () = world.nap(1500) => {}
             }
             world.say(format_args!(
@@ -552,7 +554,7 @@ impl Connection<'_> {
             if appended.is_ok() && finishes {
                 world.lock().finishing(hold, &session.key, owner);
                 within(&world, "a ghost's finish", lease.finish(End::Finished)).await;
-            } else if hub.soft.is_cancelled() && world.chance(50) {
+            } else if hub.shutting_down.is_cancelled() && world.chance(50) {
                 world.lock().release(hold, None);
                 within(&world, "a ghost's stop", lease.stop()).await;
             } else {
@@ -577,7 +579,7 @@ pub(super) async fn evict(world: World, streams: Streams) {
     world.nap(9000).await;
     let sessions = world.lock().sessions.clone();
     let session = &sessions[world.draw(sessions.len() as u64) as usize];
-    let attach = Attach { owner: session.owner, ..Attach::new(Open::Continue) };
+    let attach = AttachRequest { owner: session.owner, ..AttachRequest::new(Open::Continue) };
     let Some(Ok(Attached::Open { lease, .. })) =
         within(&world, "attach", streams.hub.attach(&session.key, attach)).await
     else {
@@ -587,7 +589,7 @@ pub(super) async fn evict(world: World, streams: Streams) {
     world.say(format_args!("session {} is evicted", session.id));
     tokio::select! {
         biased;
-        () = streams.hub.soft.cancelled() => {}
+        () = streams.hub.shutting_down.cancelled() => {}
         () = world.nap(500) => {}
     }
     world.lock().release(hold, session.owner);

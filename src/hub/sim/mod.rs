@@ -27,9 +27,10 @@ use tokio_util::sync::CancellationToken;
 use self::actors::Session;
 use self::store::SimStore;
 use self::world::World;
-use super::{Attach, Attached};
+use super::{AttachRequest, Attached};
 use crate::error::ErrorKind;
-use crate::storage::{Open, State};
+use crate::state::State;
+use crate::storage::Open;
 use crate::streams::Streams;
 
 mod actors;
@@ -83,7 +84,7 @@ fn run(seed: u64) -> (World, Result<u64, String>) {
 async fn live(world: &World, last: bool) -> Ending {
     let plan = world.plan();
     let builder = Streams::builder(SimStore::new(world)).durability(plan.durability);
-    let streams = builder.grace(plan.grace).parking_timeout(plan.parking).tail_cache(plan.tail_cache).build();
+    let streams = builder.grace(plan.grace).parking_timeout(plan.parking_timeout).tail_cache(plan.tail_cache).build();
     let stop = CancellationToken::new();
     let mut followers = tokio::task::JoinSet::new();
     for index in 0..plan.followers {
@@ -159,12 +160,12 @@ fn left(world: &World, streams: &Streams) {
 async fn settle(world: &World, streams: &Streams) {
     let plan = world.plan();
     world.say(format_args!("settling"));
-    tokio::time::sleep(plan.parking + Duration::from_secs(30)).await;
+    tokio::time::sleep(plan.parking_timeout + Duration::from_secs(30)).await;
     left(world, streams);
     for key in world.keys() {
         // What the storage failed to end is kept for its grace at most.
         for last in [false, true] {
-            match streams.hub.attach(&key, Attach::new(Open::Continue)).await {
+            match streams.hub.attach(&key, AttachRequest::new(Open::Continue)).await {
                 Ok(Attached::Open { lease, .. }) => {
                     let mut inner = world.lock();
                     let hold = inner.hold(&lease, None);
@@ -188,8 +189,8 @@ async fn settle(world: &World, streams: &Streams) {
             inner.store.get(&key).map(|res| (res.lease, res.state, inner.lives[&res.life].bytes == res.bytes))
         };
         let Some((lease, state, whole)) = stands else { continue };
-        let at_rest = lease.is_none() && state != State::Lost && whole;
-        world.check(at_rest, format_args!("{key} is left {state}, by {lease:?}, whole: {whole}"));
+        let closed = lease.is_none() && state != State::Lost && whole;
+        world.check(closed, format_args!("{key} is left {state}, by {lease:?}, whole: {whole}"));
         let Ok(mut follower) = streams.follow(key.as_str()).await else {
             world.fail(format_args!("{key} can't be followed at the end"));
             continue;

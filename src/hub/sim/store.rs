@@ -9,10 +9,11 @@ use bytes::Bytes;
 
 use super::world::{Inner, Told, World};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
-use crate::storage::erased::BoxFuture;
-use crate::storage::{Append, ByteStream, End, EntryStream, Life, Open, Stat, State, Storage, check_range, stream};
+use crate::state::{End, Life, Stat, State};
+use crate::storage::{Append, ByteStream, EntryStream, Open, Storage, check_range, stream};
+use futures_core::future::BoxFuture;
 
 /// What is stored of one resource.
 pub(super) struct Res {

@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::super::Lease;
 use super::actors::Session;
 use super::store::Res;
-use crate::id::{AppenderId, Owner};
+use crate::hub::Durability;
+use crate::identity::{AppenderId, Owner};
 use crate::key::Key;
-use crate::storage::{Life, State};
-use crate::streams::Durability;
+use crate::state::{Life, State};
 
 tokio::task_local! {
     /// A follower's own generator. The order in which a `watch` wakes several is random, so they must not share one.
@@ -77,7 +77,7 @@ pub(super) struct Plan {
     pub(super) durability: Durability,
     pub(super) grace: Duration,
     /// Longer than the grace.
-    pub(super) parking: Duration,
+    pub(super) parking_timeout: Duration,
     pub(super) tail_cache: usize,
     /// In ten thousand calls of the storage.
     pub(super) faults: u64,
@@ -106,7 +106,7 @@ impl World {
         let plan = Plan {
             durability: Durability::Acked,
             grace: Duration::from_secs(3),
-            parking: Duration::from_secs(9),
+            parking_timeout: Duration::from_secs(9),
             tail_cache: 64,
             faults: 0,
             losses: false,
@@ -145,7 +145,7 @@ impl World {
                 _ => Durability::Acked,
             },
             grace: Duration::from_millis(500 + world.draw(4000)),
-            parking: Duration::from_millis(5000 + world.draw(5000)),
+            parking_timeout: Duration::from_millis(5000 + world.draw(5000)),
             tail_cache: [0, 16, 64, 65536][world.draw(4) as usize],
             faults: [0, 0, 50, 200, 600][world.draw(5) as usize],
             losses: world.draw(2) == 0,
@@ -402,7 +402,7 @@ impl Inner {
 
     /// An appender was let in.
     pub(super) fn hold(&mut self, lease: &Lease, owner: Option<Owner>) -> u64 {
-        let (key, life, over) = (&lease.resource().key, lease.resource().life, lease.over());
+        let (key, life, over) = (&lease.resource().key, lease.resource().life, lease.revoked());
         let others = self.holds.values().filter(|hold| hold.key == *key && !hold.over.is_cancelled()).count();
         self.next_hold += 1;
         self.holds.insert(self.next_hold, Hold { key: key.clone(), life, over: over.clone() });
@@ -449,7 +449,7 @@ impl Inner {
     pub(super) fn parked(&mut self, hold: u64, owner: Owner) {
         let at = self.holds.get(&hold).map(|hold| (hold.key.clone(), owner.to_bytes()));
         self.release(hold, Some(owner));
-        let longer = self.plan.parking - self.plan.grace;
+        let longer = self.plan.parking_timeout - self.plan.grace;
         if let Some(since) = at.and_then(|at| self.lost_at.get_mut(&at)) {
             *since += longer;
         }

@@ -3,7 +3,8 @@
 use std::pin::pin;
 
 use super::tools::{bytes, key, open, pattern, poll_times, read, soon};
-use crate::storage::{Append, End, Open, State, Storage};
+use crate::state::{End, State};
+use crate::storage::{Append, Open, Storage};
 
 /// What an append returned the other handle sees at once, by `stat` and by `read`; a sync returns a length that has
 /// at least what was committed, and appends go on while it runs; what a finish returned is what the other handle

@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::tools::{Random, all, bytes, key, kind, open, pattern, pause, soon, write};
 use crate::error::ErrorKind;
-use crate::storage::{Append, End, Open, State, Storage};
+use crate::state::{End, State};
+use crate::storage::{Append, Open, Storage};
 
 /// A dropped appender leaves the resource interrupted and free, with all its bytes, whatever it was before; a sync
 /// under way does not change that.

@@ -2,7 +2,8 @@
 
 use super::tools::{all, bytes, key, kind, pause, poll_times, same, soon, write};
 use crate::error::ErrorKind;
-use crate::storage::{Append, End, Open, State, Storage};
+use crate::state::{End, State};
+use crate::storage::{Append, Open, Storage};
 
 /// What was finished or interrupted goes on at its end, in its life; what was sealed is sealed until it is deleted.
 pub async fn clause_7_ends_and_reopens<S: Storage>(one: S, two: S) {

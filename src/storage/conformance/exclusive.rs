@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::tools::{bytes, key, kind, open, poll_times, same, soon, write};
 use crate::error::ErrorKind;
-use crate::storage::{Append, End, Open, State, Storage};
+use crate::state::{End, State};
+use crate::storage::{Append, Open, Storage};
 
 /// Of 16 simultaneous opens across both handles exactly one succeeds and the others are told that it is busy; for new,
 /// finished and interrupted resources. Of as many creations of what exists none does.

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::tools::{Random, all, bytes, key, kind, open, pattern, poll_times, read};
 use crate::error::ErrorKind;
-use crate::storage::{Append, End, Open, State, Storage};
+use crate::state::{End, State};
+use crate::storage::{Append, Open, Storage};
 
 /// An append that is cancelled, after any number of polls or at a random moment, leaves a prefix of its data, poisons
 /// the appender, and changes nothing any more once an open on the other handle has told the length.

@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::tools::{all, bytes, key, kind, open, pattern, pause, same, soon};
 use crate::error::ErrorKind;
-use crate::storage::{Append, End, Open, State, Storage};
+use crate::state::{End, State};
+use crate::storage::{Append, Open, Storage};
 
 /// After a takeover from the other handle every call of the older appender fails with `Fenced`, and neither its
 /// calls nor its drop touch what the newer one has; written and unwritten, and three in a row.

@@ -4,8 +4,9 @@ use std::pin::pin;
 
 use super::tools::{all, bytes, key, kind, pattern, poll_times, read, soon, write};
 use crate::error::ErrorKind;
+use crate::state::{End, Stat, State};
 use crate::storage::stream::next;
-use crate::storage::{Append, End, Open, Stat, StatStream, State, Storage};
+use crate::storage::{Append, Open, StatStream, Storage};
 
 /// A follow on the other handle tells of growth, of the end, and then ends; where the life is over it fails.
 pub async fn follow_tells_of_growth_and_of_the_end<S: Storage>(one: S, two: S) {

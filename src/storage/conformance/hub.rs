@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::tools::{Random, all, bytes, key, kind, open, pattern, soon};
 use crate::error::ErrorKind;
-use crate::storage::{Append, Open, State, Storage};
-use crate::streams::{Durability, Follower, Streams};
+use crate::hub::Durability;
+use crate::state::State;
+use crate::storage::{Append, Open, Storage};
+use crate::streams::{Follower, Streams};
 
 /// Each configuration of the hub that reads or syncs differently, as one hub on each handle.
 fn hubs<S: Storage>(one: &S, two: &S) -> impl Iterator<Item = (String, Streams, Streams)> {

@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use super::tools::{Random, all, bytes, collect, key, kind, open, pattern, pause, read, soon, write};
 use crate::error::ErrorKind;
-use crate::storage::{Append, End, Life, Open, Storage};
+use crate::state::{End, Life};
+use crate::storage::{Append, Open, Storage};
 
 /// Random ranges are exactly those bytes, live and at rest; a range that is not committed is `PastEnd`; a read that
 /// was begun goes on over the end.

@@ -51,7 +51,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::Storage;
-use super::erased::BoxFuture;
+use futures_core::future::BoxFuture;
 
 mod committed;
 mod dropped;

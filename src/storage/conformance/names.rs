@@ -1,7 +1,8 @@
 //! What resources are called.
 
 use super::tools::{all, bytes, collect, key, write};
-use crate::storage::{Append, End, Open, State, Storage};
+use crate::state::{End, State};
+use crate::storage::{Append, Open, Storage};
 
 async fn listed<S: Storage>(storage: &S, prefix: &str) -> String {
     let found = collect(storage.list(prefix)).await.unwrap();

@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::tools::{all, bytes, claimed, collect, key, kind, left, open, owner, read, write};
 use crate::error::ErrorKind;
-use crate::storage::{Append, End, Life, Open, State, Storage};
+use crate::state::{End, Life, State};
+use crate::storage::{Append, Open, Storage};
 
 /// What was claimed and appended to is lost when dropped, with its owner, and goes on in its life, at its end.
 pub async fn clause_6_claimed_and_dropped_is_lost_with_its_owner<S: Storage>(one: S, two: S) {

@@ -6,9 +6,10 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::error::{ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
-use crate::storage::{Append, ByteStream, End, EntryStream, Life, Open, Stat, StatStream, Storage};
+use crate::state::{End, Life, Stat};
+use crate::storage::{Append, ByteStream, EntryStream, Open, StatStream, Storage};
 
 /// A storage whose appenders sync after every append, and see to it that at least that much is durable then: for running
 /// clauses with syncs in between.

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use futures_core::Stream;
 
 use crate::error::{ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
+use crate::state::{End, Life, Stat, State};
 use crate::storage::stream::next;
-use crate::storage::{Append, End, Life, Open, Stat, State, Storage};
+use crate::storage::{Append, Open, Storage};
 
 /// How long anything may take that has to come.
 const SOON: Duration = Duration::from_secs(30);

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::record::{Kept, Left, Record, Slot, encode_slot, open_name, parse_slot, rest_name, seal};
 use super::{FsStorage, boot_id, identity};
 use crate::key::Key;
-use crate::storage::{Append, End, Open, Stat, State, Storage, stream};
+use crate::state::{End, Stat, State};
+use crate::storage::{Append, Open, Storage, stream};
 
 /// Where the slots are, and how long one is with its checksum.
 const SLOTS: [usize; 2] = [8192, 12288];

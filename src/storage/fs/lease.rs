@@ -16,9 +16,9 @@ use super::path::error;
 use super::read::truncated;
 use super::record::{Kept, Left, NO_BOOT, Record, Slot, open_name, rest_name};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
-use crate::storage::{End, Life, Stat, State};
+use crate::state::{End, Life, Stat, State};
 
 /// Files grow by allocations of at least this many bytes …
 const MIN_STEP: u64 = 64 * 1024;

@@ -56,11 +56,12 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::erased::BoxFuture;
-use super::{Append, ByteStream, End, EntryStream, Life, Open, Stat, State, Storage, check_range, stream};
+use super::{Append, ByteStream, End, EntryStream, Open, Storage, check_range, stream};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
+use crate::state::{Life, Stat, State};
+use futures_core::future::BoxFuture;
 
 mod commit;
 #[cfg(any(fuzzing, test))]

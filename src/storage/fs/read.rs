@@ -12,7 +12,7 @@ use futures_core::Stream;
 
 use super::threads::Gate;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::erased::BoxFuture;
+use futures_core::future::BoxFuture;
 
 /// What one read asks for, and what a follower that is behind and stalls holds in memory. (For 100 followers that get 64 KiB
 /// messages as fast as they can: .43 CPU s per GB with 64 KiB, .36 with 128, .35 with 256.)

@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 
 use super::commit::Data;
 use super::path::Dir;
-use crate::id::Owner;
+use crate::identity::Owner;
 use crate::key::Key;
-use crate::storage::{Life, State};
+use crate::state::{Life, State};
 
 const MAGIC: &[u8; 8] = b"HFSrec2\n";
 /// Where the slots begin: behind the longest head.

@@ -1,0 +1,69 @@
+//! From an intent to an answer: checks first, the storage last, a connection at the very end.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, Response, header, request};
+use http_body::Body;
+
+use super::append::upload::upload;
+use super::append::websocket::append;
+use super::config::Options;
+use super::cors;
+use super::delete::delete;
+use super::follow::{body, websocket};
+use super::intent::Intent;
+use super::read::read;
+use super::response::problem;
+use crate::access::Verb;
+use crate::body::{OwnBody, RequestBody, full};
+use crate::error::ErrorKind;
+use crate::hub::Hub;
+
+/// Answers what is ours. `None`: there is no such resource, and the request named none of our verbs. `request_body` is called
+/// only once it will be appended.
+pub(crate) async fn dispatch(
+    hub: &Arc<Hub>,
+    options: &Options,
+    intent: Intent,
+    head: &mut request::Parts,
+    request_body: &mut (dyn FnMut() -> RequestBody + Send),
+) -> Option<Response<OwnBody>> {
+    let mut response = dispatch_any(hub, options, intent, head, request_body).await?;
+    if head.method == Method::HEAD {
+        // hyper leaves it out over HTTP/1.1, but over HTTP/2 it would be sent.
+        if let Some(len @ 1..) = response.body().size_hint().exact() {
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(len));
+        }
+        *response.body_mut() = full("");
+    }
+    cors::expose(&options.origins, head, response.headers_mut());
+    Some(response)
+}
+
+async fn dispatch_any(
+    hub: &Arc<Hub>,
+    options: &Options,
+    intent: Intent,
+    head: &mut request::Parts,
+    request_body: &mut (dyn FnMut() -> RequestBody + Send),
+) -> Option<Response<OwnBody>> {
+    let answered = match intent {
+        Intent::Pass => return None,
+        Intent::Refuse(error) => Err(error),
+        Intent::MethodNotAllowed { allow } => {
+            let mut response = problem(&ErrorKind::MethodNotAllowed.into());
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+            Ok(response)
+        }
+        Intent::WebSocket { verb: Verb::Append, key, upgrade, .. } => append(hub, options, key, upgrade, head).await,
+        Intent::WebSocket { key, upgrade, by_header, .. } => {
+            websocket::follow(hub, options, key, upgrade, by_header, head).await
+        }
+        Intent::Http { verb: Verb::Follow, key } => body::follow(hub, options, key, head).await,
+        Intent::Http { key, .. } => upload(hub, options, key, head, request_body).await,
+        Intent::Preflight => cors::preflight(&options.origins, head),
+        Intent::Read { key } => return read(hub, options, key, head).await,
+        Intent::Delete { key } => return delete(hub, options, key, head).await,
+    };
+    Some(answered.unwrap_or_else(|error| problem(&error)))
+}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian's nginx in front of the built server, with the lines that README.md tells: what is live stays live. Nothing is
+# Debian's nginx in front of the built server, with the lines of src/docs/operating.md: what is live stays live. Nothing is
 # timed but nginx's own timeouts: each line has to be seen before the next one is sent.
 . "$(dirname "$0")/lib.sh"
 
@@ -8,12 +8,10 @@ command -v nginx >/dev/null || fail "there is no nginx: apt-get install nginx-li
 
 h1=--http1.1 h2=--http2-prior-knowledge
 
-# The block that a page tells.
-block() { sed -n '/^```nginx$/,/^```$/p' "$1" | sed '1d;$d'; }
-block "$repo/README.md" >"$work/told"
-[ -s "$work/told" ] || fail "README.md has no lines for nginx"
+sed -n '/^```nginx$/,/^```$/p' "$repo/src/docs/operating.md" | sed '1d;$d' >"$work/told"
+[ -s "$work/told" ] || fail "src/docs/operating.md has no lines for nginx"
 
-# Starts nginx with these lines of a server, where README's stand for the addresses. Around them stands what would spoil
+# Starts nginx with these lines of a server, where the page's stand for the addresses. Around them stands what would spoil
 # everything that the lines don't set: short timeouts, small bodies, compression of all. Sets `$proxy`, `$proxy2` (which speaks
 # HTTP/2) and `$nginx`.
 proxies=0
@@ -143,10 +141,6 @@ mkdir "$work/root"
 start_server "$work/root" --grace=1 --allow-host=example.com
 start_nginx <"$work/told"
 head -c 12000000 /dev/urandom >"$work/big"
-
-check_the_pages_tell_the_same() {
-    block "$repo/src/docs/mounting.md" | diff "$work/told" -
-}
 
 check_a_streaming_put_is_live_through_it() {
     follow_all put.txt

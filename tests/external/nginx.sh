@@ -8,8 +8,8 @@ command -v nginx >/dev/null || fail "there is no nginx: apt-get install nginx-li
 
 h1=--http1.1 h2=--http2-prior-knowledge
 
-sed -n '/^```nginx$/,/^```$/p' "$repo/src/docs/operating.md" | sed '1d;$d' >"$work/told"
-[ -s "$work/told" ] || fail "src/docs/operating.md has no lines for nginx"
+sed -n '/^```nginx$/,/^```$/p' "$repo/src/docs/operating.md" | sed '1d;$d' >"$work/lines"
+[ -s "$work/lines" ] || fail "src/docs/operating.md has no lines for nginx"
 
 # Starts nginx with these lines of a server, where the page's stand for the addresses. Around them stands what would spoil
 # everything that the lines don't set: short timeouts, small bodies, compression of all. Sets `$proxy`, `$proxy2` (which speaks
@@ -139,7 +139,7 @@ all_end_well() {
 
 mkdir "$work/root"
 start_server "$work/root" --grace=1 --allow-host=example.com
-start_nginx <"$work/told"
+start_nginx <"$work/lines"
 head -c 12000000 /dev/urandom >"$work/big"
 
 check_a_streaming_put_is_live_through_it() {
@@ -257,7 +257,7 @@ fault_44_a_stop_is_seen_as_a_cut() {
 }
 
 check_without_http_1_1_a_live_body_says_what_to_do() {
-    sed '/proxy_http_version/d' "$work/told" >"$work/old"
+    sed '/proxy_http_version/d' "$work/lines" >"$work/old"
     start_nginx <"$work/old"
     send_to "$bin/httpfstream-append" "$url/old"
     echo one >&7
@@ -274,8 +274,8 @@ check_without_http_1_1_a_live_body_says_what_to_do() {
 check_what_the_other_lines_are_for() {
     local line
     without() {
-        grep -q "$1" "$work/told" || fail "$1 is not told"
-        sed "/$1/d" "$work/told" >"$work/less"
+        grep -q "$1" "$work/lines" || fail "the page lacks $1"
+        sed "/$1/d" "$work/lines" >"$work/less"
         start_nginx <"$work/less"
     }
     without proxy_request_buffering

@@ -53,7 +53,8 @@
 //!
 //! - `client`: the client library, for `http` and `ws`.
 //! - `tls`: `https` and `wss` for the client, with the system's root certificates.
-//! - `conformance`: tests of the storage contract for whoever implements a storage, `storage::conformance`.
+//! - `conformance`: tests of the storage contract for those who implement a storage, `storage::conformance`.
+//! - `axum`: [`Error`] is an `IntoResponse`, so handlers can return it.
 //! - `cli`: the programs `httpfstream-server`, `httpfstream-append` and `httpfstream-follow`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 

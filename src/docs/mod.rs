@@ -8,7 +8,7 @@
 //! | [`web_pages`] | the follow module, `EventSource` and `fetch`; the server's viewer and listing |
 //! | [`clients`] | the client library and the command-line programs |
 //! | [`operating`] | the server program, limits, proxies, shutting down |
-//! | [`surviving`] | what survives a crash or a power loss, who is told what, the files on disk |
+//! | [`surviving`] | what survives a crash or a power loss, what appenders and followers learn, the files on disk |
 //! | [`protocol`] | the wire: which requests are ours, states, WebSockets as the original speaks them |
 //! | [`protocol_v1`] | the wire: the resumable subprotocol `httpfstream.v1` |
 //! | [`protocol_http`] | the wire: plain HTTP, server-sent events, request bodies, resumable uploads |

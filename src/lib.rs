@@ -11,7 +11,7 @@
 //! use axum::{Router, routing::get};
 //! use httpfstream::{HttpFStreamLayer, storage::FsStorage};
 //!
-//! let logs = HttpFStreamLayer::new(FsStorage::open("./logs")?).prefix("/streams");
+//! let logs = HttpFStreamLayer::new(FsStorage::open("./logs")?).mount("/streams");
 //! let app = Router::new().route("/", get(|| async { "my application" })).layer(logs);
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
 //! axum::serve(listener, app).await?;
@@ -20,7 +20,7 @@
 //! ```
 //!
 //! Now `make 2>&1 | curl -T - 'http://localhost:8080/streams/build.log?verb=APPEND'` appends, `curl -N` with
-//! `?verb=FOLLOW` follows, and without a verb it gets what is there. So do
+//! `?verb=FOLLOW` follows, and without a verb it gets what is stored. So do
 //! `new WebSocket('ws://localhost:8080/streams/build.log?verb=FOLLOW')` and `EventSource`. Everybody may do that: see
 //! [`authorize`](HttpFStreamLayer::authorize).
 //!
@@ -31,17 +31,17 @@
 //! | [`HttpFStreamLayer`], [`HttpFStream`] | the layer, and the service that it makes |
 //! | [`Access`], [`Grant`], [`Denied`] | who may do what |
 //! | [`Streams`] | append, follow, list, delete, listen, serve and shut down in the process; [`Appender`], [`AppenderId`], [`Follower`], [`Chunk`], [`Events`] |
-//! | [`storage`] | where bytes live: files, memory, or one's own, with the contract that it has to keep |
+//! | [`storage`] | where bytes live: files, memory, or a storage of one's own, with its contract |
 //! | [`Error`], [`ErrorKind`] | what went wrong |
 //! | [`Key`] | the name of a resource |
 //! | `client` (feature `client`) | append and follow from other programs |
 //! | [`FOLLOW_JS`] | follow from web pages |
-//! | [`docs`] | pages: [the protocol](docs::protocol), [mounting](docs::mounting), [what survives what](docs::surviving), [web pages](docs::browser), [migrating](docs::migrating) |
+//! | [`docs`] | pages, from the [quick start](docs::quick_start) over [mounting](docs::mounting) and [the protocol](docs::protocol) to the [architecture](docs::architecture) |
 //!
 //! # How it works
 //!
 //! A resource is bytes in a [`storage`] plus one number, the committed length. The appender makes bytes committed and
-//! then moves the number. A follower is a position: it reads from there up to the number, writes that to its socket
+//! then moves the number. A follower is an offset: it reads from there up to the number, writes that to its socket
 //! as one piece, and waits for the number's next change. Nothing is queued per follower. So nobody waits for anybody,
 //! nobody misses or repeats a byte, and a slow follower simply reads larger pieces later.
 //!
@@ -53,7 +53,8 @@
 //!
 //! - `client`: the client library, for `http` and `ws`.
 //! - `tls`: `https` and `wss` for the client, with the system's root certificates.
-//! - `conformance`: tests of the storage contract for whoever implements a storage, `storage::conformance`.
+//! - `conformance`: tests of the storage contract for those who implement a storage, `storage::conformance`.
+//! - `axum`: [`Error`] is an `IntoResponse`, so handlers can return it.
 //! - `cli`: the programs `httpfstream-server`, `httpfstream-append` and `httpfstream-follow`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -66,6 +67,8 @@ pub mod fuzzing;
 pub mod storage;
 
 mod access;
+#[cfg(feature = "axum")]
+mod axum;
 mod body;
 mod budget;
 mod buffer;

@@ -2,36 +2,45 @@
 //!
 //! | Page | |
 //! |---|---|
-//! | [`protocol`] | what is spoken on the wire |
-//! | [`mounting`] | where the layer goes: axum, hyper, tower, the order of layers, proxies, shutdown |
-//! | [`surviving`] | what survives what, and who is told what |
+//! | [`quick_start`] | a server, an appender and a follower, with `curl`, in axum, in the process and from other programs |
+//! | [`mounting`] | where the layer goes: axum, hyper, tonic, any tower service; the order of layers |
+//! | [`authorization`] | who may do what, and for how long |
+//! | [`web_pages`] | the follow module, `EventSource` and `fetch`; the server's viewer and listing |
+//! | [`clients`] | the client library and the command-line programs |
+//! | [`operating`] | the server program, limits, proxies, shutting down |
+//! | [`surviving`] | what survives a crash or a power loss, what appenders and followers learn, the files on disk |
+//! | [`protocol`] | the wire: which requests are ours, states, WebSockets as the original speaks them |
+//! | [`protocol_v1`] | the wire: the resumable subprotocol `httpfstream.v1` |
+//! | [`protocol_http`] | the wire: plain HTTP, server-sent events, request bodies, resumable uploads |
+//! | [`protocol_errors`] | the wire: problem types, statuses and close codes |
+//! | [`own_storage`] | how to keep resources elsewhere |
+//! | [`migrating`] | from the original, sourcegraph/httpfstream, and how the two compare |
 //! | [`cost`] | what it costs, how that grows, and why the hot path is as it is |
-//! | [`browser`] | web pages: the follow module, the viewer and the listing of the server |
-//! | [`migrating`] | from the original, sourcegraph/httpfstream |
+//! | [`architecture`] | how the crate is made, for those who change it |
 
-#[doc = include_str!("protocol.md")]
-pub mod protocol {}
+/// A page. It is read in two places: here, and as a file in a repository browser. So its links name references, which each
+/// page defines at its end as files. `links.txt` defines the same names as items and stands before the page: the first
+/// definition of a name is the one that counts. `.ci/pages` checks both.
+macro_rules! page {
+    ($name:ident: $($text:literal)+) => {
+        #[doc = include_str!("links.txt")]
+        $(#[doc = include_str!($text)])+
+        pub mod $name {}
+    };
+}
 
-#[doc = include_str!("mounting.md")]
-pub mod mounting {}
-
-#[doc = include_str!("surviving.md")]
-pub mod surviving {}
-
-#[doc = include_str!("cost.md")]
-///
-/// # How cost grows
-///
-/// The server's CPU time; median of three runs in turn, with the least and the most. Two shared virtual cores, the server on
-/// one of them. How busy the two were is the most of any run with this crate; the readers' side sends as well.
-///
-#[doc = include_str!("cost_table.md")]
-///
-#[doc = include_str!("cost.svg")]
-pub mod cost {}
-
-#[doc = include_str!("browser.md")]
-pub mod browser {}
-
-#[doc = include_str!("migrating.md")]
-pub mod migrating {}
+page!(quick_start: "quick_start.md");
+page!(mounting: "mounting.md");
+page!(authorization: "authorization.md");
+page!(web_pages: "web_pages.md");
+page!(clients: "clients.md");
+page!(operating: "operating.md");
+page!(surviving: "surviving.md");
+page!(protocol: "protocol.md");
+page!(protocol_v1: "protocol_v1.md");
+page!(protocol_http: "protocol_http.md");
+page!(protocol_errors: "protocol_errors.md");
+page!(own_storage: "own_storage.md");
+page!(migrating: "migrating.md");
+page!(cost: "cost.md" "cost_table.md" "cost.svg");
+page!(architecture: "architecture.md");

@@ -14,5 +14,5 @@
 /// );
 /// ```
 ///
-/// See [`docs::browser`](crate::docs::browser).
+/// See the page [web pages](crate::docs::web_pages).
 pub const FOLLOW_JS: &str = include_str!("follow.js");

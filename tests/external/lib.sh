@@ -1,6 +1,6 @@
 # Sourced by the scripts beside it: a server on a free port, checks, and cleaning up.
 #
-# Each function named `check_…` or `fault_NN_…` (the case in faults.md that it covers) is one check; `run_checks` runs
+# Each function named `check_…` or `fault_NN_…` (the case in tests/README.md that it covers) is one check; `run_checks` runs
 # all of them in the order they are written in. A command that fails fails the script. Everything waits for a bounded
 # time, on events that can be seen from outside.
 

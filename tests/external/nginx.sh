@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian's nginx in front of the built server, with the lines that README.md tells: what is live stays live. Nothing is
+# Debian's nginx in front of the built server, with the lines of src/docs/operating.md: what is live stays live. Nothing is
 # timed but nginx's own timeouts: each line has to be seen before the next one is sent.
 . "$(dirname "$0")/lib.sh"
 
@@ -8,12 +8,10 @@ command -v nginx >/dev/null || fail "there is no nginx: apt-get install nginx-li
 
 h1=--http1.1 h2=--http2-prior-knowledge
 
-# The block that a page tells.
-block() { sed -n '/^```nginx$/,/^```$/p' "$1" | sed '1d;$d'; }
-block "$repo/README.md" >"$work/told"
-[ -s "$work/told" ] || fail "README.md has no lines for nginx"
+sed -n '/^```nginx$/,/^```$/p' "$repo/src/docs/operating.md" | sed '1d;$d' >"$work/lines"
+[ -s "$work/lines" ] || fail "src/docs/operating.md has no lines for nginx"
 
-# Starts nginx with these lines of a server, where README's stand for the addresses. Around them stands what would spoil
+# Starts nginx with these lines of a server, where the page's stand for the addresses. Around them stands what would spoil
 # everything that the lines don't set: short timeouts, small bodies, compression of all. Sets `$proxy`, `$proxy2` (which speaks
 # HTTP/2) and `$nginx`.
 proxies=0
@@ -141,12 +139,8 @@ all_end_well() {
 
 mkdir "$work/root"
 start_server "$work/root" --grace=1 --allow-host=example.com
-start_nginx <"$work/told"
+start_nginx <"$work/lines"
 head -c 12000000 /dev/urandom >"$work/big"
-
-check_the_pages_tell_the_same() {
-    block "$repo/src/docs/mounting.md" | diff "$work/told" -
-}
 
 check_a_streaming_put_is_live_through_it() {
     follow_all put.txt
@@ -263,7 +257,7 @@ fault_44_a_stop_is_seen_as_a_cut() {
 }
 
 check_without_http_1_1_a_live_body_says_what_to_do() {
-    sed '/proxy_http_version/d' "$work/told" >"$work/old"
+    sed '/proxy_http_version/d' "$work/lines" >"$work/old"
     start_nginx <"$work/old"
     send_to "$bin/httpfstream-append" "$url/old"
     echo one >&7
@@ -280,8 +274,8 @@ check_without_http_1_1_a_live_body_says_what_to_do() {
 check_what_the_other_lines_are_for() {
     local line
     without() {
-        grep -q "$1" "$work/told" || fail "$1 is not told"
-        sed "/$1/d" "$work/told" >"$work/less"
+        grep -q "$1" "$work/lines" || fail "the page lacks $1"
+        sed "/$1/d" "$work/lines" >"$work/less"
         start_nginx <"$work/less"
     }
     without proxy_request_buffering

@@ -1,4 +1,4 @@
-//! DELETE without a verb.
+//! Plain DELETE.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::error::ErrorKind;
 use crate::hub::Hub;
 use crate::key::Key;
 
-/// DELETE without a verb.
+/// Answers a DELETE without a verb. `None` if there is no such resource, or the application hides it.
 pub(crate) async fn delete(
     hub: &Arc<Hub>,
     options: &Options,

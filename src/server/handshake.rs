@@ -12,8 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::SUBPROTOCOL;
 use crate::server::intent::Upgrade;
 
-/// How long the server may take to hand over the connection. It does so at once, unless a layer outside replaced the response
-/// or the server doesn't complete upgrades.
+/// How long the server may take to hand over the connection. It does so at once, unless a layer outside replaced the
+/// response or the server doesn't complete upgrades.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A handshake that was checked and can be answered.
@@ -63,8 +63,8 @@ impl AcceptedUpgrade {
 
     /// The response that grants the upgrade, and the connection that follows it.
     ///
-    /// Fails where the server can't upgrade, so it is called before the 101 is sent. (`hyper::upgrade::on` would return a future
-    /// that fails only afterwards.)
+    /// Fails where the server can't upgrade, so it is called before the 101 is sent. (`hyper::upgrade::on` would return
+    /// a future that fails only afterwards.)
     pub(crate) fn split(self) -> Result<(Response<OwnBody>, PendingUpgrade)> {
         Ok((self.response, PendingUpgrade(self.on_upgrade.ok_or(ErrorKind::NotUpgradable)?)))
     }

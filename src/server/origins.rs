@@ -6,16 +6,16 @@ use crate::error::{Error, ErrorKind};
 
 /// The origins whose pages may open WebSockets and write, beside pages of the request's own host.
 ///
-/// Browsers let any page open a WebSocket to any host, with the user's cookies. Checking the `Origin` header (RFC 6454) is the
-/// only defense.
+/// Browsers let any page open a WebSocket to any host, with the user's cookies. Checking the `Origin` header (RFC 6454)
+/// is the only defense.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Origins {
     pub(crate) allowed: Vec<Box<str>>,
 }
 
 impl Origins {
-    /// Refuses a request from a page of another origin that is not allowed. Clients other than browsers send no `Origin` and
-    /// pass.
+    /// Refuses a request from a page of another origin that is not allowed. Clients other than browsers send no
+    /// `Origin` and pass.
     pub(crate) fn check(&self, head: &request::Parts) -> Result<(), Error> {
         if !head.headers.contains_key(header::ORIGIN) {
             return Ok(());
@@ -49,8 +49,8 @@ fn single_origin(head: &request::Parts) -> Option<&str> {
     HeaderValue::to_str(origin).ok()
 }
 
-/// Whether the origin is the host that the request was sent to. The scheme can't be compared, since a proxy may have terminated
-/// TLS.
+/// Whether the origin is the host that the request was sent to. The scheme can't be compared, since a proxy may have
+/// terminated TLS.
 fn is_own(origin: &str, head: &request::Parts) -> bool {
     let Some((scheme, origin)) = origin.split_once("://") else { return false };
     let default = match scheme {

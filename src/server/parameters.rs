@@ -45,8 +45,8 @@ impl Parameters {
         let protocols = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
         let v1 = protocols.flat_map(|value| tokens(value.as_bytes())).any(|name| name == SUBPROTOCOL.as_bytes());
         if !v1 {
-            // The original's dialect has no parameters, so that the query is the application's. But a follower that began
-            // elsewhere than its query says would assemble wrong bytes.
+            // The original's dialect has no parameters, so that the query is the application's. But a follower that
+            // began elsewhere than its query says would assemble wrong bytes.
             let meant_for_v1 = ["offset", "tail", "lines", "life"].into_iter().find(|name| is_in_query(head, name));
             return match meant_for_v1.filter(|_| verb == Verb::Follow) {
                 Some(name) => Err(bad_request(format!("`{name}` needs the subprotocol {SUBPROTOCOL}"))),

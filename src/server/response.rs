@@ -34,8 +34,8 @@ pub(crate) fn describe(headers: &mut HeaderMap, stat: &Stat) {
     }
 }
 
-/// The entity tag of a resource (RFC 9110 section 8.8.3): strong, since the bytes of a life never change. Once the resource is
-/// closed the tag includes the modification time too, in case another program overwrites the file.
+/// The entity tag of a resource (RFC 9110 section 8.8.3): strong, since the bytes of a life never change. Once the
+/// resource is closed the tag includes the modification time too, in case another program overwrites the file.
 pub(crate) fn etag(stat: &Stat) -> String {
     let modified = stat.modified.filter(|_| !stat.state.is_open());
     let modified = modified.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| format!("-{:x}", at.as_nanos()));

@@ -84,8 +84,8 @@ struct BodySource {
 impl BodySource {
     /// Whether a body that has no more frames was sent as a whole.
     ///
-    /// hyper takes a stream that was reset with NO_ERROR for one that has ended, which is right for a response (RFC 9113
-    /// section 8.1). Envoy resets like that when its own client is gone. `is_end_stream` is false then.
+    /// hyper takes a stream that was reset with NO_ERROR for one that has ended, which is right for a response (RFC
+    /// 9113 section 8.1). Envoy resets like that when its own client is gone. `is_end_stream` is false then.
     fn is_complete(&self) -> bool {
         self.body.size_hint().lower() == 0 && (!self.http2 || self.body.is_end_stream())
     }

@@ -1,5 +1,5 @@
-//! Appending: one loop stores what a [`Source`] delivers, be it a WebSocket (protocol sections 3 and 4) or the body of a
-//! request (section 5).
+//! Appending: one loop stores what a [`Source`] delivers, be it a WebSocket (protocol sections 3 and 4) or the body of
+//! a request (section 5).
 
 pub(crate) mod body;
 mod read_ahead;
@@ -106,8 +106,8 @@ pub(crate) trait Source {
     /// Cancel safe.
     async fn input(&mut self, most: usize) -> Input;
 
-    /// Whether message boundaries don't matter, so that more may be read while the storage is still busy with the previous
-    /// append.
+    /// Whether message boundaries don't matter, so that more may be read while the storage is still busy with the
+    /// previous append.
     fn is_stream(&self) -> bool;
 
     /// A token that is cancelled once nobody waits for the response, for sources that have one.
@@ -200,7 +200,8 @@ pub(crate) async fn append_from<S: Source>(
                 let mut appending = pin!(append(lease, &limits, &data));
                 let appended = match poll_fn(|cx| Poll::Ready(appending.as_mut().poll(cx))).await {
                     Poll::Ready(appended) => appended,
-                    // Boxed, so that the loop doesn't carry this future's size: most appends complete at the first poll.
+                    // Boxed, so that the loop doesn't carry this future's size: most appends complete at the first
+                    // poll.
                     Poll::Pending => Box::pin(read_ahead.fill(source, appending, upto, limit, &limits)).await,
                 };
                 read_ahead.release_if_empty();
@@ -213,8 +214,8 @@ pub(crate) async fn append_from<S: Source>(
             return failed(error);
         }
     }
-    // The server is stopping, or nobody waits for the response. What has arrived still counts, a finish above all, but a
-    // sender that never pauses must not delay the shutdown.
+    // The server is stopping, or nobody waits for the response. What has arrived still counts, a finish above all, but
+    // a sender that never pauses must not delay the shutdown.
     let stopped = Instant::now();
     loop {
         let late = stopped.elapsed() >= DRAIN_TIME && read_ahead.is_empty();
@@ -269,8 +270,8 @@ impl Acks {
     }
 }
 
-/// How many bytes to gather for one append. Where less than a batch fits into the resource, the messages that fit become an
-/// append of their own, so that the one that doesn't is refused alone.
+/// How many bytes to gather for one append. Where less than a batch fits into the resource, the messages that fit
+/// become an append of their own, so that the one that doesn't is refused alone.
 fn batch_size(room: u64) -> usize {
     usize::try_from(room).unwrap_or(usize::MAX).min(BATCH)
 }

@@ -9,8 +9,8 @@ use crate::buffer::ByteQueue;
 use crate::error::Result;
 use crate::hub::Hub;
 
-/// How many bytes are read ahead at most, to be appended in one go. The storage is waiting for a disk then, and a call on the
-/// pool of blocking threads costs more than the write itself.
+/// How many bytes are read ahead at most, to be appended in one go. The storage is waiting for a disk then, and a call
+/// on the pool of blocking threads costs more than the write itself.
 pub(super) const MAX_READ_AHEAD: usize = 4 * BATCH;
 
 /// Input that was read while the storage was busy.

@@ -79,8 +79,8 @@ pub(crate) enum AppendDialect {
     V1 { resumed: bool },
 }
 
-/// Whether the handshake has neither `User-Agent` nor `Origin`, like that of the original's client, which can neither close a
-/// WebSocket nor answer pings.
+/// Whether the handshake has neither `User-Agent` nor `Origin`, like that of the original's client, which can neither
+/// close a WebSocket nor answer pings.
 fn is_bare(headers: &HeaderMap) -> bool {
     !headers.contains_key(header::USER_AGENT) && !headers.contains_key(header::ORIGIN)
 }
@@ -98,8 +98,8 @@ where
         messages::queue(socket.conn.out(), &messages::appending(resource.len(), resource.life, resumed));
     }
     let end = match append_from(&hub, &mut socket, &mut lease, limits).await {
-        // The original's client had nothing to append, or never got the 101 and has gone. A resource that has bytes already
-        // must not be finished by that.
+        // The original's client had nothing to append, or never got the 101 and has gone. A resource that has bytes
+        // already must not be finished by that.
         AppendEnd::Finished(_) if socket.activity() == 0 && lease.resource().len() > 0 => AppendEnd::Disconnected,
         end => end,
     };
@@ -165,8 +165,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Source for WebSocketSource<IO> {
     }
 
     fn is_stream(&self) -> bool {
-        // In the original's dialect whole messages are handed out. They may be large, and the connection's memory budget counts
-        // them only until more is read.
+        // In the original's dialect whole messages are handed out. They may be large, and the connection's memory
+        // budget counts them only until more is read.
         matches!(self.dialect, AppendDialect::V1 { .. })
     }
 
@@ -175,7 +175,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Source for WebSocketSource<IO> {
     }
 
     fn answers_pings(&self) -> bool {
-        // The original's client never reads. A ping would turn its close into a reset, which destroys what it sent last.
+        // The original's client never reads. A ping would turn its close into a reset, which destroys what it sent
+        // last.
         self.dialect != AppendDialect::Original { bare: true }
     }
 

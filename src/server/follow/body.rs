@@ -1,5 +1,5 @@
-//! Following without a WebSocket: the response's body is the stream, plain or as server-sent events (protocol section 5). The
-//! cursor is the same as for WebSockets.
+//! Following without a WebSocket: the response's body is the stream, plain or as server-sent events (protocol section
+//! 5). The cursor is the same as for WebSockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,8 +152,8 @@ fn plan(parameters: &Parameters, follow_headers: &FollowHeaders, head: &request:
     })
 }
 
-/// Whether there is an `If-Range` that is not for this life (RFC 9110 section 13.1.5). A tag of any length of this life will do,
-/// since its bytes stay the same while it grows.
+/// Whether there is an `If-Range` that is not for this life (RFC 9110 section 13.1.5). A tag of any length of this life
+/// will do, since its bytes stay the same while it grows.
 fn if_range_fails(headers: &HeaderMap, stat: &Stat) -> bool {
     let of_this_life = |tag: &HeaderValue| tag.as_bytes().starts_with(format!("\"{}-", stat.life).as_bytes());
     headers.get(header::IF_RANGE).is_some_and(|tag| !of_this_life(tag))

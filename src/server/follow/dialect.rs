@@ -98,8 +98,8 @@ impl SharedFraming {
         }
     }
 
-    /// Encodes bytes for all followers of this framing. `None` if the bytes change the framing, so that each follower has to
-    /// encode them for itself.
+    /// Encodes bytes for all followers of this framing. `None` if the bytes change the framing, so that each follower
+    /// has to encode them for itself.
     pub(super) fn encode(self, pieces: ByteQueue) -> Option<ByteQueue> {
         let mut encoder = match self {
             Self::V1 => FrameEncoder::V1,

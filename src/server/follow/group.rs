@@ -1,5 +1,5 @@
-//! A caught-up WebSocket follower: it leaves its connection in a slot, into which the writer of its group in the hub reaches to
-//! write what is appended (see [`hub::idle`](crate::hub)), while its own task looks after everything else.
+//! A caught-up WebSocket follower: it leaves its connection in a slot, into which the writer of its group in the hub
+//! reaches to write what is appended (see [`hub::idle`](crate::hub)), while its own task looks after everything else.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -51,9 +51,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> IdleFollower<IO> {
         }
     }
 
-    /// Leaves the connection to the group's writer, until there is anything else to do than to write what is appended. Whether
-    /// this returns or is dropped, the connection stays in the slot, from where it has to be
-    /// [taken back](Self::take_connection).
+    /// Leaves the connection to the group's writer, until there is anything else to do than to write what is appended.
+    /// Whether this returns or is dropped, the connection stays in the slot, from where it has to be [taken
+    /// back](Self::take_connection).
     pub(super) async fn wait(
         &mut self,
         connection: Box<Connection<IO>>,
@@ -79,7 +79,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> IdleFollower<IO> {
         }
         self.state_changes.mark_unchanged();
         tokio::select! {
-            // Biased, so that a peer that sends without pause can neither outlive its grant nor delay a change of state.
+            // Biased, so that a peer that sends without pause can neither outlive its grant nor delay a change of
+            // state.
             biased;
             () = expiry(until) => Wakeup::Expired,
             _ = self.state_changes.changed() => Wakeup::Recheck,
@@ -88,7 +89,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> IdleFollower<IO> {
         }
     }
 
-    /// Takes the connection back, and moves the cursor behind what was written. `None` if a write to the connection panicked.
+    /// Takes the connection back, and moves the cursor behind what was written. `None` if a write to the connection
+    /// panicked.
     pub(super) fn take_connection(&self, cursor: &mut Cursor) -> Option<Box<Connection<IO>>> {
         let mut slot = self.shared.slot();
         cursor.skip_to(slot.at);

@@ -1,8 +1,8 @@
 //! A response body that is written while it is sent, and that knows when its bytes have left.
 //!
-//! A server that gets an error from a body drops what it still holds: hyper its write buffer over HTTP/1.1 (seen: 192 KiB
-//! before an error, none of which arrived), h2 its queue. So each piece carries a token, which is dropped with the piece once
-//! the server has written it to the socket, and an abort waits for the last token.
+//! A server that gets an error from a body drops what it still holds: hyper its write buffer over HTTP/1.1 (seen: 192
+//! KiB before an error, none of which arrived), h2 its queue. So each piece carries a token, which is dropped with the
+//! piece once the server has written it to the socket, and an abort waits for the last token.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -18,8 +18,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::BoxError;
 
-/// How long a connection must be idle before an abort. Bytes that were copied on their way, by TLS for example, have no token
-/// any more.
+/// How long a connection must be idle before an abort. Bytes that were copied on their way, by TLS for example, have no
+/// token any more.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A body whose bytes a future writes through a [`BodyWriter`].
@@ -32,8 +32,8 @@ pub(super) struct FollowBody {
 }
 
 impl FollowBody {
-    /// A body of `len` bytes, if that is known. `write` is polled only when more of the body is requested, and is never ahead by
-    /// more than a piece. Its `Ok` is the body's clean end, its `Err` aborts the body.
+    /// A body of `len` bytes, if that is known. `write` is polled only when more of the body is requested, and is never
+    /// ahead by more than a piece. Its `Ok` is the body's clean end, its `Err` aborts the body.
     pub(super) fn new<F, Fut>(len: Option<u64>, write: F) -> Self
     where
         F: FnOnce(BodyWriter) -> Fut,

@@ -42,8 +42,8 @@ pub(crate) async fn follow(
     let Allowed { key, left, .. } = authorize(options, Verb::Follow, key, head).await?;
     let (mut cursor, modified) = match find(hub, options, &key, parameters.wait).await? {
         Found::Open(cursor) => (cursor, None),
-        // Like the original: no upgrade, but the data as a plain body. Not over HTTP/2, where a CONNECT can't be answered by a
-        // body, nor in v1, since a browser's WebSocket can't read one.
+        // Like the original: no upgrade, but the data as a plain body. Not over HTTP/2, where a CONNECT can't be
+        // answered by a body, nor in v1, since a browser's WebSocket can't read one.
         Found::Closed(_, stat) if upgrade == Upgrade::Http1 && !parameters.v1 => {
             return serve(hub, &key, head, &stat, &options.content_type).await;
         }

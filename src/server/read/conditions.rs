@@ -4,8 +4,8 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::server::checks::lists;
 
-/// Evaluates the conditions on our own entity tag, and returns the status if they decide the response. The other headers are
-/// copied to `forwarded`, for tower-http, whose tags are its own.
+/// Evaluates the conditions on our own entity tag, and returns the status if they decide the response. The other
+/// headers are copied to `forwarded`, for tower-http, whose tags are its own.
 pub(super) fn evaluate(
     request: &HeaderMap,
     tag: &str,
@@ -35,8 +35,8 @@ pub(super) fn evaluate(
             forward(header::IF_MODIFIED_SINCE);
         }
     }
-    // A date is no strong validator here, so an `If-Range` with one never yields a range. A malformed range is ignored, as
-    // RFC 9110 section 14.2 asks for.
+    // A date is no strong validator here, so an `If-Range` with one never yields a range. A malformed range is ignored,
+    // as RFC 9110 section 14.2 asks for.
     let unchanged = request.get(header::IF_RANGE).is_none_or(|value| value.as_bytes() == tag.as_bytes());
     if unchanged && request.get(header::RANGE).is_some_and(is_single_range) {
         forward(header::RANGE);

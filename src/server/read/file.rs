@@ -17,8 +17,8 @@ use crate::state::Stat;
 
 /// Serves the storage's file, or returns `None` where it has none or the file is not exactly what `stat` says.
 ///
-/// `ServeFile` opens by name, so it gets the name of our open handle: what was looked up is served, whatever happens to the path
-/// meanwhile.
+/// `ServeFile` opens by name, so it gets the name of our open handle: what was looked up is served, whatever happens to
+/// the path meanwhile.
 pub(super) async fn serve_file(
     hub: &Arc<Hub>,
     key: &Key,

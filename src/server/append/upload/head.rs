@@ -1,4 +1,4 @@
-//! The head of an upload: what it asks for, told without I/O.
+//! The head of an upload: what it asks for, parsed without I/O.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request};
 

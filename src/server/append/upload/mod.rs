@@ -45,8 +45,8 @@ pub(crate) async fn upload(
     };
     let creates = lease.resource().len() == 0 && head.method != Method::PATCH;
     let limits = AppendLimits::new(options, left);
-    // A task of its own, which goes on to its end even if the client is gone or a layer outside has answered instead: what has
-    // arrived is stored.
+    // A task of its own, which goes on to its end even if the client is gone or a layer outside has answered instead:
+    // what has arrived is stored.
     let abandoned = CancellationToken::new();
     let _awaiting = abandoned.clone().drop_guard();
     let final_len = final_len.filter(|_| on_end == OnEnd::Finish);
@@ -58,8 +58,9 @@ pub(crate) async fn upload(
     }
 }
 
-/// Refuses what can be refused before the resource is opened: too many bytes, or a condition that is not met. A condition that
-/// is met is carried over into `attach`, as the offset and life that the resource must still have when it is opened.
+/// Refuses what can be refused before the resource is opened: too many bytes, or a condition that is not met. A
+/// condition that is met is carried over into `attach`, as the offset and life that the resource must still have when
+/// it is opened.
 async fn check(
     hub: &Arc<Hub>,
     options: &Options,
@@ -100,7 +101,8 @@ fn success(status: StatusCode, stat: &Stat, head: &request::Parts) -> Response<O
     let headers = response.headers_mut();
     describe(headers, stat);
     if status == StatusCode::CREATED {
-        // Relative, since a router may have stripped a prefix from the path. With `./`, since the name may have a colon.
+        // Relative, since a router may have stripped a prefix from the path. With `./`, since the name may have a
+        // colon.
         let path = head.uri.path();
         let name = path.rsplit('/').next().unwrap_or(path);
         if let Ok(location) = HeaderValue::try_from(format!("./{name}")) {

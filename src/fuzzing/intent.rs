@@ -119,7 +119,7 @@ fn check_options(request: Request<()>) -> bool {
     let wait = number("wait", None);
     let (head, ()) = request.into_parts();
     let mut understood = false;
-    match Parameters::to_append(&head) {
+    match Parameters::for_append(&head) {
         Ok(asked) => {
             assert_eq!((asked.offset.map(Some), asked.finish.map(Some)), (offset, finish));
             assert!(asked.finish.is_none() || asked.life.is_some());
@@ -127,23 +127,23 @@ fn check_options(request: Request<()>) -> bool {
         }
         Err(error) => assert_eq!(error.kind(), ErrorKind::BadRequest),
     }
-    match Parameters::to_follow(&head) {
+    match Parameters::for_follow(&head) {
         Ok(asked) => {
             let begin = match (offset, tail, lines) {
                 (None, None, None) => StartPosition::Beginning,
                 (Some(Some(offset)), None, None) => StartPosition::Offset(offset),
                 (None, Some(Some(tail)), None) => StartPosition::Tail(tail),
                 (None, None, Some(Some(lines))) => StartPosition::Lines(lines),
-                other => panic!("{other:?} was taken for {:?}", asked.begin),
+                other => panic!("{other:?} was taken for {:?}", asked.start),
             };
-            assert_eq!(asked.begin, begin);
+            assert_eq!(asked.start, begin);
             assert!(wait.is_none() || asked.wait.map(|wait| Some(wait.as_secs())) == wait);
-            understood |= asked.begin != StartPosition::Beginning;
+            understood |= asked.start != StartPosition::Beginning;
         }
         Err(error) => assert_eq!(error.kind(), ErrorKind::BadRequest),
     }
     for verb in [Verb::Append, Verb::Follow] {
-        if let Ok(asked) = Parameters::of(&head, verb) {
+        if let Ok(asked) = Parameters::from_upgrade(&head, verb) {
             let offered = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().any(|offer| {
                 offer.as_bytes().split(|byte| *byte == b',').any(|name| name.trim_ascii() == b"httpfstream.v1")
             });
@@ -151,17 +151,17 @@ fn check_options(request: Request<()>) -> bool {
             assert!(asked.v1 || asked == Parameters::default());
         }
     }
-    match FollowHeaders::of(&head) {
+    match FollowHeaders::from_head(&head) {
         Ok(reading) => {
             let range = head.headers.get(header::RANGE).map(HeaderValue::as_bytes);
-            assert!(range.is_some() || reading.range == Range::No);
+            assert!(range.is_some() || reading.range == Range::Absent);
             if let (Range::From(StartPosition::Offset(first)), Some(range)) = (reading.range, range) {
                 let text = std::str::from_utf8(range).expect("ASCII");
                 let (_, text) = text.split_once('=').expect("a unit");
                 let digits = text.trim().split('-').next().expect("a first byte");
                 assert_eq!(digits.trim_start_matches('0'), first.to_string().trim_start_matches('0'));
             }
-            assert!(reading.last.is_none() || reading.events);
+            assert!(reading.last_event_id.is_none() || reading.accepts_events);
         }
         Err(error) => assert_eq!(error.kind(), ErrorKind::BadRequest),
     }

@@ -1,5 +1,4 @@
-//! The server that the Autobahn test suite connects to: the handshake and the codec of appenders and followers, with an echo
-//! behind them.
+//! An echo server for the Autobahn test suite, built on the handshake and the codec that appenders and followers use.
 
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -19,17 +18,17 @@ async fn serve() {
     let accepting = tokio::spawn(async move {
         loop {
             let (io, _) = listener.accept().await.unwrap();
-            let answer = service_fn(async |request: http::Request<hyper::body::Incoming>| {
+            let upgrade = service_fn(async |request: http::Request<hyper::body::Incoming>| {
                 let (mut head, _) = request.into_parts();
                 let (response, pending) = AcceptedUpgrade::check(Upgrade::Http1, &mut head)?.split()?;
                 tokio::spawn(async move {
-                    if let Some(io) = pending.wait().await {
+                    if let Some(io) = pending.connection().await {
                         echo(Conn::new(io, Role::Server, MAX_MESSAGE), true).await;
                     }
                 });
                 Ok::<_, crate::Error>(response)
             });
-            let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), answer);
+            let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), upgrade);
             tokio::spawn(serving.with_upgrades());
         }
     });

@@ -1,4 +1,4 @@
-//! What is checked before the storage is touched: rights, conditions, and the end of a grant.
+//! Checks that handlers share: authorization and its expiry, conditions, and which resources are visible.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use crate::server::config::Options;
 use crate::server::response::etag;
 use crate::state::Stat;
 
-/// Whether the request may do this, and to which resource.
+/// Whether the request may do this: a read-only layer refuses writes, then the application decides. A grant that has
+/// expired already is a 401.
 pub(crate) async fn authorize(options: &Options, verb: Verb, key: Key, head: &request::Parts) -> Result<Allowed> {
     if verb != Verb::Follow {
         writable(options)?;
@@ -39,11 +40,11 @@ pub(crate) async fn grant(options: &Options, verb: Verb, key: Key, head: &reques
     Ok(allowed)
 }
 
-/// Whether a header of entity tags lists this one (or any): strongly compared for `If-Match`, else weakly. `None`
+/// Whether a header of entity tags has this one (or `*`), by strong comparison for `If-Match`, else by weak. `None`
 /// without such a header.
-pub(crate) fn lists(asked: &HeaderMap, name: header::HeaderName, tag: &str) -> Option<bool> {
+pub(crate) fn lists(headers: &HeaderMap, name: header::HeaderName, tag: &str) -> Option<bool> {
     let weak = name != header::IF_MATCH;
-    let mut values = asked.get_all(name).into_iter().peekable();
+    let mut values = headers.get_all(name).into_iter().peekable();
     values.peek()?;
     Some(values.any(|value| {
         value.to_str().unwrap_or("").split(',').map(str::trim).any(|listed| {
@@ -53,18 +54,20 @@ pub(crate) fn lists(asked: &HeaderMap, name: header::HeaderName, tag: &str) -> O
     }))
 }
 
-/// Whether a request that changes something depends on another state of the resource than it is in.
-pub(crate) fn depends_on_another(asked: &HeaderMap, stat: &Stat) -> bool {
+/// Whether the preconditions of a request that changes the resource fail (RFC 9110 section 13).
+pub(crate) fn depends_on_another(headers: &HeaderMap, stat: &Stat) -> bool {
     let tag = etag(stat);
-    lists(asked, header::IF_MATCH, &tag) == Some(false) || lists(asked, header::IF_NONE_MATCH, &tag) == Some(true)
+    lists(headers, header::IF_MATCH, &tag) == Some(false) || lists(headers, header::IF_NONE_MATCH, &tag) == Some(true)
 }
 
-/// How long a closing connection may take to hear out and to be heard out.
+/// How long a closing WebSocket may take to flush and to drain.
 pub(crate) fn closing(hub: &Hub) -> Duration {
     Duration::from_secs(if hub.shutting_down.is_cancelled() { 1 } else { 5 })
 }
 
-/// The end of a grant, if it has one.
+/// Waits until a grant expires, forever if it doesn't.
+///
+/// Cancel safe.
 pub(crate) async fn expiry(until: Option<Instant>) {
     match until {
         Some(until) => sleep_until(until).await,
@@ -72,12 +75,12 @@ pub(crate) async fn expiry(until: Option<Instant>) {
     }
 }
 
-/// What whoever had it is told at its end.
+/// The error for an expired grant.
 pub(crate) fn expired() -> Error {
     Error::new(ErrorKind::Forbidden).with_detail("no longer authorized")
 }
 
-/// `None` where there is nothing that could be a resource: the request is not ours then.
+/// `None` if there is no such resource, or the path can't name one: the request is not ours then.
 pub(crate) fn existing(stat: Result<Option<Stat>>) -> Option<Result<Stat>> {
     match stat {
         Ok(stat) => stat.map(Ok),

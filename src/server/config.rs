@@ -1,4 +1,4 @@
-//! What a layer is configured with.
+//! The configuration of a layer.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ impl Default for Options {
     }
 }
 
-/// Times of a connection, from the layer's configuration.
+/// Timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
     pub(crate) ping: Duration,

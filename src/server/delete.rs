@@ -1,4 +1,4 @@
-//! DELETE without a verb.
+//! Plain DELETE.
 
 use std::sync::Arc;
 
@@ -6,14 +6,14 @@ use http::{Response, StatusCode, request};
 
 use super::checks::{depends_on_another, existing, grant, writable};
 use super::config::Options;
-use super::response::problem;
+use super::response::{empty, problem};
 use crate::access::{Allowed, Verb};
-use crate::body::{OwnBody, full};
+use crate::body::OwnBody;
 use crate::error::ErrorKind;
 use crate::hub::Hub;
 use crate::key::Key;
 
-/// DELETE without a verb. `None`: there is no such resource, as far as the client may know.
+/// Answers a DELETE without a verb. `None` if there is no such resource, or the application hides it.
 pub(crate) async fn delete(
     hub: &Arc<Hub>,
     options: &Options,
@@ -35,11 +35,7 @@ pub(crate) async fn delete(
         },
     };
     Some(match deleted {
-        Ok(()) => {
-            let mut response = Response::new(full(""));
-            *response.status_mut() = StatusCode::NO_CONTENT;
-            response
-        }
+        Ok(()) => empty(StatusCode::NO_CONTENT),
         Err(error) => problem(&error),
     })
 }

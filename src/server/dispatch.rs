@@ -1,4 +1,5 @@
-//! From an intent to an answer: checks first, the storage last, a connection at the very end.
+//! From an intent to a response. Each handler checks the request first, then turns to the storage, and upgrades the
+//! connection last.
 
 use std::sync::Arc;
 
@@ -84,7 +85,7 @@ async fn dispatch(
 ) -> Option<Response<OwnBody>> {
     let mut response = dispatch_any(hub, options, intent, head, request_body).await?;
     if head.method == Method::HEAD {
-        // hyper leaves it out over HTTP/1.1, but over HTTP/2 it would be sent.
+        // hyper drops the body of a response to HEAD over HTTP/1.1, but would send it over HTTP/2.
         if let Some(len @ 1..) = response.body().size_hint().exact() {
             response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(len));
         }
@@ -94,6 +95,7 @@ async fn dispatch(
     Some(response)
 }
 
+/// Calls the intent's handler.
 async fn dispatch_any(
     hub: &Arc<Hub>,
     options: &Options,
@@ -101,7 +103,7 @@ async fn dispatch_any(
     head: &mut request::Parts,
     request_body: &mut (dyn FnMut() -> RequestBody + Send),
 ) -> Option<Response<OwnBody>> {
-    let answered = match intent {
+    let response = match intent {
         Intent::Pass => return None,
         Intent::Refuse(error) => Err(error),
         Intent::MethodNotAllowed { allow } => {
@@ -119,5 +121,5 @@ async fn dispatch_any(
         Intent::Read { key } => return read(hub, options, key, head).await,
         Intent::Delete { key } => return delete(hub, options, key, head).await,
     };
-    Some(answered.unwrap_or_else(|error| problem(&error)))
+    Some(response.unwrap_or_else(|error| problem(&error)))
 }

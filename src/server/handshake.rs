@@ -9,28 +9,28 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 
 use crate::body::{OwnBody, full};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::SUBPROTOCOL as V1;
+use crate::protocol::SUBPROTOCOL;
 use crate::server::intent::Upgrade;
 
-/// How long the connection may take to change hands. It takes none, unless something outside replaced our answer or
-/// the server doesn't complete upgrades.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the server may take to hand over the connection. It does so at once, unless a layer outside replaced the
+/// response or the server doesn't complete upgrades.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An upgrade that was checked and can be granted.
+/// A handshake that was checked and can be answered.
 pub(crate) struct AcceptedUpgrade {
     response: Response<OwnBody>,
     on_upgrade: Option<OnUpgrade>,
 }
 
 impl AcceptedUpgrade {
-    /// Checks the handshake (RFC 6455 section 4.2, RFC 8441 section 5). Nothing is promised to the client yet.
+    /// Checks the handshake (RFC 6455 section 4.2, RFC 8441 section 5). The upgrade may still be refused afterwards.
     pub(crate) fn check(upgrade: Upgrade, head: &mut request::Parts) -> Result<Self> {
         let response = match upgrade {
             Upgrade::Http1 => {
                 if head.headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
                     return Err(ErrorKind::WebSocketVersion.into());
                 }
-                // RFC 6455 section 11.3: neither may be given more than once.
+                // RFC 6455 section 11.3: each of the two headers appears at most once.
                 let twice = |name| head.headers.get_all(name).iter().nth(1).is_some();
                 if twice(header::SEC_WEBSOCKET_KEY) || twice(header::SEC_WEBSOCKET_VERSION) {
                     return Err(Error::new(ErrorKind::BadRequest).with_detail("bad WebSocket handshake"));
@@ -55,21 +55,22 @@ impl AcceptedUpgrade {
         Ok(Self { response, on_upgrade: head.extensions.remove::<OnUpgrade>() })
     }
 
-    /// Answers that the resumable subprotocol is spoken.
-    pub(crate) fn speak_v1(mut self) -> Self {
-        self.response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(V1));
+    /// Selects the resumable subprotocol in the response.
+    pub(crate) fn select_v1(mut self) -> Self {
+        self.response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
         self
     }
 
-    /// The answer, and the connection to come.
+    /// The response that grants the upgrade, and the connection that follows it.
     ///
-    /// Parameters for before a 101 is given: `hyper::upgrade::on` hands out a future that fails where there is none.
+    /// Fails where the server can't upgrade, so it is called before the 101 is sent. (`hyper::upgrade::on` would return
+    /// a future that fails only afterwards.)
     pub(crate) fn split(self) -> Result<(Response<OwnBody>, PendingUpgrade)> {
         Ok((self.response, PendingUpgrade(self.on_upgrade.ok_or(ErrorKind::NotUpgradable)?)))
     }
 }
 
-/// What tungstenite looks at. It takes one `Connection` header, where there may be several.
+/// The headers that tungstenite checks. It expects a single `Connection` header, where a request may have several.
 fn handshake_headers(headers: &HeaderMap) -> HeaderMap {
     let mut picked = HeaderMap::with_capacity(4);
     for name in [header::SEC_WEBSOCKET_KEY, header::SEC_WEBSOCKET_VERSION] {
@@ -77,19 +78,19 @@ fn handshake_headers(headers: &HeaderMap) -> HeaderMap {
             picked.insert(name, value.clone());
         }
     }
-    // The request's intent has been told by these two already.
+    // The intent was derived from these two, so they are known to ask for a WebSocket.
     picked.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     picked.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     picked
 }
 
-/// A connection that is about to change hands.
+/// A connection that the server is about to hand over.
 pub(crate) struct PendingUpgrade(OnUpgrade);
 
 impl PendingUpgrade {
-    /// The connection; `None`, logged, if it never comes.
-    pub(crate) async fn wait(self) -> Option<TokioIo<Upgraded>> {
-        match tokio::time::timeout(PATIENCE, self.0).await {
+    /// Waits for the connection. `None`, which is logged, if the upgrade fails.
+    pub(crate) async fn connection(self) -> Option<TokioIo<Upgraded>> {
+        match tokio::time::timeout(UPGRADE_TIMEOUT, self.0).await {
             Ok(Ok(upgraded)) => Some(TokioIo::new(upgraded)),
             Ok(Err(error)) => {
                 let error = &error as &dyn std::error::Error;

@@ -1,4 +1,4 @@
-//! What a request wants, told from its head alone: no I/O, no state.
+//! What a request wants, derived from its head alone: no I/O, no state.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::protocol::headers::{APPENDER_ID, PARTIAL_UPLOAD, UPLOAD_COMPLETE, UPLOAD_DRAFT, UPLOAD_OFFSET, X_VERB};
 
-/// What the layer is configured to look at.
+/// Which requests the layer handles.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rules {
     /// Below which path, without its trailing slash; empty: everywhere.
@@ -21,7 +21,7 @@ pub(crate) struct Rules {
     pub(crate) verb_from_method: bool,
 }
 
-/// How a WebSocket is asked for.
+/// How a request asks for a WebSocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Upgrade {
     /// `Upgrade: websocket` (RFC 6455).
@@ -33,26 +33,26 @@ pub(crate) enum Upgrade {
 /// What a request wants.
 #[derive(Debug)]
 pub(crate) enum Intent {
-    /// Nothing of ours.
+    /// The request is not ours.
     Pass,
-    /// It is ours, and wrong.
+    /// The request is ours, and invalid.
     Refuse(Error),
-    /// The verb is ours, but doesn't take this method; these it takes.
+    /// The verb is ours, but doesn't take this method. `allow` lists those that it takes.
     MethodNotAllowed { allow: &'static str },
-    /// An append or a follow over a WebSocket. `by_header`: the verb came by `X-Verb`, as from the original's client.
+    /// An append or a follow over a WebSocket. `by_header`: the verb came in `X-Verb`, as from the original's client.
     WebSocket { verb: Verb, key: Key, upgrade: Upgrade, by_header: bool },
-    /// A verb of ours without an upgrade, or a resumable upload.
+    /// An append or a follow without an upgrade, resumable uploads included.
     Http { verb: Verb, key: Key },
-    /// A browser asks whether another site's page may do what is ours.
+    /// A CORS preflight for one of our requests.
     Preflight,
-    /// A GET or HEAD of what may be a resource.
+    /// A GET or HEAD of what may be a resource, without a verb.
     Read { key: Key },
-    /// A DELETE of what may be a resource.
+    /// A DELETE of what may be a resource, without a verb.
     Delete { key: Key },
 }
 
 impl Rules {
-    /// What this request wants, its path naming the resource.
+    /// The intent of a request whose path names the resource.
     pub(crate) fn intent<B>(&self, request: &Request<B>) -> Intent {
         match strip_prefix(request.uri().path(), &self.mount) {
             Some(path) => self.intent_for(request, || Key::from_url_path(path)),
@@ -60,9 +60,9 @@ impl Rules {
         }
     }
 
-    /// What this request wants of a resource, whatever its path.
+    /// The intent of a request for a given resource, whatever its path.
     pub(crate) fn intent_for<B>(&self, request: &Request<B>, key: impl FnOnce() -> Result<Key>) -> Intent {
-        let upgrade = asked_upgrade(request);
+        let upgrade = requested_upgrade(request);
         if upgrade.is_none() && !self.plain {
             return Intent::Pass;
         }
@@ -82,7 +82,7 @@ impl Rules {
         if preflight && (self.verb_from_method || verb.is_some() || asks_for_ours(request.headers())) {
             return Intent::Preflight;
         }
-        // The key comes last: what is foreign by its head costs no allocation.
+        // The key is parsed last, so that a request that is not ours costs no allocation.
         let followed = self.verb_from_method && upgrade.is_some();
         match (verb.or(followed.then_some(Verb::Follow)), upgrade) {
             (None, Some(_)) => Intent::Pass,
@@ -108,7 +108,7 @@ impl Rules {
     }
 }
 
-/// A verb without an upgrade. A GET with APPEND is let through, to be told what it lacks.
+/// A verb without an upgrade. A GET that appends is let through, and refused later with a 426.
 fn plain(method: &Method, verb: Verb, key: Key) -> Intent {
     let (fits, allow) = match verb {
         Verb::Follow => (matches!(*method, Method::GET | Method::HEAD), "GET, HEAD"),
@@ -117,7 +117,7 @@ fn plain(method: &Method, verb: Verb, key: Key) -> Intent {
     if fits { Intent::Http { verb, key } } else { Intent::MethodNotAllowed { allow } }
 }
 
-/// Whether it is a resumable upload, by draft-ietf-httpbis-resumable-upload.
+/// Whether the request is a resumable upload (draft-ietf-httpbis-resumable-upload).
 fn is_resumable<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     headers.contains_key(UPLOAD_COMPLETE)
@@ -125,25 +125,25 @@ fn is_resumable<B>(request: &Request<B>) -> bool {
         || (request.method() == Method::PATCH && is_partial_upload(headers))
 }
 
-/// Whether the body is a part of a resumable upload, by its media type.
+/// Whether the media type says that the body is a part of a resumable upload.
 pub(crate) fn is_partial_upload(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| is_media_type(value.as_bytes(), PARTIAL_UPLOAD))
 }
 
-/// Whether this is a media type, with parameters or without.
+/// Whether a header value names this media type, with parameters or without.
 pub(crate) fn is_media_type(value: &[u8], name: &str) -> bool {
     let bare = value.split(|byte| *byte == b';').next().unwrap_or_default();
     bare.trim_ascii().eq_ignore_ascii_case(name.as_bytes())
 }
 
-/// The Fetch standard, "CORS-preflight request".
+/// Whether the request is a preflight (the Fetch standard, "CORS-preflight request").
 fn is_preflight<B>(request: &Request<B>) -> bool {
     request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ORIGIN)
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// Whether a preflight asks for headers that nobody else has.
+/// Whether a preflight asks for headers that only our requests have.
 fn asks_for_ours(headers: &HeaderMap) -> bool {
     let ours = [X_VERB, APPENDER_ID, UPLOAD_OFFSET, UPLOAD_COMPLETE, UPLOAD_DRAFT];
     let mut asked = headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).into_iter();
@@ -152,21 +152,21 @@ fn asks_for_ours(headers: &HeaderMap) -> bool {
     })
 }
 
-/// The rest of a path behind a prefix, matched on segment boundaries.
+/// The rest of a path behind a prefix, which is matched on segment boundaries.
 fn strip_prefix<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
     if prefix.is_empty() {
-        // Not left to `strip_prefix`: comparing nothing with the dangling pointer of an empty box makes glibc's memcmp
-        // take a masked load from an unmapped page, and that costs a hundred nanoseconds (seen with AVX-512).
+        // `str::strip_prefix` would compare zero bytes at the dangling pointer of an empty box, for which glibc's
+        // memcmp does a masked load from an unmapped page. That costs a hundred nanoseconds (seen with AVX-512).
         return Some(path);
     }
     path.strip_prefix(prefix).filter(|rest| rest.starts_with('/'))
 }
 
-fn asked_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
+fn requested_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
     if request.method() == Method::GET && request.version() == Version::HTTP_11 {
         let upgrade = request.headers().get(header::UPGRADE)?;
         let websocket = tokens(upgrade.as_bytes()).any(|token| token.eq_ignore_ascii_case(b"websocket"));
-        return (websocket && asks_connection_upgrade(request.headers())).then_some(Upgrade::Http1);
+        return (websocket && has_connection_upgrade(request.headers())).then_some(Upgrade::Http1);
     }
     if request.method() == Method::CONNECT {
         let protocol = request.extensions().get::<hyper::ext::Protocol>()?;
@@ -175,11 +175,12 @@ fn asked_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
     None
 }
 
-fn asks_connection_upgrade(headers: &HeaderMap) -> bool {
+fn has_connection_upgrade(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(header::CONNECTION).into_iter();
     values.any(|value| tokens(value.as_bytes()).any(|token| token.eq_ignore_ascii_case(b"upgrade")))
 }
 
+/// The elements of a comma-separated header value.
 pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
@@ -194,7 +195,7 @@ enum NotOurs {
     Contradiction,
 }
 
-/// The verb of a request, from wherever it may be given.
+/// The verb of a request, from its headers and its query.
 fn verbs<B>(request: &Request<B>) -> Result<Verbs, NotOurs> {
     let mut found: Option<Option<Verb>> = None;
     let mut add = |value: &[u8]| {
@@ -221,7 +222,7 @@ fn verbs<B>(request: &Request<B>) -> Result<Verbs, NotOurs> {
     }
 }
 
-/// The pairs of a query: names percent-decoded once, values as they came.
+/// The pairs of a query: names percent-decoded once, values still encoded.
 pub(crate) fn query(query: &str) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -233,7 +234,7 @@ pub(crate) fn query(query: &str) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
 mod tests {
     use super::*;
 
-    /// One line tells what a request wants.
+    /// A request's intent, in one line.
     fn told(rules: &Rules, method: &str, uri: &str, headers: &[(&str, &str)]) -> String {
         let mut request = Request::builder().method(method).uri(uri);
         if method == "CONNECT" {
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_layer_takes_upgrades_with_a_verb_and_nothing_else() {
+    fn by_default_only_upgrades_with_a_verb_are_ours() {
         let rules = Rules::default();
         assert_eq!(told(&rules, "GET", "/a?verb=FOLLOW", &WS), "Follow a Http1");
         assert_eq!(told(&rules, "GET", "/a?x&verb=app%45nd", &WS), "Append a Http1");
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_http_takes_more() {
+    fn with_plain_http_requests_without_an_upgrade_are_ours() {
         let rules = Rules { plain: true, ..Rules::default() };
         assert_eq!(told(&rules, "GET", "/a/b", &[]), "serve a/b");
         assert_eq!(told(&rules, "HEAD", "/a", &[]), "serve a");
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn preflights_for_what_is_ours_are_ours() {
+    fn preflights_for_our_requests_are_ours() {
         let rules = Rules { plain: true, ..Rules::default() };
         let cross = [("origin", "https://a.example"), ("access-control-request-method", "PUT")];
         let asking = |headers| [&cross[..], &[("access-control-request-headers", headers)]].concat();

@@ -1,4 +1,4 @@
-//! From a request to an answer.
+//! From a request to its response.
 
 pub(crate) mod append;
 #[cfg(test)]

@@ -1,34 +1,32 @@
-//! Which web pages may open WebSockets and write.
+//! Which web pages may open WebSockets and write, by their origin.
 
-use http::{HeaderMap, header, request};
+use http::{HeaderValue, header, request};
 
 use crate::error::{Error, ErrorKind};
 
-/// Which web pages may open WebSockets and write: those of the request's own host, and these.
+/// The origins whose pages may open WebSockets and write, beside pages of the request's own host.
 ///
-/// Browsers let any page open a WebSocket anywhere, with the user's cookies; the `Origin` header (RFC 6454) is all
-/// there is against that.
+/// Browsers let any page open a WebSocket to any host, with the user's cookies. Checking the `Origin` header (RFC 6454)
+/// is the only defense.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Origins {
     pub(crate) allowed: Vec<Box<str>>,
 }
 
 impl Origins {
-    /// An error if the request comes from a foreign page. What is not a browser sends no `Origin`, and is let in.
+    /// Refuses a request from a page of another origin that is not allowed. Clients other than browsers send no
+    /// `Origin` and pass.
     pub(crate) fn check(&self, head: &request::Parts) -> Result<(), Error> {
-        let mut origins = head.headers.get_all(header::ORIGIN).into_iter();
-        let (Some(origin), None) = (origins.next(), origins.next()) else {
-            return if head.headers.contains_key(header::ORIGIN) { Err(foreign()) } else { Ok(()) };
-        };
-        let origin = origin.to_str().map_err(|_| foreign())?;
-        if self.lists(origin) || is_own(origin, head) { Ok(()) } else { Err(foreign()) }
+        if !head.headers.contains_key(header::ORIGIN) {
+            return Ok(());
+        }
+        let origin = single_origin(head).ok_or_else(forbidden_origin)?;
+        if self.lists(origin) || is_own(origin, head) { Ok(()) } else { Err(forbidden_origin()) }
     }
 
     /// Whether the request comes from a page whose origin is allowed by name, or by `*`.
     pub(crate) fn is_listed(&self, head: &request::Parts) -> bool {
-        let mut origins = head.headers.get_all(header::ORIGIN).into_iter();
-        let (Some(origin), None) = (origins.next(), origins.next()) else { return false };
-        origin.to_str().is_ok_and(|origin| self.lists(origin))
+        single_origin(head).is_some_and(|origin| self.lists(origin))
     }
 
     pub(crate) fn allows_all(&self) -> bool {
@@ -40,12 +38,19 @@ impl Origins {
     }
 }
 
-pub(crate) fn foreign() -> Error {
+pub(crate) fn forbidden_origin() -> Error {
     Error::new(ErrorKind::Forbidden).with_detail("this web page's origin is not allowed here")
 }
 
-/// Whether the origin is the host that the request was sent to. The scheme can't be compared: a proxy in between may
-/// have ended TLS.
+/// The request's `Origin`, if it has exactly one.
+fn single_origin(head: &request::Parts) -> Option<&str> {
+    let mut origins = head.headers.get_all(header::ORIGIN).into_iter();
+    let (Some(origin), None) = (origins.next(), origins.next()) else { return None };
+    HeaderValue::to_str(origin).ok()
+}
+
+/// Whether the origin is the host that the request was sent to. The scheme can't be compared, since a proxy may have
+/// terminated TLS.
 fn is_own(origin: &str, head: &request::Parts) -> bool {
     let Some((scheme, origin)) = origin.split_once("://") else { return false };
     let default = match scheme {
@@ -53,21 +58,22 @@ fn is_own(origin: &str, head: &request::Parts) -> bool {
         "https" => 443,
         _ => return false,
     };
-    let Some(host) = host(&head.headers, head) else { return false };
+    let Some(host) = host(head) else { return false };
     match (authority(origin, default), authority(host, default)) {
         (Some(a), Some(b)) => a == b,
         _ => false,
     }
 }
 
-/// The host that a request names: in its target over HTTP/2, else in its `Host` header.
-pub(crate) fn host<'a>(headers: &'a HeaderMap, head: &'a request::Parts) -> Option<&'a str> {
+/// The host that a request names: in its target (HTTP/2), else in its `Host` header.
+fn host(head: &request::Parts) -> Option<&str> {
     match head.uri.authority() {
         Some(authority) => Some(authority.as_str()),
-        None => headers.get(header::HOST)?.to_str().ok(),
+        None => head.headers.get(header::HOST)?.to_str().ok(),
     }
 }
 
+/// Host and port, for comparison.
 fn authority(text: &str, default: u16) -> Option<(String, u16)> {
     let authority: http::uri::Authority = text.parse().ok()?;
     Some((authority.host().to_ascii_lowercase(), authority.port_u16().unwrap_or(default)))
@@ -78,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fault_17_only_own_and_listed_origins() {
+    fn fault_17_only_own_and_allowed_origins_pass() {
         let origins = Origins { allowed: vec!["https://app.example".into()] };
         let check = |host: &str, sent: &[&str]| {
             let mut request = http::Request::builder().uri("/a").header("host", host);

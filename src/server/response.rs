@@ -1,4 +1,4 @@
-//! The answers that every part of the layer gives.
+//! Response parts that all handlers share.
 
 use std::time::UNIX_EPOCH;
 
@@ -6,15 +6,22 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::body::{OwnBody, ResponseBody, full};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::headers::{PARTIAL_UPLOAD, UPLOAD_COMPLETE, UPLOAD_OFFSET};
-use crate::protocol::headers::{STREAM_LIFE, STREAM_STATE};
+use crate::protocol::headers::{PARTIAL_UPLOAD, STREAM_LIFE, STREAM_STATE, UPLOAD_COMPLETE, UPLOAD_OFFSET};
 use crate::state::Stat;
 
-/// RFC 5789 section 3.1.
+/// The media types that a PATCH may have (RFC 5789 section 3.1).
 const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
-/// What is full has room again as soon as anybody leaves, and a server that stops is back in seconds.
+/// In seconds. A limit has room again as soon as a connection ends, and a restarting server is back within seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
-/// Says how the resource stands, as every answer about one does.
+
+/// An empty response with this status.
+pub(crate) fn empty(status: StatusCode) -> Response<OwnBody> {
+    let mut response = Response::new(full(""));
+    *response.status_mut() = status;
+    response
+}
+
+/// Adds the headers that describe a resource. Every response about one has them.
 pub(crate) fn describe(headers: &mut HeaderMap, stat: &Stat) {
     headers.insert(STREAM_STATE, HeaderValue::from_static(stat.state.as_str()));
     headers.insert(UPLOAD_OFFSET, HeaderValue::from(stat.len));
@@ -27,15 +34,15 @@ pub(crate) fn describe(headers: &mut HeaderMap, stat: &Stat) {
     }
 }
 
-/// The entity tag of a resource as it stands (RFC 9110 section 8.8.3): strong, since the bytes of a life never change.
-/// At rest it holds the time of the last change too, for files that somebody else writes over.
+/// The entity tag of a resource (RFC 9110 section 8.8.3): strong, since the bytes of a life never change. Once the
+/// resource is closed the tag includes the modification time too, in case another program overwrites the file.
 pub(crate) fn etag(stat: &Stat) -> String {
-    let changed = stat.modified.filter(|_| !stat.state.is_open());
-    let changed = changed.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| format!("-{:x}", at.as_nanos()));
-    format!("\"{}-{:x}{}\"", stat.life, stat.len, changed.unwrap_or_default())
+    let modified = stat.modified.filter(|_| !stat.state.is_open());
+    let modified = modified.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| format!("-{:x}", at.as_nanos()));
+    format!("\"{}-{:x}{}\"", stat.life, stat.len, modified.unwrap_or_default())
 }
 
-/// What somebody stored must not become a script of this site.
+/// Keeps browsers from running stored bytes as scripts of this site.
 pub(crate) fn sandbox(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
@@ -60,9 +67,9 @@ impl Error {
 /// A problem document (RFC 9457) for a request that failed.
 pub(crate) fn problem(error: &Error) -> Response<OwnBody> {
     let (status, kind) = (error.kind().status(), error.kind().problem());
-    // These are nobody's failure, and anybody could fill the log with them.
-    let capped = error.kind() == ErrorKind::Overloaded && std::error::Error::source(error).is_none();
-    let refused = capped || matches!(error.kind(), ErrorKind::HttpVersion | ErrorKind::ShuttingDown);
+    // Not failures of the server, and any client could fill the log with them.
+    let over_limit = error.kind() == ErrorKind::Overloaded && std::error::Error::source(error).is_none();
+    let refused = over_limit || matches!(error.kind(), ErrorKind::HttpVersion | ErrorKind::ShuttingDown);
     if status.is_server_error() && !refused {
         tracing::error!(%status, error = error as &dyn std::error::Error, "a request failed");
     } else {
@@ -104,7 +111,7 @@ pub(crate) fn problem(error: &Error) -> Response<OwnBody> {
     response
 }
 
-/// A problem, with how the resource stands.
+/// [`problem`], with the headers that describe the resource.
 pub(crate) fn problem_with_stat(error: &Error, stat: Option<Stat>) -> Response<OwnBody> {
     let mut response = problem(error);
     if let Some(stat) = stat {
@@ -118,7 +125,7 @@ pub(crate) fn problem_with_stat(error: &Error, stat: Option<Stat>) -> Response<O
     response
 }
 
-/// For a JSON string.
+/// Escapes text for a JSON string. Control characters become spaces.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

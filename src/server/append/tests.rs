@@ -1,4 +1,4 @@
-//! Tests of the append loop over a WebSocket and a storage that is held up.
+//! Tests of the append loop over a WebSocket, with a storage that is blocked.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use tokio::io::{DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
-use super::ahead::AHEAD;
+use super::read_ahead::MAX_READ_AHEAD;
 use super::websocket::{AppendDialect, run};
 use super::*;
 use crate::hub::{AttachRequest, Attached, Durability, READ_AHEAD};
@@ -25,23 +25,24 @@ fn limits(max_resource: u64) -> AppendLimits {
 
 async fn open(streams: &Streams) -> Lease {
     let attached = streams.hub.attach(&Key::new("a").unwrap(), AttachRequest::new(Open::Create)).await.unwrap();
-    let Attached::Open { lease, .. } = attached else { panic!("it is finished") };
+    let Attached::Open { lease, .. } = attached else { panic!("the resource is closed") };
     lease
 }
 
-/// What the pipe between the two takes.
+/// How many bytes the pipe between peer and server holds.
 const PIPE: usize = 64 * 1024;
 
-/// An appender whose storage is held up: it has the one thread of the runtime's pool to wait for.
-struct Held {
+/// An appender whose storage is blocked, because the only thread of the runtime's blocking pool is taken.
+struct BlockedAppender {
     streams: Streams,
     conn: Conn<DuplexStream>,
     served: JoinHandle<()>,
-    holds: Vec<mpsc::Sender<()>>,
+    /// Each blocks the pool until it is dropped.
+    blocks: Vec<mpsc::Sender<()>>,
     _dir: tempfile::TempDir,
 }
 
-impl Held {
+impl BlockedAppender {
     async fn new(max_resource: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let streams = Streams::builder(FsStorage::open(dir.path()).unwrap()).durability(Durability::Process).build();
@@ -49,22 +50,22 @@ impl Held {
         let (ours, theirs) = duplex(PIPE);
         let served = run(Arc::clone(&streams.hub), ours, lease, limits(max_resource), V1);
         let conn = Conn::new(theirs, Role::Client, 1 << 30);
-        let mut held = Self { streams, conn, served: tokio::spawn(served), holds: Vec::new(), _dir: dir };
-        held.hold();
-        held
+        let mut appender = Self { streams, conn, served: tokio::spawn(served), blocks: Vec::new(), _dir: dir };
+        appender.block();
+        appender
     }
 
-    /// Holds up what the storage does from here on.
-    fn hold(&mut self) {
-        let (hold, held) = mpsc::channel::<()>();
-        tokio::task::spawn_blocking(move || held.recv());
-        self.holds.push(hold);
+    /// Blocks what the storage does from here on.
+    fn block(&mut self) {
+        let (block, released) = mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || released.recv());
+        self.blocks.push(block);
     }
 
-    /// Until no more is taken.
+    /// Sends what is queued, until the server takes no more of it.
     async fn flush(&mut self) {
-        let mut waits = 0;
-        while waits < 1000 {
+        let mut idle_rounds = 0;
+        while idle_rounds < 1000 {
             let before = self.conn.out().len();
             tokio::select! {
                 biased;
@@ -72,25 +73,25 @@ impl Held {
                 () = std::future::ready(()) => {}
             }
             tokio::task::yield_now().await;
-            waits = if self.conn.out().len() < before { 0 } else { waits + 1 };
+            idle_rounds = if self.conn.out().len() < before { 0 } else { idle_rounds + 1 };
         }
     }
 
     async fn send(&mut self, data: &[u8]) {
         self.conn.put(Kind::Binary, data);
-        // It is taken but for what the pipe holds.
-        self.conn.flush(Duration::from_secs(20)).await.expect("nobody reads");
+        // The server has read all but what the pipe holds.
+        self.conn.flush(Duration::from_secs(20)).await.expect("the server reads no more");
     }
 
-    /// Lets the storage go on; what was acknowledged in turn, the code of the close, and what is stored.
+    /// Unblocks the storage. Returns the acknowledgements in turn, the close code, and what is stored.
     async fn release(mut self) -> (Vec<u64>, Option<u16>, Bytes) {
-        self.holds.clear();
+        self.blocks.clear();
         let mut acks = Vec::new();
         let code = loop {
             match self.conn.streamed(1 << 20).await {
                 Streamed::Text(text) => {
-                    let told: serde_json::Value = serde_json::from_slice(&text).unwrap();
-                    acks.extend(told.get("ack").and_then(serde_json::Value::as_u64));
+                    let message: serde_json::Value = serde_json::from_slice(&text).unwrap();
+                    acks.extend(message.get("ack").and_then(serde_json::Value::as_u64));
                 }
                 Streamed::Other(Inbound::Close(code)) => break code,
                 other => panic!("{other:?}"),
@@ -111,31 +112,31 @@ fn numbered(len: usize) -> Vec<u8> {
     (0u32..).flat_map(u32::to_be_bytes).take(len).collect()
 }
 
-fn alone() -> tokio::runtime::Runtime {
+fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap()
 }
 
 #[test]
-fn a_stream_is_read_on_while_the_storage_is_busy_but_not_without_bound() {
+fn a_stream_is_read_ahead_while_the_storage_is_busy_up_to_a_bound() {
     for followed in [false, true] {
-        alone().block_on(async {
-            let mut held = Held::new(u64::MAX).await;
-            let _follower = if followed { Some(held.streams.follow("a").await.unwrap()) } else { None };
-            let limit = if followed { BATCH } else { AHEAD };
+        runtime().block_on(async {
+            let mut appender = BlockedAppender::new(u64::MAX).await;
+            let _follower = if followed { Some(appender.streams.follow("a").await.unwrap()) } else { None };
+            let limit = if followed { BATCH } else { MAX_READ_AHEAD };
             let data = numbered(6 << 20);
-            // So much is read on at least.
+            // At least this much is read ahead.
             let (first, rest) = data.split_at(limit / 4 * 3);
-            held.send(first).await;
+            appender.send(first).await;
             for message in rest.chunks(BATCH) {
-                held.conn.put(Kind::Binary, message);
+                appender.conn.put(Kind::Binary, message);
             }
-            held.conn.put(Kind::Text, br#"{"finish":true}"#);
-            held.flush().await;
-            assert!(held.conn.out().len() > data.len() / 2, "as much as there is of it is taken");
-            let (acks, code, stored) = held.release().await;
+            appender.conn.put(Kind::Text, br#"{"finish":true}"#);
+            appender.flush().await;
+            assert!(appender.conn.out().len() > data.len() / 2, "reading ahead is bounded");
+            let (acks, code, stored) = appender.release().await;
             assert_eq!(code, Some(1000));
             assert!(stored == data);
-            assert!(acks[1] as usize + PIPE > first.len(), "what was read on is appended in one go: {acks:?}");
+            assert!(acks[1] as usize + PIPE > first.len(), "what was read ahead is appended in one go: {acks:?}");
             let sizes = acks.windows(2).map(|acks| acks[1] - acks[0]);
             assert!(sizes.max().unwrap() as usize <= limit + PIPE, "{acks:?}");
         });
@@ -143,72 +144,72 @@ fn a_stream_is_read_on_while_the_storage_is_busy_but_not_without_bound() {
 }
 
 #[test]
-fn who_finds_no_memory_for_it_does_not_read_on() {
-    alone().block_on(async {
-        let mut held = Held::new(u64::MAX).await;
-        let mut all = held.streams.hub.read_ahead_budget.reservation();
+fn nothing_is_read_ahead_without_memory_for_it() {
+    runtime().block_on(async {
+        let mut appender = BlockedAppender::new(u64::MAX).await;
+        let mut all = appender.streams.hub.read_ahead_budget.reservation();
         assert!(all.grow(READ_AHEAD));
         let data = numbered(2 << 20);
-        held.conn.put(Kind::Binary, &data);
-        held.conn.put(Kind::Text, br#"{"finish":true}"#);
-        held.flush().await;
-        assert!(held.conn.out().len() > data.len() - BATCH - 3 * PIPE, "{}", held.conn.out().len());
-        let (_, code, stored) = held.release().await;
+        appender.conn.put(Kind::Binary, &data);
+        appender.conn.put(Kind::Text, br#"{"finish":true}"#);
+        appender.flush().await;
+        assert!(appender.conn.out().len() > data.len() - BATCH - 3 * PIPE, "{}", appender.conn.out().len());
+        let (_, code, stored) = appender.release().await;
         assert!(code == Some(1000) && stored == data);
     });
 }
 
 #[test]
-fn memory_is_given_back_once_the_storage_keeps_up() {
-    alone().block_on(async {
-        let mut held = Held::new(u64::MAX).await;
+fn memory_for_reading_ahead_is_released_once_the_storage_keeps_up() {
+    runtime().block_on(async {
+        let mut appender = BlockedAppender::new(u64::MAX).await;
         let data = numbered(BATCH);
-        held.send(&data[..1000]).await;
-        held.flush().await;
-        held.send(&data[1000..]).await;
-        held.flush().await;
-        let mut all = held.streams.hub.read_ahead_budget.reservation();
-        assert!(!all.grow(READ_AHEAD), "it takes some of it");
-        held.holds.clear();
+        appender.send(&data[..1000]).await;
+        appender.flush().await;
+        appender.send(&data[1000..]).await;
+        appender.flush().await;
+        let mut all = appender.streams.hub.read_ahead_budget.reservation();
+        assert!(!all.grow(READ_AHEAD), "some of it is in use");
+        appender.blocks.clear();
         while !all.grow(READ_AHEAD) {
             tokio::task::yield_now().await;
         }
-        assert!(!held.served.is_finished());
-        held.conn.put(Kind::Text, br#"{"finish":true}"#);
-        held.flush().await;
-        let (_, code, stored) = held.release().await;
+        assert!(!appender.served.is_finished());
+        appender.conn.put(Kind::Text, br#"{"finish":true}"#);
+        appender.flush().await;
+        let (_, code, stored) = appender.release().await;
         assert!(code == Some(1000) && stored == data);
     });
 }
 
 #[test]
 fn fault_44_a_finish_behind_what_was_read_ahead_counts_however_long_that_takes() {
-    alone().block_on(async {
-        let mut held = Held::new(u64::MAX).await;
+    runtime().block_on(async {
+        let mut appender = BlockedAppender::new(u64::MAX).await;
         let data = numbered(3 * BATCH);
-        held.send(&data[..1000]).await;
-        held.send(&data[1000..]).await;
-        held.conn.put(Kind::Text, br#"{"finish":true}"#);
-        held.flush().await;
-        held.hold();
-        held.streams.hub.shutting_down.cancel();
-        held.holds.remove(0);
-        // What was read ahead is now held up as well, for longer than last words are waited for.
-        while held.streams.hub.stat(&Key::new("a").unwrap()).await.unwrap().is_none_or(|stat| stat.len == 0) {
+        appender.send(&data[..1000]).await;
+        appender.send(&data[1000..]).await;
+        appender.conn.put(Kind::Text, br#"{"finish":true}"#);
+        appender.flush().await;
+        appender.block();
+        appender.streams.hub.shutting_down.cancel();
+        appender.blocks.remove(0);
+        // What was read ahead is now blocked as well, for longer than the drain time.
+        while appender.streams.hub.stat(&Key::new("a").unwrap()).await.unwrap().is_none_or(|stat| stat.len == 0) {
             tokio::task::yield_now().await;
         }
-        held.flush().await;
+        appender.flush().await;
         tokio::time::pause();
-        tokio::time::advance(2 * LAST_WORDS).await;
+        tokio::time::advance(2 * DRAIN_TIME).await;
         tokio::time::resume();
-        let (_, code, stored) = held.release().await;
+        let (_, code, stored) = appender.release().await;
         assert_eq!(code, Some(1000));
         assert!(stored == data);
     });
 }
 
 #[tokio::test]
-async fn an_appender_that_waits_takes_little_memory() {
+async fn an_idle_appender_takes_little_memory() {
     let streams = Streams::new(MemoryStorage::new(1 << 20));
     let appending = run(Arc::clone(&streams.hub), duplex(1).0, open(&streams).await, limits(1), V1);
     assert!(size_of_val(&appending) < 2700, "{}", size_of_val(&appending));
@@ -237,14 +238,14 @@ async fn a_sender_that_never_pauses_leaves_followers_their_turn() {
 }
 
 #[test]
-fn what_is_too_much_for_the_resource_takes_nothing_with_it_that_came_before() {
-    alone().block_on(async {
-        let mut held = Held::new(400_000).await;
+fn a_message_too_large_for_the_resource_leaves_those_before_it_stored() {
+    runtime().block_on(async {
+        let mut appender = BlockedAppender::new(400_000).await;
         let data = numbered(401_000);
         for message in [&data[..1000], &data[1000..101_000], &data[101_000..301_000], &data[301_000..]] {
-            held.send(message).await;
+            appender.send(message).await;
         }
-        let (_, code, stored) = held.release().await;
+        let (_, code, stored) = appender.release().await;
         assert_eq!(code, Some(1009));
         assert!((301_000..=400_000).contains(&stored.len()), "{}", stored.len());
         assert!(data.starts_with(&stored));

@@ -1,4 +1,4 @@
-//! What a follower over a WebSocket is sent, in the original's dialect and in the resumable subprotocol.
+//! How a resource is framed for followers over a WebSocket, in the original's dialect and in the resumable subprotocol.
 
 use crate::buffer::ByteQueue;
 use crate::error::{ErrorKind, Result};
@@ -8,41 +8,49 @@ use crate::state::State;
 use crate::websocket::frame::{Kind, header_len, put_header};
 use crate::websocket::text::{Framer, Text};
 
-/// How a follower is spoken to.
+/// What a follower speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FollowDialect {
-    /// Without a subprotocol. `by_header`: the verb came by `X-Verb`, as the original's client gives it.
+pub(super) enum FollowDialect {
+    /// No subprotocol. `by_header`: the verb came in `X-Verb`, as from the original's client.
     Original {
         by_header: bool,
     },
     V1,
 }
 
-/// Says what the cursor finds, in the follower's dialect.
-pub(crate) enum FrameEncoder {
+/// Encodes what a cursor finds into frames of a dialect.
+pub(super) enum FrameEncoder {
     Original(Framer),
     V1,
 }
 
+/// A framing that depends on nothing but the bytes, so that one encoding serves all followers that share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SharedFraming {
+    Original(Text),
+    V1,
+}
+
 impl FrameEncoder {
-    pub(crate) fn new(dialect: FollowDialect) -> Self {
+    pub(super) fn new(dialect: FollowDialect) -> Self {
         match dialect {
             FollowDialect::Original { by_header } => Self::Original(Framer::new(by_header)),
             FollowDialect::V1 => Self::V1,
         }
     }
 
+    /// The message that opens a follow, if the dialect has one.
     pub(super) fn begin(&self, cursor: &Cursor, out: &mut ByteQueue) {
         if let Self::V1 = self {
             messages::queue(out, &messages::following(cursor.at(), cursor.life(), cursor.state()));
         }
     }
 
-    /// All that tells how the next bytes are framed, where that is not for this follower alone: as what text.
-    pub(crate) fn text(&self) -> Option<Option<Text>> {
+    /// How the next bytes are framed. `None` if that depends on bytes held back for this follower alone.
+    pub(super) fn shared_framing(&self) -> Option<SharedFraming> {
         match self {
-            Self::Original(framer) => framer.text().map(Some),
-            Self::V1 => Some(None),
+            Self::Original(framer) => framer.text().map(SharedFraming::Original),
+            Self::V1 => Some(SharedFraming::V1),
         }
     }
 
@@ -57,7 +65,7 @@ impl FrameEncoder {
         }
     }
 
-    /// The close code and reason that tell the end.
+    /// Queues what precedes the close frame, and returns the frame's code and reason.
     pub(super) fn end(&mut self, step: &Result<Step>, cursor: &Cursor, out: &mut ByteQueue) -> (u16, &'static str) {
         if let Self::Original(framer) = self {
             framer.end(out);
@@ -70,7 +78,7 @@ impl FrameEncoder {
             (Ok(Step::End(State::Interrupted)), _) => (1011, "the appender was lost: the data is not whole"),
             (Ok(Step::End(_)), _) => (1000, ""),
             (Ok(Step::Cut(ErrorKind::ShuttingDown)), Self::V1) => (1001, "the server is shutting down"),
-            // The original's client takes 1001 for the end.
+            // Not 1001, which the original's client takes for a regular end.
             (Ok(Step::Cut(ErrorKind::ShuttingDown)), _) => (1011, "the server is shutting down: the data is not whole"),
             (Ok(_), _) => (1011, "the resource is gone or its storage failed: the data is not whole"),
             (Err(error), _) => {
@@ -81,10 +89,24 @@ impl FrameEncoder {
     }
 }
 
-/// What all who are in this state are sent; `None` if it leaves them in another one.
-pub(crate) fn encode(text: Option<Text>, pieces: ByteQueue) -> Option<ByteQueue> {
-    let mut encoder = text.map_or(FrameEncoder::V1, |text| FrameEncoder::Original(Framer::with(text)));
-    let mut out = ByteQueue::default();
-    encoder.data(pieces, &mut out);
-    (encoder.text() == Some(text)).then_some(out)
+impl SharedFraming {
+    /// A number that tells it from other framings.
+    pub(super) fn id(self) -> u8 {
+        match self {
+            Self::V1 => 0,
+            Self::Original(text) => text as u8 + 1,
+        }
+    }
+
+    /// Encodes bytes for all followers of this framing. `None` if the bytes change the framing, so that each follower
+    /// has to encode them for itself.
+    pub(super) fn encode(self, pieces: ByteQueue) -> Option<ByteQueue> {
+        let mut encoder = match self {
+            Self::V1 => FrameEncoder::V1,
+            Self::Original(text) => FrameEncoder::Original(Framer::with(text)),
+        };
+        let mut out = ByteQueue::default();
+        encoder.data(pieces, &mut out);
+        (encoder.shared_framing() == Some(self)).then_some(out)
+    }
 }

@@ -1,5 +1,5 @@
-//! Where a WebSocket follower waits that has all there is: what comes is written to its connection by whoever comes by
-//! (see [`hub::idle`](crate::hub)), while its own task looks after everything else.
+//! A caught-up WebSocket follower: it leaves its connection in a slot, into which the writer of its group in the hub
+//! reaches to write what is appended (see [`hub::idle`](crate::hub)), while its own task looks after everything else.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,48 +9,124 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::dialect::{FrameEncoder, encode};
+use super::dialect::FrameEncoder;
 use crate::error::Result;
 use crate::hub::{Cursor, GroupWrite, IdleMember, Membership, Resource, Step};
 use crate::server::checks::expiry;
 use crate::websocket::keepalive::Keepalive;
 use crate::websocket::{Conn, Inbound};
 
-/// What a follower is told by.
-pub(crate) struct Connection<IO> {
-    pub(crate) conn: Conn<IO>,
-    pub(crate) encoder: FrameEncoder,
+/// A follower's connection, and how bytes are framed on it.
+pub(super) struct Connection<IO> {
+    pub(super) conn: Conn<IO>,
+    pub(super) encoder: FrameEncoder,
 }
 
-/// What a follower has to do next.
-pub(crate) enum Wakeup {
+/// Why a follower's task goes on.
+pub(super) enum Wakeup {
     Step(Result<Step>),
-    /// Something has changed; look.
-    Look,
+    /// Something has changed: the cursor has to be looked at again, or the rest of a write flushed.
+    Recheck,
     Inbound(Inbound),
+    /// The grant has expired.
     Expired,
+    /// A tick of the keepalive.
     Tick,
 }
 
-/// A follower's seat, for as long as it follows.
-pub(crate) struct IdleFollower<IO> {
+/// A follower's part in the group writes of a resource.
+pub(super) struct IdleFollower<IO> {
     shared: Arc<SharedSlot<IO>>,
-    turns: watch::Receiver<()>,
-    ticket: Option<Membership>,
+    state_changes: watch::Receiver<()>,
+    membership: Option<Membership>,
 }
 
-/// What whoever comes by has of it.
+impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> IdleFollower<IO> {
+    pub(super) fn new(resource: &Resource) -> Self {
+        let slot = Slot { connection: None, at: 0, woken: false, waker: Waker::noop().clone() };
+        Self {
+            shared: Arc::new(SharedSlot(Mutex::new(slot))),
+            state_changes: resource.state_changes(),
+            membership: None,
+        }
+    }
+
+    /// Leaves the connection to the group's writer, until there is anything else to do than to write what is appended.
+    /// Whether this returns or is dropped, the connection stays in the slot, from where it has to be [taken
+    /// back](Self::take_connection).
+    pub(super) async fn wait(
+        &mut self,
+        connection: Box<Connection<IO>>,
+        cursor: &mut Cursor,
+        resource: &Arc<Resource>,
+        until: Option<Instant>,
+        keepalive: &mut Keepalive,
+    ) -> Wakeup {
+        {
+            let mut slot = self.shared.slot();
+            // A wakeup to flush the rest of a write stays due until that is done.
+            slot.woken &= !connection.conn.is_flushed();
+            (slot.connection, slot.at) = (Some(connection), cursor.at());
+        }
+        if self.membership.as_ref().is_none_or(|membership| !membership.is_valid()) {
+            let membership = resource.join_idle_group(Arc::clone(&self.shared) as _);
+            let valid = membership.is_valid();
+            self.membership = Some(membership);
+            if !valid {
+                // The runtime is shutting down. Yielding lets it drop this task.
+                tokio::task::yield_now().await;
+            }
+        }
+        self.state_changes.mark_unchanged();
+        tokio::select! {
+            // Biased, so that a peer that sends without pause can neither outlive its grant nor delay a change of
+            // state.
+            biased;
+            () = expiry(until) => Wakeup::Expired,
+            _ = self.state_changes.changed() => Wakeup::Recheck,
+            () = keepalive.tick() => Wakeup::Tick,
+            wakeup = poll_fn(|cx| self.shared.poll(cx, &mut *cursor)) => wakeup,
+        }
+    }
+
+    /// Takes the connection back, and moves the cursor behind what was written. `None` if a write to the connection
+    /// panicked.
+    pub(super) fn take_connection(&self, cursor: &mut Cursor) -> Option<Box<Connection<IO>>> {
+        let mut slot = self.shared.slot();
+        cursor.skip_to(slot.at);
+        slot.connection.take()
+    }
+}
+
+impl<IO> Drop for IdleFollower<IO> {
+    fn drop(&mut self) {
+        // The group may hold the slot for a while longer, and the waker would keep the whole task alive.
+        let dropped = {
+            let mut slot = self.shared.slot();
+            (slot.connection.take(), std::mem::replace(&mut slot.waker, Waker::noop().clone()))
+        };
+        drop(dropped);
+    }
+}
+
+/// A slot, shared by a follower's task and its group's writer.
 struct SharedSlot<IO>(Mutex<Slot<IO>>);
 
-/// What a follower leaves while it waits.
+/// What a follower leaves while it is idle.
 struct Slot<IO> {
-    /// Not here while it is in use: so it is gone if it panics.
-    line: Option<Box<Connection<IO>>>,
-    /// How far it has come.
+    /// Taken out while it is in use, so that it is dropped if the use panics.
+    connection: Option<Box<Connection<IO>>>,
+    /// How far the follower has been written to.
     at: u64,
-    /// It has to look after itself.
-    called: bool,
+    /// The follower's task has to take its connection back.
+    woken: bool,
     waker: Waker,
+}
+
+impl<IO> Slot<IO> {
+    fn is_idle(&self, cursor: &Cursor) -> bool {
+        !self.woken && cursor.is_idle_at(self.at)
+    }
 }
 
 impl<IO> SharedSlot<IO> {
@@ -59,119 +135,51 @@ impl<IO> SharedSlot<IO> {
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> IdleFollower<IO> {
-    pub(crate) fn new(resource: &Resource) -> Self {
-        let slot = Slot { line: None, at: 0, called: false, waker: Waker::noop().clone() };
-        Self { shared: Arc::new(SharedSlot(Mutex::new(slot))), turns: resource.state_changes(), ticket: None }
-    }
-
-    /// Waits until there is anything to do but to write what has come. Whether it ends or is dropped, the connection stays
-    /// here, to be [taken](Self::leave).
-    pub(crate) async fn wait(
-        &mut self,
-        line: Box<Connection<IO>>,
-        cursor: &mut Cursor,
-        resource: &Arc<Resource>,
-        until: Option<Instant>,
-        keepalive: &mut Keepalive,
-    ) -> Wakeup {
-        {
-            let mut slot = self.shared.slot();
-            // Whoever has to flush the rest of a write does so before it sits down again.
-            slot.called &= !line.conn.is_flushed();
-            (slot.line, slot.at) = (Some(line), cursor.at());
-        }
-        if self.ticket.as_ref().is_none_or(|ticket| !ticket.is_valid()) {
-            let ticket = resource.join_idle_group(Arc::clone(&self.shared) as _);
-            let valid = ticket.is_valid();
-            self.ticket = Some(ticket);
-            if !valid {
-                // The runtime is being shut down, and this task with it, if it is given a chance.
-                tokio::task::yield_now().await;
-            }
-        }
-        self.turns.mark_unchanged();
-        tokio::select! {
-            // A peer that says much must not outlive its grant, nor miss a turn.
-            biased;
-            () = expiry(until) => Wakeup::Expired,
-            _ = self.turns.changed() => Wakeup::Look,
-            () = keepalive.tick() => Wakeup::Tick,
-            turn = poll_fn(|cx| self.shared.poll(cx, &mut *cursor)) => turn,
-        }
-    }
-
-    /// Takes the connection back, if it is not gone.
-    pub(crate) fn leave(&self, cursor: &mut Cursor) -> Option<Box<Connection<IO>>> {
-        let mut slot = self.shared.slot();
-        cursor.skip_to(slot.at);
-        slot.line.take()
-    }
-}
-
-impl<IO> Drop for IdleFollower<IO> {
-    fn drop(&mut self) {
-        // Others may have the rest for a while; the waker would keep all of the task.
-        let gone = {
-            let mut slot = self.shared.slot();
-            (slot.line.take(), std::mem::replace(&mut slot.waker, Waker::noop().clone()))
-        };
-        drop(gone);
-    }
-}
-
 impl<IO: AsyncRead + AsyncWrite + Unpin> SharedSlot<IO> {
     fn poll(&self, cx: &mut Context<'_>, cursor: &mut Cursor) -> Poll<Wakeup> {
-        let mut line = {
+        let mut connection = {
             let mut slot = self.slot();
             if !slot.waker.will_wake(cx.waker()) {
                 slot.waker = cx.waker().clone();
             }
-            // What came before it sat down, nobody told it.
-            match slot.line.take() {
-                Some(line) if slot.is_idle(cursor) => line,
-                line => {
-                    slot.line = line;
-                    return Poll::Ready(Wakeup::Look);
+            match slot.connection.take() {
+                Some(connection) if slot.is_idle(cursor) => connection,
+                // The resource has grown before the slot was filled, which woke nobody; or the slot was woken.
+                connection => {
+                    slot.connection = connection;
+                    return Poll::Ready(Wakeup::Recheck);
                 }
             }
         };
-        // Whoever comes by must not wait for what the peer has to say.
-        let inbound = line.conn.poll_inbound(cx);
+        // Outside the lock, so that the group's writer never waits for a read.
+        let inbound = connection.conn.poll_inbound(cx);
         let mut slot = self.slot();
-        slot.line = Some(line);
+        slot.connection = Some(connection);
         match inbound {
             Poll::Ready(inbound) => Poll::Ready(Wakeup::Inbound(inbound)),
-            // Whoever came by meanwhile found nothing here.
-            Poll::Pending if !slot.is_idle(cursor) => Poll::Ready(Wakeup::Look),
+            // A writer that came during the read found no connection.
+            Poll::Pending if !slot.is_idle(cursor) => Poll::Ready(Wakeup::Recheck),
             Poll::Pending => Poll::Pending,
         }
-    }
-}
-
-impl<IO> Slot<IO> {
-    fn is_idle(&self, cursor: &Cursor) -> bool {
-        !self.called && cursor.is_idle_at(self.at)
     }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin + Send> IdleMember for SharedSlot<IO> {
     fn write(&self, batch: &mut GroupWrite<'_>) {
         let mut slot = self.slot();
-        let Slot { line: left, at, called, waker } = &mut *slot;
-        // Whoever is away holds up none of the others.
-        while left.is_some() && !*called && batch.is_behind(*at) && batch.may_write_now(*at) {
-            let Some(mut line) = left.take() else { return };
-            let frame = line.encoder.text().and_then(|text| {
-                batch.frame(*at, text.map_or(0, |text| text as u8 + 1), |pieces| encode(text, pieces))
-            });
-            let all_gone = frame.is_some_and(|(frame, to)| {
+        let Slot { connection: stored, at, woken, waker } = &mut *slot;
+        // A follower without a connection here is skipped before it is counted, so that it delays none of the others.
+        while stored.is_some() && !*woken && batch.is_behind(*at) && batch.may_write_now(*at) {
+            let Some(mut connection) = stored.take() else { return };
+            let framing = connection.encoder.shared_framing();
+            let frame = framing.and_then(|framing| batch.frame(*at, framing.id(), |pieces| framing.encode(pieces)));
+            let written = frame.is_some_and(|(frame, to)| {
                 *at = to;
-                line.conn.send(&mut Context::from_waker(waker), frame)
+                connection.conn.send(&mut Context::from_waker(waker), frame)
             });
-            *left = Some(line);
-            if !all_gone {
-                *called = true;
+            *stored = Some(connection);
+            if !written {
+                *woken = true;
                 waker.wake_by_ref();
             }
         }
@@ -179,7 +187,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send> IdleMember for SharedSlot<IO> {
 
     fn wake(&self) {
         let mut slot = self.slot();
-        slot.called = true;
+        slot.woken = true;
         slot.waker.wake_by_ref();
     }
 }
@@ -205,37 +213,38 @@ mod tests {
     async fn cursor(streams: &Streams) -> Cursor {
         match streams.hub.follow(&Key::new("a").unwrap()).await.unwrap() {
             Some(Found::Open(cursor)) => cursor,
-            _ => panic!("it is at rest"),
+            _ => panic!("the resource is closed"),
         }
     }
 
-    fn shared<IO>(line: Connection<IO>) -> SharedSlot<IO> {
-        let line = Some(Box::new(line));
-        SharedSlot(Mutex::new(Slot { line, at: 0, called: false, waker: Waker::noop().clone() }))
+    fn shared<IO>(connection: Connection<IO>) -> SharedSlot<IO> {
+        let connection = Some(Box::new(connection));
+        SharedSlot(Mutex::new(Slot { connection, at: 0, woken: false, waker: Waker::noop().clone() }))
     }
 
     #[tokio::test]
-    async fn what_came_before_it_sat_down_is_not_missed() {
+    async fn growth_before_the_slot_was_filled_is_not_missed() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let mut appender = streams.open_append("a").await.unwrap();
         let mut cursor = cursor(&streams).await;
         let (ours, _theirs) = duplex(1 << 20);
-        let line = Connection { conn: Conn::new(ours, Role::Server, 1), encoder: FrameEncoder::new(FollowDialect::V1) };
-        let shared = shared(line);
+        let connection =
+            Connection { conn: Conn::new(ours, Role::Server, 1), encoder: FrameEncoder::new(FollowDialect::V1) };
+        let shared = shared(connection);
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(shared.poll(cx, &mut cursor).is_pending());
         appender.append("a").await.unwrap();
-        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Wakeup::Look)));
+        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Wakeup::Recheck)));
         shared.slot().at = 1;
         assert!(shared.poll(cx, &mut cursor).is_pending());
         shared.wake();
-        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Wakeup::Look)));
+        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Wakeup::Recheck)));
     }
 
-    /// Is called while it is read from.
-    struct Meanwhile(Arc<OnceLock<Arc<SharedSlot<Meanwhile>>>>);
+    /// A connection whose slot is woken while it is read from.
+    struct WokenByRead(Arc<OnceLock<Arc<SharedSlot<WokenByRead>>>>);
 
-    impl AsyncRead for Meanwhile {
+    impl AsyncRead for WokenByRead {
         fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             if let Some(shared) = self.0.get() {
                 shared.wake();
@@ -244,7 +253,7 @@ mod tests {
         }
     }
 
-    impl AsyncWrite for Meanwhile {
+    impl AsyncWrite for WokenByRead {
         fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
             Poll::Ready(Ok(buf.len()))
         }
@@ -259,28 +268,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nor_what_came_while_it_read() {
+    async fn a_wakeup_during_a_read_is_not_missed() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let _appender = streams.open_append("a").await.unwrap();
         let mut cursor = cursor(&streams).await;
-        let meanwhile = Arc::new(OnceLock::new());
-        let line = Connection {
-            conn: Conn::new(Meanwhile(Arc::clone(&meanwhile)), Role::Server, 1),
+        let slot = Arc::new(OnceLock::new());
+        let connection = Connection {
+            conn: Conn::new(WokenByRead(Arc::clone(&slot)), Role::Server, 1),
             encoder: FrameEncoder::new(FollowDialect::V1),
         };
-        let shared = Arc::new(shared(line));
+        let shared = Arc::new(shared(connection));
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(shared.poll(cx, &mut cursor).is_pending());
-        assert!(meanwhile.set(Arc::clone(&shared)).is_ok());
-        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Wakeup::Look)));
-        shared.slot().line = None;
+        assert!(slot.set(Arc::clone(&shared)).is_ok());
+        assert!(matches!(shared.poll(cx, &mut cursor), Poll::Ready(Wakeup::Recheck)));
+        shared.slot().connection = None;
     }
 
-    /// Counts what it hears.
+    /// A member that counts the bytes it is given.
     #[derive(Default)]
-    struct Present(AtomicU64);
+    struct Counting(AtomicU64);
 
-    impl IdleMember for Present {
+    impl IdleMember for Counting {
         fn write(&self, batch: &mut GroupWrite<'_>) {
             let at = self.0.load(Ordering::Relaxed);
             if batch.is_behind(at) && batch.may_write_now(at) {
@@ -292,46 +301,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_away_holds_up_nobody() {
+    async fn a_follower_that_is_not_idle_delays_none_of_the_others() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let mut appender = streams.open_append("a").await.unwrap();
         let cursor = cursor(&streams).await;
         let resource = cursor.resource().unwrap();
-        let away: IdleFollower<DuplexStream> = IdleFollower::new(resource);
-        let present = Arc::<Present>::default();
-        let _seats = [
-            resource.join_idle_group(Arc::clone(&away.shared) as _),
-            resource.join_idle_group(Arc::clone(&present) as _),
+        let busy: IdleFollower<DuplexStream> = IdleFollower::new(resource);
+        let counting = Arc::<Counting>::default();
+        let _memberships = [
+            resource.join_idle_group(Arc::clone(&busy.shared) as _),
+            resource.join_idle_group(Arc::clone(&counting) as _),
         ];
-        // More than is written here and now to somebody who has nothing of it yet.
-        present.0.store(19_999, Ordering::Relaxed);
+        // The first append is more than the appender's own task would write to a follower that has nothing yet.
+        counting.0.store(19_999, Ordering::Relaxed);
         for count in 0..10 {
             appender.append(vec![b'x'; if count == 0 { 20_000 } else { 1 }]).await.unwrap();
-            assert_eq!(present.0.load(Ordering::Relaxed), 20_000 + count);
+            assert_eq!(counting.0.load(Ordering::Relaxed), 20_000 + count);
         }
     }
 
     #[tokio::test]
-    async fn what_is_left_of_a_write_is_flushed_in_time() {
+    async fn the_rest_of_a_write_is_flushed_in_time() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let _appender = streams.open_append("a").await.unwrap();
         let mut cursor = cursor(&streams).await;
         let resource = Arc::clone(cursor.resource().unwrap());
-        let mut waiting = IdleFollower::new(&resource);
-        for (queued, looks) in [(b"rest".as_slice(), true), (b"", false)] {
+        let mut follower = IdleFollower::new(&resource);
+        for (queued, rechecks) in [(b"rest".as_slice(), true), (b"", false)] {
             let (ours, _theirs) = duplex(1);
-            let mut line = Box::new(Connection {
+            let mut connection = Box::new(Connection {
                 conn: Conn::new(ours, Role::Server, 1),
                 encoder: FrameEncoder::new(FollowDialect::V1),
             });
-            line.conn.out().push_small(queued);
-            waiting.shared.wake();
-            // A keepalive, or a pong, came first.
+            connection.conn.out().push_small(queued);
+            follower.shared.wake();
+            // The task was woken by something else first: a keepalive tick, or a pong.
             let mut keepalive = Keepalive::new(Duration::from_secs(60), Duration::from_secs(60));
-            let mut wait = pin!(waiting.wait(line, &mut cursor, &resource, None, &mut keepalive));
-            let turn = wait.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            assert_eq!(matches!(turn, Poll::Ready(Wakeup::Look)), looks);
-            assert_eq!(turn.is_pending(), !looks);
+            let mut wait = pin!(follower.wait(connection, &mut cursor, &resource, None, &mut keepalive));
+            let wakeup = wait.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert_eq!(matches!(wakeup, Poll::Ready(Wakeup::Recheck)), rechecks);
+            assert_eq!(wakeup.is_pending(), !rechecks);
         }
     }
 }

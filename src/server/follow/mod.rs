@@ -1,9 +1,11 @@
-//! Following: over a WebSocket, or by the body of a response.
+//! Following: over a WebSocket, or in the body of a response.
 
 pub(crate) mod body;
-pub(crate) mod dialect;
+mod dialect;
 mod group;
 mod response_body;
+#[cfg(test)]
+mod tests;
 pub(crate) mod websocket;
 
 use std::sync::Arc;
@@ -14,14 +16,14 @@ use crate::error::{ErrorKind, Result};
 use crate::hub::{Found, Hub};
 use crate::key::Key;
 
-/// What there is to follow, waited for as long as was asked for.
-pub(crate) async fn find(hub: &Arc<Hub>, options: &Options, key: &Key, wait: Option<Duration>) -> Result<Found> {
+/// Looks up the resource to follow, and waits up to `wait` for it to be created.
+async fn find(hub: &Arc<Hub>, options: &Options, key: &Key, wait: Option<Duration>) -> Result<Found> {
     let found = match wait.map(|wait| wait.min(options.max_wait)) {
         None | Some(Duration::ZERO) => hub.follow(key).await?,
         Some(limit) => hub.follow_when_created(key, limit).await?,
     };
     match found.ok_or(ErrorKind::NotFound)? {
-        // New work is refused while shutting down, reading what is at rest is none.
+        // A shutdown refuses new work, and reading a closed resource is none.
         Found::Open(_) if hub.shutting_down.is_cancelled() => Err(ErrorKind::ShuttingDown.into()),
         found => Ok(found),
     }

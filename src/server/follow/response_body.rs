@@ -1,8 +1,8 @@
-//! A body that is written as it is sent, and that knows when its bytes have left.
+//! A response body that is written while it is sent, and that knows when its bytes have left.
 //!
-//! What a server does with a body's error destroys what it still holds: hyper drops its write buffer over HTTP/1.1 (seen:
-//! 192 KiB before an error, none of it arrived) and h2 its queue. So each piece carries a token that is dropped with it,
-//! which the servers do once it is written to the socket. An abort waits for the last one.
+//! A server that gets an error from a body drops what it still holds: hyper its write buffer over HTTP/1.1 (seen: 192
+//! KiB before an error, none of which arrived), h2 its queue. So each piece carries a token, which is dropped with the
+//! piece once the server has written it to the socket, and an abort waits for the last token.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -11,63 +11,112 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_core::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::BoxError;
-use futures_core::future::BoxFuture;
 
-/// How long an abort waits for bytes that were copied on their way, by TLS for example, and can't be seen any more: since
-/// the connection did anything last.
+/// How long a connection must be idle before an abort. Bytes that were copied on their way, by TLS for example, have no
+/// token any more.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Where the bytes of a body are put.
-pub(crate) struct BodyWriter {
-    made: mpsc::Sender<Bytes>,
-    /// One clone goes with each piece.
+/// A body whose bytes a future writes through a [`BodyWriter`].
+pub(super) struct FollowBody {
+    /// `None` once it has returned.
+    write: Option<BoxFuture<'static, Result<(), BoxError>>>,
+    pieces: mpsc::Receiver<Bytes>,
+    /// How many bytes are still to come, if the length is known.
+    remaining: Option<u64>,
+}
+
+impl FollowBody {
+    /// A body of `len` bytes, if that is known. `write` is polled only when more of the body is requested, and is never
+    /// ahead by more than a piece. Its `Ok` is the body's clean end, its `Err` aborts the body.
+    pub(super) fn new<F, Fut>(len: Option<u64>, write: F) -> Self
+    where
+        F: FnOnce(BodyWriter) -> Fut,
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        let (sender, pieces) = mpsc::channel(1);
+        let (token, tokens) = mpsc::channel(1);
+        let write = write(BodyWriter { pieces: sender, token, tokens });
+        Self { write: Some(Box::pin(write)), pieces, remaining: len }
+    }
+}
+
+impl Body for FollowBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        loop {
+            if let Ok(bytes) = this.pieces.try_recv() {
+                if let Some(remaining) = &mut this.remaining {
+                    *remaining = remaining.saturating_sub(bytes.len() as u64);
+                }
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            let Some(write) = &mut this.write else { return Poll::Ready(None) };
+            match write.as_mut().poll(cx) {
+                Poll::Ready(written) => {
+                    this.write = None;
+                    if let Err(error) = written {
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+                Poll::Pending if this.pieces.is_empty() => return Poll::Pending,
+                // It has sent a piece, and may be waiting for room for the next.
+                Poll::Pending => {}
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.remaining == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.remaining.map(SizeHint::with_exact).unwrap_or_default()
+    }
+}
+
+/// Writes a [`FollowBody`].
+pub(super) struct BodyWriter {
+    pieces: mpsc::Sender<Bytes>,
+    /// Cloned for each piece.
     token: mpsc::Sender<Infallible>,
-    gone: mpsc::Receiver<Infallible>,
+    /// Ends once all tokens are dropped.
+    tokens: mpsc::Receiver<Infallible>,
 }
 
 impl BodyWriter {
-    /// A body that `make` writes: `Ok` is its clean end, `Err` aborts it. `make` runs only while the body is asked for more,
-    /// and never gets ahead by more than a piece. `len` is what it will write, where that is known.
-    pub(crate) fn body<F, Fut>(len: Option<u64>, make: F) -> FollowBody
-    where
-        F: FnOnce(Self) -> Fut,
-        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
-    {
-        let (made, ready) = mpsc::channel(1);
-        let (token, gone) = mpsc::channel(1);
-        let making = make(Self { made, token, gone });
-        FollowBody { making: Some(Box::pin(making)), ready, left: len }
-    }
-
     /// Cancel safe: the piece is sent or not.
-    pub(crate) async fn send(&self, bytes: Bytes) {
-        let piece = Bytes::from_owner(Piece { bytes, _token: self.token.clone() });
-        // Nobody is there to take it only while everything is being dropped.
-        let _ = self.made.send(piece).await;
+    pub(super) async fn send(&self, bytes: Bytes) {
+        let piece = Bytes::from_owner(TrackedPiece { bytes, _token: self.token.clone() });
+        // Fails only if the body is being dropped.
+        let _ = self.pieces.send(piece).await;
     }
 
-    /// Waits until everything has left, as long as the reader takes any of it within this time.
-    pub(crate) async fn settle(mut self, stall: Duration) {
+    /// Waits until all pieces have left, or until the reader takes none of them for `stall`.
+    pub(super) async fn sent(mut self, stall: Duration) {
         drop(self.token);
         loop {
-            let left = self.gone.sender_strong_count();
-            let gone = tokio::time::timeout(stall, self.gone.recv()).await;
-            if gone.is_ok() || self.gone.sender_strong_count() == left {
+            let before = self.tokens.sender_strong_count();
+            let all_gone = timeout(stall, self.tokens.recv()).await;
+            if all_gone.is_ok() || self.tokens.sender_strong_count() == before {
                 break;
             }
         }
-        let _ = tokio::time::timeout(stall, quiet(LINGER)).await;
+        let _ = timeout(stall, unpolled_for(LINGER)).await;
     }
 }
 
-/// Waits until nothing has asked for so long: a server asks for more of a body whenever its connection does anything.
-async fn quiet(time: Duration) {
-    let mut sleep = pin!(tokio::time::sleep(time));
+/// Waits until the body has not been polled for this long. A server polls a body whenever its connection does anything.
+async fn unpolled_for(time: Duration) {
+    let mut sleep = pin!(sleep(time));
     poll_fn(|cx| {
         if sleep.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
@@ -78,58 +127,14 @@ async fn quiet(time: Duration) {
     .await;
 }
 
-/// Bytes that tell when they are dropped.
-struct Piece {
+/// Bytes with a token that is dropped with them.
+struct TrackedPiece {
     bytes: Bytes,
     _token: mpsc::Sender<Infallible>,
 }
 
-impl AsRef<[u8]> for Piece {
+impl AsRef<[u8]> for TrackedPiece {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
-    }
-}
-
-/// The body: see [`BodyWriter::body`].
-pub(crate) struct FollowBody {
-    making: Option<BoxFuture<'static, Result<(), BoxError>>>,
-    ready: mpsc::Receiver<Bytes>,
-    left: Option<u64>,
-}
-
-impl Body for FollowBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = &mut *self;
-        loop {
-            if let Ok(bytes) = this.ready.try_recv() {
-                if let Some(left) = &mut this.left {
-                    *left = left.saturating_sub(bytes.len() as u64);
-                }
-                return Poll::Ready(Some(Ok(Frame::data(bytes))));
-            }
-            let Some(making) = &mut this.making else { return Poll::Ready(None) };
-            match making.as_mut().poll(cx) {
-                Poll::Ready(made) => {
-                    this.making = None;
-                    if let Err(error) = made {
-                        return Poll::Ready(Some(Err(error)));
-                    }
-                }
-                // It may have been stopped by what it has just made.
-                Poll::Pending if this.ready.is_empty() => return Poll::Pending,
-                Poll::Pending => {}
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == Some(0)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.left.map(SizeHint::with_exact).unwrap_or_default()
     }
 }

@@ -1,4 +1,4 @@
-//! What the hub is configured with.
+//! The hub's configuration.
 
 use std::time::Duration;
 
@@ -6,29 +6,32 @@ use super::Limits;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
+    /// How many of the last bytes of each open resource are cached.
     pub(crate) tail_cache: usize,
     pub(crate) durability: Durability,
-    /// How long a lost appender may take to come back.
+    /// How long a lost resource waits for its appender.
     pub(crate) grace: Duration,
-    /// How long a resource may be parked.
+    /// How long a parked resource waits for its appender.
     pub(crate) parking_timeout: Duration,
     pub(crate) limits: Limits,
-    /// How long the storage may take.
+    /// How long a call of the storage may take.
     pub(crate) storage_timeout: Duration,
 }
 
-/// When committed bytes are made to survive a power loss. They survive the process's death in any case, if the
-/// storage keeps them elsewhere. A finish always syncs.
+/// When committed bytes are made to survive a power loss.
+///
+/// They survive the death of this process in any case, provided that the storage keeps them outside of it. A finish always
+/// syncs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
-    /// Only at the finish; until then whenever the system writes them back. What is acknowledged survives a killed
-    /// process, but not a power loss.
+    /// At the finish only; before that, whenever the operating system writes the bytes back. Acknowledged bytes survive a
+    /// killed process, but not a power loss.
     Process,
-    /// Not later than this after they were committed. Bytes that an appender waits to have acknowledged (over the
+    /// At most this long after they were committed. Bytes whose acknowledgement the appender waits for (over the
     /// subprotocol `httpfstream.v1`) are synced at once.
     Interval(Duration),
-    /// At once. Syncs that are asked for while one runs are done as one, together with other resources'.
+    /// At once. Syncs that are requested while one is running are done together, also those of other resources.
     Acked,
 }
 

@@ -1,11 +1,12 @@
-//! A position in a resource that moves on as the resource grows. This is all that following is.
+//! A follower's position in a resource, which moves on as the resource grows.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{FollowerPermit, Hub, Phase, Progress, Resource};
+use super::progress::{Phase, Progress};
+use super::{FollowerPermit, Hub, Resource};
 use crate::buffer::ByteQueue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
@@ -13,52 +14,53 @@ use crate::protocol::StartPosition;
 use crate::state::{Life, Stat, State};
 use crate::storage::{ByteStream, stream};
 
-/// A follower's place.
+/// A follower's position in a resource, and how it reads on from there.
 pub(crate) struct Cursor {
     hub: Arc<Hub>,
     key: Key,
     life: Life,
     at: u64,
     progress: watch::Receiver<Progress>,
-    /// For the tail, where this process has one.
+    /// The resource if it is open in this process, for its tail.
     resource: Option<Arc<Resource>>,
-    /// A read that goes on, and where it ends.
+    /// A running read from the storage, and the offset at which it ends.
     reading: Option<(ByteStream, u64)>,
-    /// As it was told last.
+    /// The phase that was last returned as a step.
     phase: Phase,
-    /// Counts it.
+    /// Counts this follower.
     _permit: Option<FollowerPermit>,
 }
 
-/// How much is read at once to find lines.
-const LINES_READ: u64 = 64 * 1024;
-/// How far back lines are looked for: each request may cost that much.
-const LINES_BACK: u64 = 16 * 1024 * 1024;
-/// What a follower takes from the tail at once: it holds that much where it stalls, and more where it is copied into events.
-pub(super) const STEP: u64 = 128 * 1024;
-/// How long a follower waits where the storage has no room for a read at the moment.
-const ROOM: Duration = Duration::from_secs(1);
+/// How many bytes are read at once to find lines.
+const LINE_SCAN_CHUNK: u64 = 64 * 1024;
+/// How far back from the end lines are looked for. Bounds what one request can cost.
+const LINE_SCAN_LIMIT: u64 = 16 * 1024 * 1024;
+/// How many bytes a follower takes from the tail at once. A stalled follower holds that much memory, and more where the bytes
+/// are copied into events.
+pub(super) const MAX_STEP: u64 = 128 * 1024;
+/// How long a follower waits before it retries a read that the storage was too busy for.
+const READ_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// What a cursor found next.
+/// What a follower gets next.
 #[derive(Debug)]
 pub(crate) enum Step {
     Data(ByteQueue),
-    /// The appender was lost, has parked the resource, or is back.
+    /// The appender was lost, parked the resource, or is back.
     State(State),
-    /// That was all, and the resource is now in this state.
+    /// All bytes were returned, and the resource is closed in this state.
     End(State),
-    /// That is all that can be had, but not the end.
+    /// The resource was cut off: no more bytes can be had, though its appender had not ended.
     Cut(ErrorKind),
 }
 
 impl Cursor {
-    pub(super) fn live(hub: &Arc<Hub>, resource: &Arc<Resource>) -> Self {
+    pub(super) fn open(hub: &Arc<Hub>, resource: &Arc<Resource>) -> Self {
         let progress = resource.subscribe();
         let (key, life) = (resource.key.clone(), resource.life);
         Self::new(Arc::clone(hub), key, life, progress, Some(Arc::clone(resource)))
     }
 
-    /// A cursor over a resource that nobody appends to.
+    /// A cursor on a closed resource.
     pub(super) fn closed(hub: &Arc<Hub>, key: &Key, stat: &Stat) -> Self {
         let (_, progress) = watch::channel(Progress { len: stat.len, phase: Phase::Ended(stat.state) });
         Self::new(Arc::clone(hub), key.clone(), stat.life, progress, None)
@@ -79,7 +81,7 @@ impl Cursor {
         Self { _permit: Some(permit), ..self }
     }
 
-    /// Moves to where the follower wants to begin.
+    /// Moves to the position that the follower begins at.
     pub(crate) async fn start(&mut self, from: StartPosition) -> Result<()> {
         let len = self.len();
         self.at = match from {
@@ -92,17 +94,18 @@ impl Cursor {
         Ok(())
     }
 
-    /// Where the last lines before `end` begin, or as many of them as lie within reach. What stands behind the last line
-    /// feed is a line too; of a longer one than that, its end is all there is.
+    /// The offset at which the last `lines` lines before `end` begin, or as many of them as lie within
+    /// [`LINE_SCAN_LIMIT`]. Bytes after the last line feed are a line too. A line longer than the limit is cut at its
+    /// beginning.
     async fn lines_before(&mut self, end: u64, lines: u64) -> Result<u64> {
         if lines == 0 {
             return Ok(end);
         }
-        let reach = end.saturating_sub(LINES_BACK);
+        let limit = end.saturating_sub(LINE_SCAN_LIMIT);
         let (mut found, mut upto) = (0, end);
         let mut first = None;
-        while upto > reach {
-            let from = upto.saturating_sub(LINES_READ).max(reach);
+        while upto > limit {
+            let from = upto.saturating_sub(LINE_SCAN_CHUNK).max(limit);
             let mut bytes = self.hub.storage.read(&self.key, self.life, from..upto).await?;
             let mut window = Vec::with_capacity((upto - from) as usize);
             while let Some(piece) = stream::next(&mut bytes).await {
@@ -111,7 +114,7 @@ impl Cursor {
             for at in
                 window.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| from + at as u64)
             {
-                // The line feed at the very end closes the last line, it doesn't begin one.
+                // A line feed at the very end closes the last line; none begins after it.
                 if at + 1 < end {
                     found += 1;
                     first = Some(at + 1);
@@ -122,15 +125,15 @@ impl Cursor {
             }
             upto = from;
         }
-        Ok(if reach == 0 { 0 } else { first.unwrap_or(reach) })
+        Ok(if limit == 0 { 0 } else { first.unwrap_or(limit) })
     }
 
-    /// Where it is.
+    /// The position: the offset of the next byte.
     pub(crate) fn at(&self) -> u64 {
         self.at
     }
 
-    /// How the resource stands, as far as the cursor has told.
+    /// The resource's state, as of the last step.
     pub(crate) fn state(&self) -> State {
         self.phase.state()
     }
@@ -139,34 +142,35 @@ impl Cursor {
         self.life
     }
 
-    /// The committed length at this moment.
+    /// The resource's committed length.
     pub(crate) fn len(&self) -> u64 {
         self.progress.borrow().len
     }
 
-    /// Whether it has told all there is of a resource of which more may come.
+    /// Whether the follower has caught up with a resource that is still open.
     pub(crate) fn is_idle(&self) -> bool {
         self.reading.is_none() && self.is_idle_at(self.at)
     }
 
-    /// The same of one that has come to this place without a read.
+    /// As [`is_idle`](Self::is_idle), for a follower that others moved on to this position.
     pub(crate) fn is_idle_at(&self, at: u64) -> bool {
         let Progress { len, phase } = *self.progress.borrow();
         at == len && phase == self.phase && phase.is_open()
     }
 
-    /// The resource, if it is this process that tells of its growth.
+    /// The resource, if it is open in this process.
     pub(crate) fn resource(&self) -> Option<&Arc<Resource>> {
         self.resource.as_ref()
     }
 
-    /// What lies before this was told by others.
+    /// Moves on past bytes that the idle group has written to the follower.
     pub(crate) fn skip_to(&mut self, at: u64) {
         self.at = at;
     }
 
-    /// The next bytes, as soon as there are any, or the end.
+    /// Waits for the next bytes, a change of state, or the end.
     ///
+    /// # Cancel safety
     /// Cancel safe: no byte is lost.
     pub(crate) async fn next(&mut self) -> Result<Step> {
         loop {
@@ -184,7 +188,7 @@ impl Cursor {
                         self.reading = None;
                         let source = match failed {
                             Some(Err(error)) => return Err(error),
-                            _ => "the storage gave other than what was asked for",
+                            _ => "the storage returned more or fewer bytes than were requested",
                         };
                         return Err(Error::storage(source));
                     }
@@ -192,16 +196,16 @@ impl Cursor {
             }
             let Progress { len, phase } = *self.progress.borrow_and_update();
             if self.at < len {
-                let upto = len.min(self.at.saturating_add(STEP));
-                let cached = self.resource.as_ref().and_then(|resource| resource.held().tail.get(self.at, upto));
+                let upto = len.min(self.at.saturating_add(MAX_STEP));
+                let cached = self.resource.as_ref().and_then(|resource| resource.lock().tail.get(self.at, upto));
                 if let Some(pieces) = cached {
                     self.at = upto;
                     return Ok(Step::Data(pieces));
                 }
                 match self.hub.storage.read(&self.key, self.life, self.at..len).await {
                     Ok(bytes) => self.reading = Some((bytes, len)),
-                    // Out of file descriptors, say. It is no worse off than one that is slow.
-                    Err(error) if error.kind() == ErrorKind::Overloaded => tokio::time::sleep(ROOM).await,
+                    // Out of file descriptors, for example. To the follower this is no worse than a slow read.
+                    Err(error) if error.kind() == ErrorKind::Overloaded => tokio::time::sleep(READ_RETRY_DELAY).await,
                     Err(error) => return Err(error),
                 }
                 continue;

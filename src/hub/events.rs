@@ -1,33 +1,33 @@
-//! What happens to resources, for listeners inside the process.
+//! What happens to resources, for subscribers inside the process.
 
 use crate::key::Key;
 use crate::state::{Life, Stat};
 #[cfg(doc)]
 use crate::streams::Streams;
 
-/// What happened to a resource, for whoever archives, indexes or bills: see [`Streams::events`].
+/// What happened to a resource, for archiving, indexing or billing: see [`Streams::events`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// The first bytes of a resource are committed.
+    /// The first bytes of a resource were committed.
     Created {
         /// The resource.
         key: Key,
         /// Its life.
         life: Life,
     },
-    /// An appender ended cleanly; everything is durable.
+    /// An appender finished or sealed a resource; all its bytes are durable.
     Finished {
         /// The resource.
         key: Key,
-        /// How it stands.
+        /// Its length and state.
         stat: Stat,
     },
-    /// An appender was lost.
+    /// An appender was lost and did not come back.
     Interrupted {
         /// The resource.
         key: Key,
-        /// How it stands.
+        /// Its length and state.
         stat: Stat,
     },
     /// A resource was deleted.
@@ -35,6 +35,6 @@ pub enum Event {
         /// The resource.
         key: Key,
     },
-    /// The member was too slow and missed this many events; [`list`](Streams::list) tells how things stand.
+    /// The subscriber was too slow and missed this many events. [`list`](Streams::list) shows the current state.
     Missed(u64),
 }

@@ -1,11 +1,13 @@
-//! The followers of a resource that have all there is: what comes is written to them by whoever comes by, to many in one go,
-//! instead of waking a task for each.
+//! Groups of idle followers: followers that have caught up are written to in groups, without waking a task for each.
 //!
-//! A follower that has caught up leaves its connection in a permit and waits there for anything else. Seats come in groups of
-//! the same runtime. What is small is written to the first group by the appender's own task, and everything to the others
-//! by a task of each group; it is encoded once for all of a group that want the same. A follower whose socket doesn't take
-//! all of it at once is called, takes its connection back, and goes on by itself, as does everyone at a change that isn't
-//! growth ([`Resource::turns`]). So nobody waits for a slow one, and nothing is queued but the rest of a write.
+//! A follower that has caught up joins a group and shares its connection with it; its own task waits for everything else.
+//! A group has followers of one runtime only. New bytes are written to the first group by the appender's task, if they are
+//! few, and to the other groups by a task of each group. They are encoded once for all members of a group with the same
+//! position and encoding.
+//!
+//! A follower whose socket doesn't take all bytes at once is woken, takes its connection back, and goes on by itself. All
+//! followers do so at a change that isn't growth ([`Resource::state_changes`]). A slow follower therefore holds up none of
+//! the others, and nothing is queued but the rest of one write.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,58 +20,60 @@ use tokio::sync::Notify;
 use tokio::task::coop;
 
 use super::Resource;
-use super::cursor::STEP;
+use super::cursor::MAX_STEP;
 use crate::buffer::{ByteQueue, Segments};
 
-/// How many followers are served in one go: with a write or two each they are within what a task may do at once. (With 32,
-/// 100 followers of messages of 1 KiB wait a tenth longer.)
-const GROUP: usize = 64;
-/// The appender's own task writes no more than this to anybody. With more, it does better to go on appending.
-const SMALL: u64 = 16 * 1024;
-/// How many frames of one batch are kept: its followers are at the same place but for a few.
-const FRAMES: usize = 4;
+/// Members of a group. With a write or two for each, a group stays within tokio's cooperative budget. (With 32 members, 100
+/// followers of 1 KiB messages wait a tenth longer.)
+const GROUP_SIZE: usize = 64;
+/// The appender's task writes at most this many bytes to each member. For more it is better to go on appending.
+const MAX_INLINE: u64 = 16 * 1024;
+/// How many encoded frames a group write keeps. Few are needed: most members are at the same position.
+const MAX_FRAMES: usize = 4;
 
-/// A follower in its permit.
+/// A follower as a member of a group.
 pub(crate) trait IdleMember: Send + Sync {
-    /// Writes what has come, if the follower has left its connection here. If that panics the connection has to be gone.
+    /// Writes new bytes, unless the follower's own task has its connection at the moment. If this panics the connection must
+    /// be closed.
     fn write(&self, batch: &mut GroupWrite<'_>);
-    /// The follower has to look after itself.
+    /// Wakes the follower's own task, which has to go on by itself.
     fn wake(&self);
 }
 
-/// All seats of a resource.
+/// The groups of a resource.
 #[derive(Default)]
 pub(super) struct IdleGroups {
     groups: Mutex<Vec<Arc<Group>>>,
 }
 
-/// Those who are served in one go.
+/// Followers that are written to together.
 struct Group {
-    /// Where its task runs. Only followers of the same runtime sit here: another one may not go on.
+    /// Where the group's task runs. All members are followers of this runtime, since another one may have stopped.
     runtime: runtime::Id,
-    seats: Mutex<Seats>,
-    /// How many sit here.
-    sitting: AtomicUsize,
-    /// Its task is gone.
+    members: Mutex<Members>,
+    /// How many memberships there are.
+    count: AtomicUsize,
+    /// The group's task has ended.
     closed: AtomicBool,
+    /// Notified when the group's task has bytes to write.
     due: Notify,
 }
 
 #[derive(Default)]
-struct Seats {
-    /// Those that were left go with time.
-    all: Vec<Arc<dyn IdleMember>>,
-    /// Somebody has taken them out to serve them …
-    busy: bool,
-    /// … and others have asked for that meanwhile.
+struct Members {
+    /// Followers that have left are removed later.
+    list: Vec<Arc<dyn IdleMember>>,
+    /// A task has taken the list and is writing …
+    writing: bool,
+    /// … and more bytes came meanwhile.
     again: bool,
 }
 
-/// A permit in a group; it is free again when dropped.
+/// The membership of a follower in a group, until it is dropped.
 pub(crate) struct Membership(Arc<Group>);
 
 impl Membership {
-    /// Whether anybody will come by here.
+    /// Whether the group is still written to.
     pub(crate) fn is_valid(&self) -> bool {
         !self.0.is_closed()
     }
@@ -77,17 +81,17 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.0.sitting.fetch_sub(1, Ordering::Relaxed);
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl IdleGroups {
     fn groups(&self) -> MutexGuard<'_, Vec<Arc<Group>>> {
-        // Nothing that panics runs under this lock.
+        // No code that panics runs under this lock.
         self.groups.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Takes a permit.
+    /// Adds a follower to a group of its runtime, or to a new one.
     pub(super) fn join(resource: &Arc<Resource>, member: Arc<dyn IdleMember>) -> Membership {
         let runtime = Handle::current();
         let mut groups = resource.idle_groups.groups();
@@ -97,20 +101,20 @@ impl IdleGroups {
         }
         let group = Arc::new(Group {
             runtime: runtime.id(),
-            seats: Mutex::default(),
-            sitting: AtomicUsize::new(0),
+            members: Mutex::default(),
+            count: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             due: Notify::new(),
         });
         group.add(&member);
         groups.retain(|group| !group.is_closed());
         groups.push(Arc::clone(&group));
-        runtime.spawn(serving(Arc::clone(resource), Task(Arc::clone(&group))));
+        runtime.spawn(run_group(Arc::clone(resource), CloseOnDrop(Arc::clone(&group))));
         Membership(group)
     }
 
-    /// The resource has grown.
-    pub(super) fn tell(&self, resource: &Resource) {
+    /// Writes bytes that were just published, or sees to it that the groups' tasks do.
+    pub(super) fn notify_growth(&self, resource: &Resource) {
         let first = {
             let mut groups = self.groups();
             groups.retain(|group| !group.is_closed());
@@ -120,17 +124,17 @@ impl IdleGroups {
             }
             Arc::clone(first)
         };
-        // An empty one is closed by its task.
-        if !first.serve(resource, SMALL) || first.is_empty() {
+        // An empty group is closed by its task.
+        if !first.write_to_members(resource, MAX_INLINE) || first.is_empty() {
             first.due.notify_one();
         }
     }
 }
 
 impl Group {
-    fn seats(&self) -> MutexGuard<'_, Seats> {
-        // Nothing that panics runs under this lock.
-        self.seats.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn members(&self) -> MutexGuard<'_, Members> {
+        // No code that panics runs under this lock.
+        self.members.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn is_closed(&self) -> bool {
@@ -138,82 +142,81 @@ impl Group {
     }
 
     fn is_empty(&self) -> bool {
-        self.sitting.load(Ordering::Relaxed) == 0
+        self.count.load(Ordering::Relaxed) == 0
     }
 
     fn has_room(&self, runtime: runtime::Id) -> bool {
-        self.runtime == runtime && self.sitting.load(Ordering::Relaxed) < GROUP
+        self.runtime == runtime && self.count.load(Ordering::Relaxed) < GROUP_SIZE
     }
 
-    /// Whether anybody will come by at this permit.
+    /// Adds a member, unless the group is closed. Returns whether it was added.
     fn add(&self, member: &Arc<dyn IdleMember>) -> bool {
-        let mut seats = self.seats();
+        let mut members = self.members();
         if self.is_closed() {
             return false;
         }
-        if seats.all.len() >= GROUP {
-            seats.all.retain(is_taken);
+        if members.list.len() >= GROUP_SIZE {
+            members.list.retain(is_joined);
         }
-        seats.all.push(Arc::clone(member));
-        self.sitting.fetch_add(1, Ordering::Relaxed);
+        members.list.push(Arc::clone(member));
+        self.count.fetch_add(1, Ordering::Relaxed);
         true
     }
 
-    /// Writes what has come to all who sit here, but to nobody more than `most`. Whether that is done, or somebody else is
-    /// at it.
-    fn serve(&self, resource: &Resource, most: u64) -> bool {
-        let mut all = {
-            let mut seats = self.seats();
-            if seats.busy {
-                seats.again = true;
+    /// Writes new bytes to all members, at most `max` to each. Returns whether all was written, or another task is writing.
+    fn write_to_members(&self, resource: &Resource, max: u64) -> bool {
+        let mut list = {
+            let mut members = self.members();
+            if members.writing {
+                members.again = true;
                 return true;
             }
-            seats.busy = true;
-            std::mem::take(&mut seats.all)
+            members.writing = true;
+            std::mem::take(&mut members.list)
         };
-        let mut batch = GroupWrite { resource, to: resource.len(), most, frames: SmallVec::new(), is_whole: true };
+        let mut batch = GroupWrite { resource, to: resource.len(), max, frames: SmallVec::new(), is_complete: true };
         let mut served = 0;
-        for member in &all {
-            // A connection that panics is its follower's misfortune, and nobody else's.
+        for member in &list {
+            // A panic in one connection must not affect the others.
             if catch_unwind(AssertUnwindSafe(|| member.write(&mut batch))).is_err() {
                 member.wake();
             }
-            if !batch.is_whole {
+            if !batch.is_complete {
                 break;
             }
             served += 1;
         }
-        // Whoever had no turn is first next time.
-        all.rotate_left(served);
-        let mut seats = self.seats();
-        all.append(&mut seats.all);
-        if all.len() > self.sitting.load(Ordering::Relaxed) {
-            all.retain(is_taken);
+        // Members that were not written to are first next time.
+        list.rotate_left(served);
+        let mut members = self.members();
+        list.append(&mut members.list);
+        if list.len() > self.count.load(Ordering::Relaxed) {
+            list.retain(is_joined);
         }
-        seats.all = all;
-        seats.busy = false;
-        let again = std::mem::take(&mut seats.again);
-        drop(seats);
+        members.list = list;
+        members.writing = false;
+        let again = std::mem::take(&mut members.again);
+        drop(members);
         if self.is_closed() {
-            // Its task found nobody here to call.
+            // The group was closed while the list was taken out of it, so that no member was woken.
             self.wake_all();
         }
-        batch.is_whole && !again
+        batch.is_complete && !again
     }
 
-    /// Nobody will come by any more.
+    /// Closes the group, which is written to no more, and wakes its members.
     fn close(&self) {
         {
-            // Whoever is about to sit down here comes before this, or finds it closed.
-            let _seats = self.seats();
+            // Under the lock, so that a follower joins before this and is woken, or finds the group closed.
+            let _members = self.members();
             self.closed.store(true, Ordering::Release);
         }
         self.wake_all();
     }
 
-    /// Closes it if nobody sits here; whether it has.
+    /// Closes the group if it has no members. Returns whether it did.
     fn close_if_empty(&self) -> bool {
-        let _seats = self.seats();
+        let _members = self.members();
         let empty = self.is_empty();
         if empty {
             self.closed.store(true, Ordering::Release);
@@ -222,68 +225,68 @@ impl Group {
     }
 
     fn wake_all(&self) {
-        let all = self.seats().all.clone();
-        for member in all {
+        let list = self.members().list.clone();
+        for member in list {
             member.wake();
         }
     }
 }
 
-/// Whether its follower is still there: nobody else has it.
-fn is_taken(member: &Arc<dyn IdleMember>) -> bool {
+/// Whether the follower still follows: otherwise only the group has this member.
+fn is_joined(member: &Arc<dyn IdleMember>) -> bool {
     Arc::strong_count(member) > 1
 }
 
-/// What has come, for one group.
+/// New bytes of a resource, to be written to the members of a group.
 pub(crate) struct GroupWrite<'a> {
     resource: &'a Resource,
+    /// The end of the new bytes.
     to: u64,
-    /// Nobody is written more than this.
-    most: u64,
+    /// The most that is written to one member.
+    max: u64,
     frames: SmallVec<[Frame; 1]>,
-    /// Nobody had to be left for later.
-    is_whole: bool,
+    /// No member had to be postponed.
+    is_complete: bool,
 }
 
-/// What goes to all who are at the same place and speak in the same way.
+/// Encoded bytes, for all members with the same position and encoding.
 struct Frame {
     from: u64,
-    voice: u8,
-    /// `None`: each has to make its own.
+    encoding: u8,
+    /// `None`: the tail lacks the bytes, or encoding them changes the encoder's state. The members go on by themselves.
     bytes: Option<Segments>,
     to: u64,
 }
 
 impl GroupWrite<'_> {
-    /// Whether there is anything for a follower who is here.
+    /// Whether there are bytes for a follower at this position.
     pub(crate) fn is_behind(&self, at: u64) -> bool {
         at < self.to
     }
 
-    /// Whether it is written here and now to a follower who is there. If not, it and the rest of the group have their turn
-    /// later.
+    /// Whether a follower at this position may be written to now. Otherwise it and the rest of the group are postponed.
     pub(crate) fn may_write_now(&mut self, at: u64) -> bool {
-        self.is_whole &= self.to.saturating_sub(at) <= self.most && coop::has_budget_remaining();
-        self.is_whole
+        self.is_complete &= self.to.saturating_sub(at) <= self.max && coop::has_budget_remaining();
+        self.is_complete
     }
 
-    /// What is written to those who are here, and where they are then. `encode` makes it of the bytes; `None` if they have to
-    /// go on by themselves.
+    /// The bytes to write to followers at this position, encoded, and their position after that. `encoding` identifies what
+    /// `encode` does, so that its result is shared. `None`: the follower has to go on by itself.
     pub(crate) fn frame(
         &mut self,
         from: u64,
-        voice: u8,
+        encoding: u8,
         encode: impl FnOnce(ByteQueue) -> Option<ByteQueue>,
     ) -> Option<(&[Bytes], u64)> {
-        let known = self.frames.iter().position(|frame| (frame.from, frame.voice) == (from, voice));
+        let known = self.frames.iter().position(|frame| (frame.from, frame.encoding) == (from, encoding));
         let index = known.unwrap_or_else(|| {
-            let to = self.to.min(from.saturating_add(STEP));
-            let bytes = self.resource.held().tail.get(from, to);
+            let to = self.to.min(from.saturating_add(MAX_STEP));
+            let bytes = self.resource.lock().tail.get(from, to);
             let bytes = bytes.and_then(encode).map(|mut pieces| pieces.take_all());
-            if self.frames.len() == FRAMES {
+            if self.frames.len() == MAX_FRAMES {
                 self.frames.remove(0);
             }
-            self.frames.push(Frame { from, voice, bytes, to });
+            self.frames.push(Frame { from, encoding, bytes, to });
             self.frames.len() - 1
         });
         let frame = &self.frames[index];
@@ -291,16 +294,16 @@ impl GroupWrite<'_> {
     }
 }
 
-/// A group's task: as long as somebody sits there, and the resource is not at rest.
-async fn serving(resource: Arc<Resource>, task: Task) {
-    let Task(group) = &task;
+/// The task of a group. Runs until the group is empty or the resource is closed.
+async fn run_group(resource: Arc<Resource>, guard: CloseOnDrop) {
+    let CloseOnDrop(group) = &guard;
     loop {
         tokio::select! {
             biased;
-            () = resource.ended.cancelled() => return,
+            () = resource.closed.cancelled() => return,
             () = group.due.notified() => {}
         }
-        if !group.serve(&resource, u64::MAX) {
+        if !group.write_to_members(&resource, u64::MAX) {
             group.due.notify_one();
             tokio::task::yield_now().await;
         } else if group.close_if_empty() {
@@ -309,10 +312,10 @@ async fn serving(resource: Arc<Resource>, task: Task) {
     }
 }
 
-/// A group's task may go with its runtime, while those who sit there go on in another.
-struct Task(Arc<Group>);
+/// Closes a group when its task ends, also if that is because its runtime is shut down.
+struct CloseOnDrop(Arc<Group>);
 
-impl Drop for Task {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
     }
@@ -321,129 +324,138 @@ impl Drop for Task {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::resource::Place;
+    use crate::hub::resource::Holder;
     use crate::key::Key;
     use crate::state::{Life, Stat, State};
 
-    /// Notes what it is told.
+    /// Records how far it was written to, and how often it was woken.
     #[derive(Default)]
     struct Follower {
-        heard: AtomicUsize,
-        called: AtomicUsize,
+        at: AtomicUsize,
+        wakeups: AtomicUsize,
     }
 
     impl IdleMember for Follower {
         fn write(&self, batch: &mut GroupWrite<'_>) {
-            let at = self.heard.load(Ordering::Relaxed) as u64;
+            let at = self.at.load(Ordering::Relaxed) as u64;
             if batch.is_behind(at) && batch.may_write_now(at) {
-                self.heard.store(batch.to as usize, Ordering::Relaxed);
+                self.at.store(batch.to as usize, Ordering::Relaxed);
             }
         }
 
         fn wake(&self) {
-            self.called.fetch_add(1, Ordering::Relaxed);
+            self.wakeups.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn resource() -> Arc<Resource> {
         let stat = Stat::new(Life::from_bits(1), 0, State::Live);
-        Arc::new(Resource::new(Key::new("a").unwrap(), &stat, None, Place::Taken, 1 << 20, None))
+        Arc::new(Resource::new(Key::new("a").unwrap(), &stat, None, Holder::Attached, 1 << 20, None))
     }
 
     fn join(resource: &Arc<Resource>) -> (Arc<Follower>, Membership) {
         let follower = Arc::<Follower>::default();
-        let ticket = resource.join_idle_group(Arc::clone(&follower) as _);
-        (follower, ticket)
+        let membership = resource.join_idle_group(Arc::clone(&follower) as _);
+        (follower, membership)
     }
 
     fn groups(resource: &Resource) -> Vec<usize> {
-        resource.idle_groups.groups().iter().map(|group| group.seats().all.len()).collect()
+        resource.idle_groups.groups().iter().map(|group| group.members().list.len()).collect()
     }
 
-    /// Until all tasks wait.
-    async fn settle() {
+    /// Runs the other tasks until all are waiting.
+    async fn run_tasks() {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
     }
 
     #[tokio::test]
-    async fn seats_that_were_left_are_taken_again_and_empty_groups_go() {
+    async fn groups_are_refilled_and_empty_groups_are_removed() {
         let resource = resource();
-        let mut all: Vec<_> = (0..2 * GROUP + 6).map(|_| join(&resource)).collect();
-        assert_eq!(groups(&resource), [GROUP, GROUP, 6]);
-        for (len, at_once) in [(SMALL, GROUP), (2 * SMALL, GROUP), (3 * SMALL + 1, 0)] {
+        let mut all: Vec<_> = (0..2 * GROUP_SIZE + 6).map(|_| join(&resource)).collect();
+        assert_eq!(groups(&resource), [GROUP_SIZE, GROUP_SIZE, 6]);
+        for (len, inline) in [(MAX_INLINE, GROUP_SIZE), (2 * MAX_INLINE, GROUP_SIZE), (3 * MAX_INLINE + 1, 0)] {
             resource.grow(0, &[], len).unwrap();
-            let heard = all.iter().filter(|(follower, _)| follower.heard.load(Ordering::Relaxed) as u64 == len);
-            assert_eq!(heard.count(), at_once);
-            settle().await;
-            assert!(all.iter().all(|(follower, _)| follower.heard.load(Ordering::Relaxed) as u64 == len));
+            let written = all.iter().filter(|(follower, _)| follower.at.load(Ordering::Relaxed) as u64 == len);
+            assert_eq!(written.count(), inline);
+            run_tasks().await;
+            assert!(all.iter().all(|(follower, _)| follower.at.load(Ordering::Relaxed) as u64 == len));
         }
-        // Most leave, of each group; others take their seats.
+        // Most members of each group leave; others fill the groups again.
         all = all.into_iter().enumerate().filter(|(i, _)| i % 4 == 0).map(|(_, one)| one).collect();
         resource.grow(0, &[], 60_000).unwrap();
-        settle().await;
-        assert_eq!(groups(&resource), [GROUP / 4, GROUP / 4, 2]);
-        all.extend((0..2 * GROUP - 4).map(|_| join(&resource)));
-        assert_eq!(groups(&resource)[..2], [GROUP, GROUP]);
+        run_tasks().await;
+        assert_eq!(groups(&resource), [GROUP_SIZE / 4, GROUP_SIZE / 4, 2]);
+        all.extend((0..2 * GROUP_SIZE - 4).map(|_| join(&resource)));
+        assert_eq!(groups(&resource)[..2], [GROUP_SIZE, GROUP_SIZE]);
         assert_eq!(resource.idle_groups.groups().len(), 3);
-        assert!(all.iter().all(|(follower, _)| follower.called.load(Ordering::Relaxed) == 0));
+        assert!(all.iter().all(|(follower, _)| follower.wakeups.load(Ordering::Relaxed) == 0));
         all.clear();
         for more in 1..3 {
             resource.grow(0, &[], 100_000 + more).unwrap();
-            settle().await;
+            run_tasks().await;
         }
         assert_eq!(groups(&resource), [0; 0]);
-        let (one, _ticket) = join(&resource);
+        let (one, _membership) = join(&resource);
         resource.grow(0, &[], 200_000).unwrap();
-        settle().await;
-        assert_eq!(one.heard.load(Ordering::Relaxed), 200_000);
+        run_tasks().await;
+        assert_eq!(one.at.load(Ordering::Relaxed), 200_000);
     }
 
     #[tokio::test]
-    async fn whoever_sits_is_called_when_nobody_comes_by_any_more() {
+    async fn all_members_are_woken_when_the_resource_closes() {
         let resource = resource();
-        let all: Vec<_> = (0..GROUP + 8).map(|_| join(&resource)).collect();
-        settle().await;
-        resource.ended.cancel();
-        settle().await;
-        for (follower, ticket) in &all {
-            assert!(follower.called.load(Ordering::Relaxed) == 1 && !ticket.is_valid());
+        let all: Vec<_> = (0..GROUP_SIZE + 8).map(|_| join(&resource)).collect();
+        run_tasks().await;
+        resource.closed.cancel();
+        run_tasks().await;
+        for (follower, membership) in &all {
+            assert!(follower.wakeups.load(Ordering::Relaxed) == 1 && !membership.is_valid());
         }
         assert!(join(&resource).1.is_valid());
     }
 
-    /// Looks while it is told whether others may join and grow.
-    struct Busy(Arc<Resource>, AtomicUsize, Mutex<Option<(Arc<Follower>, Membership)>>);
+    /// While it is written to for the first time, the resource grows, another follower joins, and it panics.
+    struct Reentrant {
+        resource: Arc<Resource>,
+        /// One for each write, and a hundred for each wakeup.
+        calls: AtomicUsize,
+        joined: Mutex<Option<(Arc<Follower>, Membership)>>,
+    }
 
-    impl IdleMember for Busy {
+    impl IdleMember for Reentrant {
         fn write(&self, batch: &mut GroupWrite<'_>) {
-            if self.1.fetch_add(1, Ordering::Relaxed) == 0 {
-                self.0.grow(0, &[], batch.to + 1).unwrap();
-                *self.2.lock().unwrap() = Some(join(&self.0));
+            if self.calls.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.resource.grow(0, &[], batch.to + 1).unwrap();
+                *self.joined.lock().unwrap() = Some(join(&self.resource));
                 panic!("as a connection might");
             }
         }
 
         fn wake(&self) {
-            self.1.fetch_add(100, Ordering::Relaxed);
+            self.calls.fetch_add(100, Ordering::Relaxed);
         }
     }
 
     #[tokio::test]
-    async fn what_comes_while_others_are_served_is_told_next() {
+    async fn bytes_that_come_during_a_group_write_are_written_next() {
         let resource = resource();
-        let busy = Arc::new(Busy(Arc::clone(&resource), AtomicUsize::new(0), Mutex::default()));
-        let _ticket = resource.join_idle_group(Arc::clone(&busy) as _);
-        let (other, _ticket) = join(&resource);
+        let reentrant = Arc::new(Reentrant {
+            resource: Arc::clone(&resource),
+            calls: AtomicUsize::new(0),
+            joined: Mutex::default(),
+        });
+        let _membership = resource.join_idle_group(Arc::clone(&reentrant) as _);
+        let (other, _membership) = join(&resource);
         resource.grow(0, &[], 7).unwrap();
-        settle().await;
-        assert_eq!(other.heard.load(Ordering::Relaxed), 8);
-        // It was called when it panicked, and told again.
-        assert_eq!(busy.1.load(Ordering::Relaxed), 102);
-        let (joined, _ticket) = busy.2.lock().unwrap().take().unwrap();
-        assert_eq!(joined.heard.load(Ordering::Relaxed), 8);
-        assert_eq!(joined.called.load(Ordering::Relaxed) + other.called.load(Ordering::Relaxed), 0);
+        run_tasks().await;
+        assert_eq!(other.at.load(Ordering::Relaxed), 8);
+        // Written to, woken since it panicked, and written to again.
+        assert_eq!(reentrant.calls.load(Ordering::Relaxed), 102);
+        let (joined, _membership) = reentrant.joined.lock().unwrap().take().unwrap();
+        assert_eq!(joined.at.load(Ordering::Relaxed), 8);
+        assert_eq!(joined.wakeups.load(Ordering::Relaxed) + other.wakeups.load(Ordering::Relaxed), 0);
         assert_eq!(groups(&resource), [3]);
     }
 }

@@ -1,51 +1,52 @@
-//! The one appender of a resource, as everything above the hub uses it.
+//! The right to append to an open resource, as everything above the hub uses it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_core::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::resource::Place;
-use super::{Hub, Phase, Resource};
+use super::close::{close_for_shutdown, finish_and_close, interrupt};
+use super::progress::Phase;
+use super::resource::{Holder, Predecessor};
+use super::{Durability, Event, Hub, Resource};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::{Durability, Event};
-use crate::state::{End, Stat, State};
-use crate::storage::Open;
+use crate::state::{End, Stat};
 use crate::storage::erased::{DynAppend, timed_out};
-use futures_core::future::BoxFuture;
 
-/// How long what is kept for followers who are behind may stay when nothing comes any more.
-const COOL: Duration = Duration::from_secs(1);
+/// How often an enlarged tail is looked at, to trim it once little is appended.
+const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After as many bytes whoever appends gives way to followers.
-const TURN: u64 = 64 * 1024;
+/// After this many bytes an appender yields to followers.
+const YIELD_AFTER: u64 = 64 * 1024;
 
 /// The right to append to a resource. Dropping it means that the appender was lost.
 pub(crate) struct Lease {
     hub: Arc<Hub>,
     resource: Arc<Resource>,
-    holder: u64,
-    over: CancellationToken,
-    /// Gone once the lease has ended.
+    /// The number of this lease: see [`ResourceState::epoch`](super::resource::ResourceState::epoch).
+    epoch: u64,
+    revoked: CancellationToken,
+    /// `None` once the lease has ended.
     append: Option<Box<dyn DynAppend>>,
-    /// An append failed or was cut short: the storage has to be asked anew how long the resource is.
-    spoiled: bool,
-    /// How much was appended for followers since others had their turn.
-    since_turn: u64,
-    /// Whoever appends waits for acknowledgements, and so asks for syncs by itself.
-    acknowledged: bool,
-    /// A sync is due and will come.
+    /// An append failed or was cancelled: how long the resource is can only be learned by opening it anew.
+    poisoned: bool,
+    /// Bytes that were appended to a followed resource since the last yield.
+    since_yield: u64,
+    /// The appender requests each sync that it waits for, so that none is scheduled.
+    syncs_on_request: bool,
+    /// A sync is scheduled.
     sync_due: Arc<AtomicBool>,
-    /// Somebody looks after the tail.
-    cooling: Arc<AtomicBool>,
-    /// Where the end is done, whoever drops this and wherever.
+    /// A task will trim the tail.
+    trim_due: Arc<AtomicBool>,
+    /// Where the tasks of this lease run, even if it is dropped outside a runtime.
     runtime: Handle,
-    _counted: TaskTrackerToken,
+    _tracker_token: TaskTrackerToken,
 }
 
 impl Lease {
@@ -53,23 +54,23 @@ impl Lease {
         hub: Arc<Hub>,
         resource: Arc<Resource>,
         append: Box<dyn DynAppend>,
-        holder: u64,
-        over: CancellationToken,
+        epoch: u64,
+        revoked: CancellationToken,
     ) -> Self {
-        let counted = hub.leases.token();
+        let tracker_token = hub.leases.token();
         Self {
             hub,
             resource,
-            holder,
-            over,
+            epoch,
+            revoked,
             append: Some(append),
-            spoiled: false,
-            since_turn: 0,
-            acknowledged: false,
+            poisoned: false,
+            since_yield: 0,
+            syncs_on_request: false,
             sync_due: Arc::default(),
-            cooling: Arc::default(),
+            trim_due: Arc::default(),
             runtime: Handle::current(),
-            _counted: counted,
+            _tracker_token: tracker_token,
         }
     }
 
@@ -77,9 +78,9 @@ impl Lease {
         &self.resource
     }
 
-    /// From now on nothing is synced but what [`sync`](Self::sync) is asked for.
+    /// From now on only [`sync`](Self::sync) syncs; no sync is scheduled after an append.
     pub(crate) fn sync_on_request(&mut self) {
-        self.acknowledged = true;
+        self.syncs_on_request = true;
     }
 
     /// Whether an append counts only once it is synced.
@@ -87,73 +88,77 @@ impl Lease {
         self.hub.config.durability == Durability::Acked
     }
 
-    /// Cancelled when somebody else has taken over, or the resource was ended from outside.
+    /// Cancelled when another lease has taken over, or the resource was closed by something else than this lease.
     pub(crate) fn revoked(&self) -> &CancellationToken {
-        &self.over
+        &self.revoked
     }
 
-    /// Why it is [`over`](Self::over).
+    /// Why the lease was [`revoked`](Self::revoked).
     pub(crate) fn revocation(&self) -> ErrorKind {
-        self.resource.revocation(self.holder)
+        self.resource.revocation(self.epoch)
     }
 
     /// Observes the lease from outside.
     pub(crate) fn watch(&self) -> LeaseWatch {
         LeaseWatch {
             resource: Arc::clone(&self.resource),
-            holder: self.holder,
-            revoked: self.over.clone(),
+            epoch: self.epoch,
+            revoked: self.revoked.clone(),
             shutting_down: self.hub.shutting_down.clone(),
         }
     }
 
-    /// Gives way to followers where they would find in the tail no longer what they want next. Cancel safe.
+    /// Yields to followers often enough that they find in the tail what they want next.
     ///
-    /// Apart from [`append`](Self::append): whoever polls other things beside that would take the turn for over at once.
+    /// Not part of [`append`](Self::append): in a `select!` beside other futures the yield would be over at once.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(crate) async fn give_way(&mut self) {
-        if self.since_turn >= TURN {
-            self.since_turn = 0;
+        if self.since_yield >= YIELD_AFTER {
+            self.since_yield = 0;
             tokio::task::yield_now().await;
         }
     }
 
-    /// Appends, then tells the followers. Returns the committed length.
+    /// Commits bytes, then publishes them to the followers. Returns the committed length.
     ///
-    /// Not cancel safe: the appender is poisoned.
+    /// # Cancel safety
+    /// Not cancel safe: dropping the future poisons the lease.
     pub(crate) async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
         if self.hub.aborting.is_cancelled() {
             return Err(ErrorKind::ShuttingDown.into());
         }
-        if self.over.is_cancelled() {
+        if self.revoked.is_cancelled() {
             return Err(self.revocation().into());
         }
-        let append = self.append.as_mut().filter(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
+        let append = self.append.as_mut().filter(|_| !self.poisoned).ok_or(ErrorKind::Poisoned)?;
         let before = self.resource.len();
-        self.spoiled = true;
-        // One who never waits would keep groups of followers from their turn.
+        self.poisoned = true;
+        // An appender that never has to wait would starve the tasks of the idle groups.
         tokio::task::consume_budget().await;
         let appended = append.append(data).await;
-        self.spoiled =
+        self.poisoned =
             appended.as_ref().is_err_and(|error| !matches!(error.kind(), ErrorKind::Full | ErrorKind::Fenced));
         let len = appended?;
         if len == before {
             return Ok(len);
         }
         if self.resource.is_followed() {
-            self.since_turn += len - before;
+            self.since_yield += len - before;
         }
-        if self.resource.grow(self.holder, data, len)? {
-            self.cool_soon();
+        if self.resource.grow(self.epoch, data, len)? {
+            self.schedule_trim();
         }
         if before == 0 {
             self.hub.emit(Event::Created { key: self.resource.key.clone(), life: self.resource.life });
         }
-        self.sync_soon();
+        self.schedule_sync();
         Ok(len)
     }
 
-    /// Makes what is committed durable, as far as the policy asks for it before it is acknowledged, and returns that
-    /// length. A failure ends the resource.
+    /// Makes what is committed durable, as far as the configured [`Durability`] asks for that before an acknowledgement,
+    /// and returns the length. A failure closes the resource.
     pub(crate) fn sync(&self) -> BoxFuture<'static, Result<u64>> {
         let Some(append) = &self.append else { return Box::pin(async { Err(ErrorKind::Poisoned.into()) }) };
         if self.hub.config.durability == Durability::Process {
@@ -170,130 +175,134 @@ impl Lease {
         })
     }
 
-    /// Sees to it that what is committed now is synced within the configured time.
-    fn sync_soon(&self) {
+    /// Finishes the resource.
+    ///
+    /// # Cancel safety
+    /// The finish goes on when the future is dropped.
+    pub(crate) async fn finish(mut self, end: End) -> Result<Stat> {
+        let append = self.append.take_if(|_| !self.poisoned).ok_or(ErrorKind::Poisoned)?;
+        let (hub, resource, epoch) = (Arc::clone(&self.hub), Arc::clone(&self.resource), self.epoch);
+        let finishing = async move {
+            loop {
+                let decided = {
+                    let mut state = resource.lock();
+                    match &state.holder {
+                        _ if state.epoch != epoch => return Err(ErrorKind::Fenced.into()),
+                        // A takeover that began before this finish goes first.
+                        Holder::TakingOver { decided, .. } => decided.clone(),
+                        _ => {
+                            state.holder = Holder::Closing;
+                            break;
+                        }
+                    }
+                };
+                decided.cancelled().await;
+            }
+            finish_and_close(hub, resource, append, end).await
+        };
+        let finishing = self.hub.tasks.spawn(finishing);
+        // A finish that takes longer goes on; an appender that comes back learns its outcome.
+        let finished = timeout(self.hub.config.storage_timeout, finishing).await.map_err(|_| timed_out())?;
+        finished.unwrap_or_else(|panicked| {
+            // Whether it is finished is unknown, but its appender is gone.
+            self.hub.close(&self.resource, self.resource.len(), Phase::Cut(ErrorKind::Storage));
+            Err(Error::storage(panicked))
+        })
+    }
+
+    /// Syncs the resource and leaves it open for an appender that will go on; its followers keep waiting.
+    ///
+    /// # Cancel safety
+    /// Dropping the future means that the appender was lost.
+    pub(crate) async fn park(mut self) -> Result<Stat> {
+        self.sync().await?;
+        let mut state = self.resource.lock();
+        if state.epoch != self.epoch || self.revoked.is_cancelled() {
+            drop(state);
+            return Err(self.revocation().into());
+        }
+        let append = self.append.take_if(|_| !self.poisoned).ok_or(ErrorKind::Poisoned)?;
+        match &mut state.holder {
+            Holder::TakingOver { predecessor, .. } => *predecessor = Predecessor::Absent(Some(append)),
+            Holder::Attached => {
+                self.hub.keep(&self.resource, &mut state, Some(append), Phase::Parked, &self.runtime);
+            }
+            Holder::Absent(_) | Holder::Closing => {}
+        }
+        drop(state);
+        Ok(self.resource.stat())
+    }
+
+    /// Closes the resource for a shutdown: its followers are cut off, and it is kept for an appender that can come back.
+    pub(crate) async fn stop(mut self) {
+        let Some(append) = self.append.take() else { return };
+        let closing = {
+            let mut state = self.resource.lock();
+            if state.epoch != self.epoch {
+                return;
+            }
+            state.holder = Holder::Closing;
+            close_for_shutdown(Arc::clone(&self.hub), Arc::clone(&self.resource), Some(append))
+        };
+        let _ = self.hub.tasks.spawn(closing).await;
+    }
+
+    /// Schedules a sync of what is committed now, within the configured time.
+    fn schedule_sync(&self) {
         let within = match self.hub.config.durability {
             Durability::Interval(within) => within,
             Durability::Acked => Duration::ZERO,
             Durability::Process => return,
         };
-        if self.acknowledged || self.sync_due.swap(true, Ordering::AcqRel) {
+        if self.syncs_on_request || self.sync_due.swap(true, Ordering::AcqRel) {
             return;
         }
         let sync = self.sync();
         let due = Arc::clone(&self.sync_due);
-        let ended = self.resource.ended.clone();
-        let at = self.hub.together(within);
+        let closed = self.resource.closed.clone();
+        let at = self.hub.shared_deadline(within);
         self.runtime.spawn(async move {
             tokio::select! {
                 biased;
-                // The end syncs by itself.
-                () = ended.cancelled() => return,
+                // Closing a resource syncs it.
+                () = closed.cancelled() => return,
                 () = tokio::time::sleep_until(at) => {}
             }
-            // What is appended from here on may miss this sync, and asks for one of its own.
+            // Reset before the sync: bytes that are appended meanwhile may miss it, and schedule another.
             due.store(false, Ordering::Release);
             let _ = sync.await;
         });
     }
 
-    /// Sees to it that the tail is no larger than it has to be, once less is appended.
-    fn cool_soon(&self) {
-        if self.cooling.swap(true, Ordering::AcqRel) {
+    /// Schedules the trimming of the tail, for when little is appended.
+    fn schedule_trim(&self) {
+        if self.trim_due.swap(true, Ordering::AcqRel) {
             return;
         }
         let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
-        let cooling = Arc::clone(&self.cooling);
+        let due = Arc::clone(&self.trim_due);
         self.runtime.spawn(async move {
             loop {
                 tokio::select! {
                     biased;
-                    () = resource.ended.cancelled() => return,
-                    () = tokio::time::sleep_until(hub.together(COOL)) => {}
+                    () = resource.closed.cancelled() => return,
+                    () = tokio::time::sleep_until(hub.shared_deadline(TRIM_INTERVAL)) => {}
                 }
-                let mut held = resource.held();
-                if held.tail.cool() {
-                    // Under the lock: whoever makes it large again comes after this.
-                    cooling.store(false, Ordering::Release);
+                let mut state = resource.lock();
+                if state.tail.trim_if_quiet() {
+                    // Under the lock: an append that enlarges the tail again comes after this, and schedules another.
+                    due.store(false, Ordering::Release);
                     return;
                 }
             }
         });
-    }
-
-    /// Ends the resource. Goes on to its end even if the future is dropped.
-    pub(crate) async fn finish(mut self, end: End) -> Result<Stat> {
-        let append = self.append.take_if(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
-        let (hub, resource, holder) = (Arc::clone(&self.hub), Arc::clone(&self.resource), self.holder);
-        let ending = async move {
-            loop {
-                let settled = {
-                    let mut held = resource.held();
-                    match &held.place {
-                        _ if held.holder != holder => return Err(ErrorKind::Fenced.into()),
-                        // Whoever comes back waits for this end, unless it was first.
-                        Place::Passing { settled, .. } => settled.clone(),
-                        _ => {
-                            held.place = Place::Ending;
-                            break;
-                        }
-                    }
-                };
-                settled.cancelled().await;
-            }
-            end_it(hub, resource, append, end).await
-        };
-        let ending = self.hub.tasks.spawn(ending);
-        // If that takes too long it goes on to its end all the same, and whoever comes back is told of it.
-        let ended = timeout(self.hub.config.storage_timeout, ending).await.map_err(|_| timed_out())?;
-        ended.unwrap_or_else(|panicked| {
-            // Nobody knows how it ended, but it has.
-            self.hub.end(&self.resource, self.resource.len(), Phase::Cut(ErrorKind::Storage));
-            Err(Error::storage(panicked))
-        })
-    }
-
-    /// Leaves the resource open for whoever goes on: everything is synced, and its followers wait.
-    ///
-    /// Dropping the future means that the appender was lost.
-    pub(crate) async fn park(mut self) -> Result<Stat> {
-        self.sync().await?;
-        let mut held = self.resource.held();
-        if held.holder != self.holder || self.over.is_cancelled() {
-            drop(held);
-            return Err(self.revocation().into());
-        }
-        let append = self.append.take_if(|_| !self.spoiled).ok_or(ErrorKind::Poisoned)?;
-        match &mut held.place {
-            Place::Passing { left, .. } => *left = Some(Some(append)),
-            Place::Taken => {
-                self.hub.keep(&self.resource, &mut held, Some(append), Phase::Parked, &self.runtime);
-            }
-            Place::Lost(_) | Place::Ending => {}
-        }
-        drop(held);
-        Ok(self.resource.stat())
-    }
-
-    /// The server stops. The followers are told so; an appender that can come back finds its place kept.
-    pub(crate) async fn stop(mut self) {
-        let Some(append) = self.append.take() else { return };
-        let stopping = {
-            let mut held = self.resource.held();
-            if held.holder != self.holder {
-                return;
-            }
-            held.place = Place::Ending;
-            stop_it(Arc::clone(&self.hub), Arc::clone(&self.resource), Some(append))
-        };
-        let _ = self.hub.tasks.spawn(stopping).await;
     }
 }
 
 /// Observes a lease without holding it.
 pub(crate) struct LeaseWatch {
     resource: Arc<Resource>,
-    holder: u64,
+    epoch: u64,
     revoked: CancellationToken,
     shutting_down: CancellationToken,
 }
@@ -311,13 +320,13 @@ impl LeaseWatch {
     ///
     /// Cancel safe: nothing but waiting is lost when the future is dropped.
     pub(crate) fn closed(&self) -> impl Future<Output = ErrorKind> + Send + use<> {
-        let (resource, holder, revoked) = (Arc::clone(&self.resource), self.holder, self.revoked.clone());
+        let (resource, epoch, revoked) = (Arc::clone(&self.resource), self.epoch, self.revoked.clone());
         let shutting_down = self.shutting_down.clone();
         async move {
             tokio::select! {
                 // A lease that was revoked before the shutdown reports that.
                 biased;
-                () = revoked.cancelled() => resource.revocation(holder),
+                () = revoked.cancelled() => resource.revocation(epoch),
                 () = shutting_down.cancelled() => ErrorKind::ShuttingDown,
             }
         }
@@ -327,104 +336,37 @@ impl LeaseWatch {
 impl Drop for Lease {
     fn drop(&mut self) {
         let Some(append) = self.append.take() else { return };
-        let mut held = self.resource.held();
-        if held.holder != self.holder || self.over.is_cancelled() {
+        let mut state = self.resource.lock();
+        if state.epoch != self.epoch || self.revoked.is_cancelled() {
             return;
         }
-        let append = if self.spoiled { None } else { Some(append) };
-        match &mut held.place {
-            Place::Passing { left, .. } => *left = Some(append),
-            Place::Taken if self.resource.owner.is_none() => {
-                held.place = Place::Ending;
-                let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
-                self.hub.tasks.spawn_on(end_lost(hub, resource, append), &self.runtime);
+        let append = if self.poisoned { None } else { Some(append) };
+        let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
+        match &mut state.holder {
+            Holder::TakingOver { predecessor, .. } => *predecessor = Predecessor::Absent(append),
+            Holder::Attached if resource.owner.is_none() => {
+                state.holder = Holder::Closing;
+                self.hub.tasks.spawn_on(interrupt(hub, resource, append), &self.runtime);
             }
-            Place::Taken if self.hub.shutting_down.is_cancelled() => {
-                held.place = Place::Ending;
-                let (hub, resource) = (Arc::clone(&self.hub), Arc::clone(&self.resource));
-                self.hub.tasks.spawn_on(stop_it(hub, resource, append), &self.runtime);
+            Holder::Attached if hub.shutting_down.is_cancelled() => {
+                state.holder = Holder::Closing;
+                self.hub.tasks.spawn_on(close_for_shutdown(hub, resource, append), &self.runtime);
             }
-            Place::Taken => {
-                if let Some(append) = append.as_ref().filter(|_| self.hub.config.durability != Durability::Process) {
-                    // Nobody waits for an acknowledgement any more, but nothing has to stay unsynced for that.
-                    let (sync, hub, resource) = (append.sync(), Arc::clone(&self.hub), Arc::clone(&self.resource));
+            Holder::Attached => {
+                if let Some(append) = append.as_ref().filter(|_| hub.config.durability != Durability::Process) {
+                    // Nobody waits for an acknowledgement any more, but the bytes should not stay unsynced for the grace.
+                    let sync = append.sync();
                     self.runtime.spawn(async move {
                         if let Err(error) = sync.await {
                             hub.sync_failed(&resource, &error);
                         }
                     });
                 }
-                self.hub.keep(&self.resource, &mut held, append, Phase::Lost, &self.runtime);
+                self.hub.keep(&self.resource, &mut state, append, Phase::Lost, &self.runtime);
             }
-            Place::Lost(_) | Place::Ending => {}
+            Holder::Absent(_) | Holder::Closing => {}
         }
     }
-}
-
-/// Ends what nobody came back for.
-pub(super) async fn end_lost(hub: Arc<Hub>, resource: Arc<Resource>, append: Option<Box<dyn DynAppend>>) {
-    let append = match append {
-        Some(append) => Ok(append),
-        None => hub.settled(&resource, hub.storage.open(&resource.key, Open::Takeover)).await,
-    };
-    match append {
-        Ok(append) if append.opened().life == resource.life => {
-            let _ = end_it(hub, resource, append, End::Interrupted).await;
-        }
-        Ok(_) => hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::NotFound)),
-        Err(error) => {
-            let error = &error as &dyn std::error::Error;
-            tracing::error!(key = %resource.key, error, "what an appender left could not be ended");
-            hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::Storage));
-        }
-    }
-}
-
-/// Leaves a resource for the next start of the server: synced, and lost if its appender can come back.
-pub(super) async fn stop_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Option<Box<dyn DynAppend>>) {
-    hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::ShuttingDown));
-    let Some(append) = append else { return };
-    if resource.owner.is_none() {
-        let _ = end_it(hub, resource, append, End::Interrupted).await;
-        return;
-    }
-    if let Err(error) = append.sync().await
-        && error.kind() != ErrorKind::Fenced
-    {
-        let error = &error as &dyn std::error::Error;
-        tracing::error!(key = %resource.key, error, "syncing a resource for the shutdown failed");
-    }
-}
-
-/// Ends the storage's appender, then the live resource. In this order: whoever finds it no longer live finds the
-/// storage at rest.
-async fn end_it(hub: Arc<Hub>, resource: Arc<Resource>, append: Box<dyn DynAppend>, end: End) -> Result<Stat> {
-    let ended = hub.settled(&resource, append.finish(end)).await;
-    match &ended {
-        Ok(stat) => {
-            // An appender that was lost without a byte leaves the resource as it was, and its followers are told that.
-            hub.end(&resource, stat.len, Phase::Ended(stat.state));
-            let untouched = end == End::Interrupted && resource.opened_at == Some(stat.len);
-            let (key, stat) = (resource.key.clone(), stat.clone());
-            match end {
-                End::Interrupted if untouched => {}
-                End::Interrupted => hub.emit(Event::Interrupted { key, stat }),
-                End::Finished | End::Sealed => hub.emit(Event::Finished { key, stat }),
-            }
-        }
-        Err(error) => {
-            if !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Poisoned) {
-                let error = error as &dyn std::error::Error;
-                tracing::error!(key = %resource.key, error, "ending a resource failed");
-            }
-            hub.end(&resource, resource.len(), Phase::Cut(ErrorKind::Storage));
-            if error.kind() != ErrorKind::Fenced {
-                let stat = Stat::new(resource.life, resource.len(), State::Interrupted);
-                hub.emit(Event::Interrupted { key: resource.key.clone(), stat });
-            }
-        }
-    }
-    ended
 }
 
 #[cfg(test)]
@@ -433,12 +375,13 @@ mod tests {
     use crate::hub::{AttachRequest, Attached};
     use crate::identity::Owner;
     use crate::key::Key;
-    use crate::storage::{Append, MemoryStorage, Storage};
+    use crate::state::State;
+    use crate::storage::{Append, MemoryStorage, Open, Storage};
     use crate::streams::Streams;
 
     #[tokio::test]
-    async fn what_was_deleted_is_not_parked() {
-        // A sync would tell it.
+    async fn a_deleted_resource_is_not_parked() {
+        // With other durabilities the sync would fail first.
         let streams = Streams::builder(MemoryStorage::new(1 << 20)).durability(Durability::Process).build();
         let attach = AttachRequest { owner: Some(Owner::ANYONE), ..AttachRequest::new(Open::Continue) };
         let attached = streams.hub.attach(&Key::new("a").unwrap(), attach).await.unwrap();
@@ -486,7 +429,7 @@ mod tests {
         assert_eq!(lease.finish(End::Finished).await.unwrap().state, State::Finished);
     }
 
-    /// Claims it, appends, and goes: as a node that died.
+    /// Claims the resource, appends, and goes away like a node that died.
     async fn leave(storage: &MemoryStorage, key: &Key, owner: Owner, data: &'static [u8]) {
         let mut append = storage.open(key, Open::Continue).await.unwrap();
         append.claim(Some(owner));
@@ -494,14 +437,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_end_of_a_grace_ends_no_other_life() {
+    async fn the_end_of_a_grace_leaves_another_life_alone() {
         let storage = MemoryStorage::new(1 << 20);
         let (key, [old, new]) = (Key::new("a").unwrap(), [1, 2].map(|of| Owner::from_bytes([of; 32])));
         leave(&storage, &key, old, b"old").await;
         let streams = Streams::new(storage.clone());
         let mut follower = streams.follow("a").await.unwrap();
         assert_eq!(follower.next_chunk().await.unwrap().unwrap().bytes, "old");
-        // Another node deletes it, and what it begins anew is lost too.
+        // Another node deletes the resource and begins another life of it, which is lost too.
         storage.delete(&key).await.unwrap();
         leave(&storage, &key, new, b"new").await;
         assert_eq!(follower.next_chunk().await.unwrap_err().kind(), ErrorKind::NotFound);
@@ -509,8 +452,8 @@ mod tests {
         assert_eq!((stat.state, stat.owner), (State::Lost, Some(new)));
     }
 
-    /// As soon as whoever was there before is gone.
-    async fn opened(streams: &Streams) -> crate::streams::Appender {
+    /// Opens the resource as soon as its last appender's end is done.
+    async fn open_when_free(streams: &Streams) -> crate::streams::Appender {
         loop {
             match streams.open_append("a").await {
                 Err(error) if error.kind() == ErrorKind::Busy => tokio::task::yield_now().await,
@@ -520,31 +463,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_interruption_is_an_event_only_where_something_was_added() {
+    async fn an_interruption_without_new_bytes_is_no_event() {
         let streams = Streams::new(MemoryStorage::new(1 << 20));
         let mut events = streams.events();
-        drop(opened(&streams).await);
+        drop(open_when_free(&streams).await);
         for data in ["one", "two"] {
-            let mut appender = opened(&streams).await;
+            let mut appender = open_when_free(&streams).await;
             appender.append(data).await.unwrap();
             drop(appender);
-            drop(opened(&streams).await);
+            drop(open_when_free(&streams).await);
         }
-        opened(&streams).await.finish().await.unwrap();
-        let mut told = Vec::new();
-        while told.last() != Some(&"finished".to_owned()) {
-            told.push(match events.next().await {
+        open_when_free(&streams).await.finish().await.unwrap();
+        let mut seen = Vec::new();
+        while seen.last() != Some(&"finished".to_owned()) {
+            seen.push(match events.next().await {
                 Some(Event::Created { .. }) => "created".to_owned(),
                 Some(Event::Interrupted { stat, .. }) => format!("interrupted at {}", stat.len),
                 Some(Event::Finished { .. }) => "finished".to_owned(),
                 other => panic!("{other:?}"),
             });
         }
-        assert_eq!(told, ["created", "interrupted at 3", "interrupted at 6", "finished"]);
+        assert_eq!(seen, ["created", "interrupted at 3", "interrupted at 6", "finished"]);
     }
 
     #[tokio::test]
-    async fn one_who_never_waits_leaves_others_their_turn() {
+    async fn an_appender_that_never_waits_does_not_starve_other_tasks() {
         let streams = Streams::builder(MemoryStorage::new(1 << 24)).durability(Durability::Process).build();
         let mut appender = streams.open_append("a").await.unwrap();
         let turns = Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -559,7 +502,7 @@ mod tests {
             appender.append("x").await.unwrap();
         }
         assert!(turns.load(Ordering::Relaxed) > 5);
-        // Of large ones each, so that followers find in the tail what they want.
+        // With followers it yields after each large append.
         let _follower = streams.follow("a").await.unwrap();
         let before = turns.load(Ordering::Relaxed);
         for _ in 0..100 {

@@ -1,4 +1,4 @@
-//! How much may be open at once. What is counted is given back when it is dropped, whichever way that comes about.
+//! How much may be open at once. Permits and reservations are guards: dropping one gives it back.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -7,19 +7,19 @@ use crate::budget::{Budget, Reservation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 
-/// As much memory may all appenders together take for what was read ahead of the storage.
+/// Bytes that all appenders together may read ahead while the storage is busy.
 pub(crate) const READ_AHEAD: usize = 128 * 1024 * 1024;
 
-/// From the configuration.
+/// The configured limits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Resources that are live, lost or parked.
+    /// Open resources: live, lost or parked.
     pub(crate) appends: usize,
-    /// FollowerCounts of one resource.
+    /// Followers of one resource.
     pub(crate) followers: usize,
-    /// FollowerCounts of all resources.
+    /// Followers of all resources.
     pub(crate) total_followers: usize,
-    /// Bytes of incomplete messages.
+    /// Bytes of incomplete messages, over all appenders.
     pub(crate) incomplete: usize,
 }
 
@@ -33,13 +33,13 @@ fn overloaded(why: &'static str) -> Error {
     Error::new(ErrorKind::Overloaded).with_detail(why)
 }
 
-/// One resource more that is not at rest.
-pub(super) fn one_append(appends: &Arc<Budget>) -> Result<Reservation> {
-    let mut one = appends.reservation();
-    one.grow(1).then_some(one).ok_or_else(|| overloaded("too much is appended to on this server: try again later"))
+/// Reserves one more open resource.
+pub(super) fn reserve_resource(budget: &Arc<Budget>) -> Result<Reservation> {
+    let mut one = budget.reservation();
+    one.grow(1).then_some(one).ok_or_else(|| overloaded("too many resources are open on this server: try again later"))
 }
 
-/// Counts followers, by resource and altogether.
+/// Counts the followers of each resource and of all.
 pub(super) struct FollowerCounts {
     limits: Limits,
     counts: Mutex<Counts>,
@@ -57,16 +57,16 @@ impl FollowerCounts {
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
-        // Nothing that panics runs under this lock.
+        // No code that panics runs under this lock.
         self.counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// How many permits there are for this resource.
+    /// How many permits a resource has.
     pub(super) fn count(&self, key: &Key) -> usize {
         self.counts().by_key.get(key).copied().unwrap_or(0)
     }
 
-    /// Counts one more follower of a resource, whether that is there yet or not.
+    /// Counts one more follower of a resource, which need not exist yet.
     pub(super) fn permit(self: &Arc<Self>, key: &Key) -> Result<FollowerPermit> {
         let mut counts = self.counts();
         if counts.total >= self.limits.total_followers {
@@ -78,19 +78,19 @@ impl FollowerCounts {
         }
         counts.total += 1;
         counts.by_key.insert(key.clone(), followers + 1);
-        Ok(FollowerPermit { of: Arc::clone(self), key: key.clone() })
+        Ok(FollowerPermit { counts: Arc::clone(self), key: key.clone() })
     }
 }
 
-/// One follower of a resource.
+/// Counts one follower of a resource, until it is dropped.
 pub(crate) struct FollowerPermit {
-    of: Arc<FollowerCounts>,
+    counts: Arc<FollowerCounts>,
     key: Key,
 }
 
 impl Drop for FollowerPermit {
     fn drop(&mut self) {
-        let mut counts = self.of.counts();
+        let mut counts = self.counts.counts();
         counts.total -= 1;
         if let Some(followers) = counts.by_key.get_mut(&self.key) {
             *followers -= 1;
@@ -106,18 +106,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fault_43_followers_leave_nothing_behind() {
+    fn fault_43_dropped_permits_leave_nothing_behind() {
         let followers = FollowerCounts::new(Limits { followers: 2, total_followers: 3, ..Limits::default() });
         let (a, b) = (Key::new("a").unwrap(), Key::new("b").unwrap());
         let (one, two) = (followers.permit(&a).unwrap(), followers.permit(&a).unwrap());
         assert_eq!(followers.permit(&a).err().unwrap().kind(), ErrorKind::Overloaded);
         assert_eq!((followers.count(&a), followers.count(&b)), (2, 0));
         let three = followers.permit(&b).unwrap();
-        assert_eq!(followers.permit(&b).err().unwrap().kind(), ErrorKind::Overloaded, "three altogether");
+        assert_eq!(followers.permit(&b).err().unwrap().kind(), ErrorKind::Overloaded, "three in total");
         drop(one);
         drop(followers.permit(&b).unwrap());
         drop((two, three));
         let counts = followers.counts();
-        assert_eq!((counts.total, counts.by_key.len()), (0, 0), "not even keys");
+        assert_eq!((counts.total, counts.by_key.len()), (0, 0), "no keys are left");
     }
 }

@@ -1,4 +1,4 @@
-//! A resource that is not at rest: who holds it, how far it has come.
+//! An open resource: its appender, its progress, the cache of its last bytes, and its idle followers.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::idle::{IdleGroups, IdleMember, Membership};
-use super::progress::Tail;
-use super::{Phase, Progress};
+use super::progress::{Phase, Progress};
+use super::tail::Tail;
 use crate::budget::Reservation;
 use crate::error::{ErrorKind, Result};
 use crate::identity::Owner;
@@ -16,49 +16,55 @@ use crate::key::Key;
 use crate::state::{Life, Stat};
 use crate::storage::erased::DynAppend;
 
-/// A live or lost resource.
+/// A live, lost or parked resource.
 pub(crate) struct Resource {
     pub(crate) key: Key,
     pub(crate) life: Life,
-    /// Its length before its appender came; `None` if that was before a restart.
-    pub(super) opened_at: Option<u64>,
+    /// The length before its appender attached; `None` if that was before a restart.
+    pub(super) len_at_open: Option<u64>,
     progress: watch::Sender<Progress>,
-    /// Moves with every change but growth.
-    turned: watch::Sender<()>,
+    /// Notified of every change of the progress but growth.
+    state_changes: watch::Sender<()>,
     pub(super) idle_groups: IdleGroups,
-    /// Cancelled when the resource has come to rest.
-    pub(super) ended: CancellationToken,
+    /// Cancelled when the resource is closed.
+    pub(super) closed: CancellationToken,
     pub(super) owner: Option<Owner>,
-    held: Mutex<Held>,
+    state: Mutex<ResourceState>,
 }
 
-/// Who holds a resource, and the cache that only the holder fills.
-pub(super) struct Held {
-    /// Counts the appenders. The last one holds it.
-    pub(super) holder: u64,
-    /// Cancelled when the holder is one no longer.
-    pub(super) over: CancellationToken,
-    pub(super) place: Place,
+/// The part of a resource that changes hands with its appender.
+pub(super) struct ResourceState {
+    /// The number of the current lease. A lease with another number is fenced.
+    pub(super) epoch: u64,
+    /// Cancelled when the current lease is taken over, or the resource is closed.
+    pub(super) revoked: CancellationToken,
+    pub(super) holder: Holder,
     pub(super) tail: Tail,
-    /// Counts the resource until it is at rest.
-    pub(super) counted: Option<Reservation>,
+    /// Counts the resource against the limit until it is closed.
+    pub(super) reservation: Option<Reservation>,
 }
 
-/// What stands at the appender's place.
-pub(super) enum Place {
-    /// The appender.
-    Taken,
-    /// Nobody, for a while. What the storage gave waits here; after a restart there is nothing.
-    Lost(Option<Box<dyn DynAppend>>),
-    /// The same appender comes back, over the head of the one before it.
-    Passing {
-        /// Cancelled when it is decided.
-        settled: CancellationToken,
-        /// What the one before left meanwhile; `None`: it is still there.
-        left: Option<Option<Box<dyn DynAppend>>>,
+/// Who may append to a resource.
+pub(super) enum Holder {
+    /// A [`Lease`](super::Lease).
+    Attached,
+    /// Nobody until the appender comes back. Its storage appender is kept here; `None` after a restart, or if it failed.
+    Absent(Option<Box<dyn DynAppend>>),
+    /// The appender comes back on a new connection while its older lease may still be attached.
+    TakingOver {
+        /// Cancelled when the takeover has succeeded or failed.
+        decided: CancellationToken,
+        predecessor: Predecessor,
     },
-    /// The end, which nobody can stop.
-    Ending,
+    /// The resource is being closed, which can't be undone.
+    Closing,
+}
+
+/// The lease that was there before a takeover.
+pub(super) enum Predecessor {
+    Attached,
+    /// The lease has ended, or ended before the takeover began. Its storage appender is kept as in [`Holder::Absent`].
+    Absent(Option<Box<dyn DynAppend>>),
 }
 
 impl Resource {
@@ -66,31 +72,31 @@ impl Resource {
         key: Key,
         stat: &Stat,
         owner: Option<Owner>,
-        place: Place,
+        holder: Holder,
         tail_cache: usize,
-        counted: Option<Reservation>,
+        reservation: Option<Reservation>,
     ) -> Self {
-        let (phase, opened_at) = match place {
-            Place::Lost(_) => (Phase::Lost, None),
+        let (phase, len_at_open) = match holder {
+            Holder::Absent(_) => (Phase::Lost, None),
             _ => (Phase::Live, Some(stat.len)),
         };
-        let ended = CancellationToken::new();
+        let closed = CancellationToken::new();
         Self {
             key,
             life: stat.life,
-            opened_at,
+            len_at_open,
             progress: watch::Sender::new(Progress { len: stat.len, phase }),
-            turned: watch::Sender::new(()),
+            state_changes: watch::Sender::new(()),
             idle_groups: IdleGroups::default(),
             owner,
-            held: Mutex::new(Held {
-                holder: 0,
-                over: ended.child_token(),
-                place,
+            state: Mutex::new(ResourceState {
+                epoch: 0,
+                revoked: closed.child_token(),
+                holder,
                 tail: Tail::new(stat.len, tail_cache),
-                counted,
+                reservation,
             }),
-            ended,
+            closed,
         }
     }
 
@@ -98,72 +104,73 @@ impl Resource {
         self.progress.borrow().len
     }
 
-    pub(super) fn phase(&self) -> Phase {
-        self.progress.borrow().phase
-    }
-
-    /// For whoever follows.
-    pub(super) fn subscribe(&self) -> watch::Receiver<Progress> {
-        self.progress.subscribe()
+    pub(crate) fn stat(&self) -> Stat {
+        let Progress { len, phase } = *self.progress.borrow();
+        Stat::new(self.life, len, phase.state()).with_owner(self.owner)
     }
 
     pub(crate) fn is_followed(&self) -> bool {
         self.progress.receiver_count() > 0
     }
 
-    /// A permit for a follower that has caught up.
+    /// Adds a follower that has caught up to a group of idle followers.
     pub(crate) fn join_idle_group(self: &Arc<Self>, member: Arc<dyn IdleMember>) -> Membership {
         IdleGroups::join(self, member)
     }
 
-    /// For whoever sits.
+    /// Notifies of every change but growth, for idle followers: growth is written to them by their group.
     pub(crate) fn state_changes(&self) -> watch::Receiver<()> {
-        self.turned.subscribe()
+        self.state_changes.subscribe()
     }
 
-    /// Changes anything, as long as the resource is not at rest.
-    pub(super) fn turn(&self, change: impl FnOnce(&mut Progress)) {
-        let turned = self.progress.send_if_modified(|progress| {
+    pub(super) fn phase(&self) -> Phase {
+        self.progress.borrow().phase
+    }
+
+    /// Notifies of every change, for followers.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Changes the progress, unless the resource is closed.
+    pub(super) fn update(&self, change: impl FnOnce(&mut Progress)) {
+        let updated = self.progress.send_if_modified(|progress| {
             let open = progress.phase.is_open();
             if open {
                 change(progress);
             }
             open
         });
-        if turned {
-            self.turned.send_replace(());
+        if updated {
+            self.state_changes.send_replace(());
         }
     }
 
-    pub(crate) fn stat(&self) -> Stat {
-        let Progress { len, phase } = *self.progress.borrow();
-        Stat::new(self.life, len, phase.state()).with_owner(self.owner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, ResourceState> {
+        // No code that panics runs under this lock.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
-        // Nothing that panics runs under this lock.
-        self.held.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Tells the followers what its holder has committed; whether the tail has to be [cooled](Tail::cool) some time.
-    pub(super) fn grow(&self, holder: u64, data: &[Bytes], len: u64) -> Result<bool> {
-        let large = {
-            let mut held = self.held();
-            if held.holder != holder {
-                // Whoever took over counts these bytes already.
+    /// Publishes bytes that the lease with this number has committed. Returns whether the tail is enlarged and has to be
+    /// [trimmed](Tail::trim_if_quiet) later.
+    pub(super) fn grow(&self, epoch: u64, data: &[Bytes], len: u64) -> Result<bool> {
+        let enlarged = {
+            let mut state = self.lock();
+            if state.epoch != epoch {
+                // The length that the newer lease began with includes these bytes.
                 return Err(ErrorKind::Fenced.into());
             }
-            held.tail.push(data, self.progress.receiver_count());
+            state.tail.push(data, self.progress.receiver_count());
             self.progress.send_modify(|progress| progress.len = len);
-            held.tail.is_large()
+            state.tail.is_enlarged()
         };
-        self.idle_groups.tell(self);
-        Ok(large)
+        self.idle_groups.notify_growth(self);
+        Ok(enlarged)
     }
 
-    /// What a holder is told once it is one no longer.
-    pub(super) fn revocation(&self, holder: u64) -> ErrorKind {
-        if self.held().holder != holder {
+    /// Why the lease with this number was revoked.
+    pub(super) fn revocation(&self, epoch: u64) -> ErrorKind {
+        if self.lock().epoch != epoch {
             return ErrorKind::Fenced;
         }
         match self.phase() {

@@ -615,7 +615,7 @@ pub(super) async fn delete(world: World, streams: Streams) {
     };
     world.say(format_args!("delete {key}: {:?}", deleted.map(|done| done.map_err(|error| error.kind()))));
     // The hub has heard of it.
-    let open = match streams.hub.live().get(&key) {
+    let open = match streams.hub.entries().get(&key) {
         Some(Entry::Open(resource)) => Some(resource.life),
         _ => None,
     };

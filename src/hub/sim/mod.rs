@@ -152,7 +152,7 @@ async fn shutdown(world: &World, streams: &Streams) {
 /// Nothing is left in the hub.
 fn left(world: &World, streams: &Streams) {
     let hub = &streams.hub;
-    let (open, leases, tasks) = (hub.live().len(), hub.leases.len(), hub.tasks.len());
+    let (open, leases, tasks) = (hub.entries().len(), hub.leases.len(), hub.tasks.len());
     world.check((open, leases, tasks) == (0, 0, 0), format_args!("left: {open} open, {leases} leases, {tasks} tasks"));
 }
 

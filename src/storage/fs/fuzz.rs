@@ -5,8 +5,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::record::{Kept, Left, Record, Slot, encode_slot, open_name, parse_slot, rest_name, seal};
-use super::{FsStorage, boot_id, identity};
+use super::FsStorage;
+use super::record::{
+    Record, Recovery, Slot, Status, closed_record_name, encode_slot, open_record_name, parse_slot, push_checksum,
+};
+use super::root::{boot_id, identity};
 use crate::key::Key;
 use crate::state::{End, Stat, State};
 use crate::storage::{Append, Open, Storage, stream};
@@ -29,7 +32,7 @@ fn record_of(data: &[u8], about: Option<(&Key, u128)>) -> Vec<u8> {
         None => head.to_vec(),
     };
     if flags & 1 != 0 {
-        seal(&mut record);
+        push_checksum(&mut record);
     }
     for (i, slot) in slots.chunks(SLOT_LEN).enumerate() {
         if record.len() < SLOTS[i] {
@@ -40,7 +43,7 @@ fn record_of(data: &[u8], about: Option<(&Key, u128)>) -> Vec<u8> {
             boot.copy_from_slice(&boot_id());
         }
         if flags & (2 << i) != 0 {
-            seal(&mut slot);
+            push_checksum(&mut slot);
         }
         record.extend_from_slice(&slot);
     }
@@ -85,30 +88,30 @@ fn check_left(slot: Slot, id: u128, bytes: &[u8]) -> bool {
     let some = u64::from(bytes[bytes.len() - 1]);
     for size in [0, 1, some, slot.len, slot.durable, slot.len.saturating_add(some), slot.durable / 2, u64::MAX] {
         for boot in [slot.boot, [1; 16], [2; 16]] {
-            let left = slot.left(id, size, boot);
-            assert_eq!(left, slot.left(id, size, boot));
-            let Left::As(stands, len) = left else {
+            let left = slot.recovery(id, size, boot);
+            assert_eq!(left, slot.recovery(id, size, boot));
+            let Recovery::Keep(stands, len) = left else {
                 // Nothing was added, and nothing is missing.
-                assert!(slot.kept == Kept::Open && len_of(slot, size, boot) == slot.len);
+                assert!(slot.status == Status::Open && len_of(slot, size, boot) == slot.len);
                 undone = true;
                 continue;
             };
             assert!(len <= size);
-            if let Kept::Rest(_) = slot.kept {
-                assert_eq!((stands.kept, len), (slot.kept, size));
+            if let Status::Closed(_) = slot.status {
+                assert_eq!((stands.status, len), (slot.status, size));
                 assert!(size >= slot.len || stands.life != slot.life, "a cut file is in another life");
                 continue;
             }
             assert_eq!(len, len_of(slot, size, boot));
-            assert_eq!(stands.kept.is_open(), slot.owner.is_some());
+            assert_eq!(stands.status.is_open(), slot.owner.is_some());
             assert!(stands != slot || len == size, "it is left as it is, with a file that is too long");
-            let settled = stands.left(id, len, boot);
+            let settled = stands.recovery(id, len, boot);
             match settled {
                 // It was kept for its owner, and has come to as much as before.
-                Left::Undone => assert!(stands.kept == Kept::Open && len == stands.len),
-                Left::As(again, same) => {
+                Recovery::Undo => assert!(stands.status == Status::Open && len == stands.len),
+                Recovery::Keep(again, same) => {
                     assert_eq!(same, len);
-                    assert_eq!((again.kept, again.life, again.owner), (stands.kept, stands.life, stands.owner));
+                    assert_eq!((again.status, again.life, again.owner), (stands.status, stands.life, stands.owner));
                 }
             }
         }
@@ -152,18 +155,18 @@ pub fn root(data: &[u8]) -> bool {
     let (first, second) = data.split_at(data.len() / 2);
     let mut left = None;
     if kind & 1 == 0 {
-        let (name, bytes) = (records.join(open_name(&key)), record_of(first, Some((&key, id))));
+        let (name, bytes) = (records.join(open_record_name(&key)), record_of(first, Some((&key, id))));
         std::fs::write(&name, &bytes).expect("to write");
         let record = Record::parse(File::open(&name).expect("a file"), &bytes);
-        left = record.filter(|record| record.is_about(&key, id)).map(|record| {
-            match record.slot.left(id, content.len() as u64, boot_id()) {
-                Left::As(_, len) => Some(len),
-                Left::Undone => record.slot.existed.then_some(content.len() as u64),
+        left = record.filter(|record| record.belongs_to(&key, id)).map(|record| {
+            match record.slot.recovery(id, content.len() as u64, boot_id()) {
+                Recovery::Keep(_, len) => Some(len),
+                Recovery::Undo => record.slot.existed.then_some(content.len() as u64),
             }
         });
     }
     if kind & 2 != 0 {
-        std::fs::write(records.join(rest_name(&key)), record_of(second, Some((&key, id)))).expect("to write");
+        std::fs::write(records.join(closed_record_name(&key)), record_of(second, Some((&key, id)))).expect("to write");
     }
     RUNTIME.with_borrow(|runtime| runtime.block_on(check_root(&folder.0, &key, &content, left)))
 }

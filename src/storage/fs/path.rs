@@ -10,8 +10,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, fsync, linkat, mkdirat, openat
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::identity;
 use super::record::first_bits;
+use super::root::identity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 
@@ -36,9 +36,9 @@ pub(super) struct Dir(OwnedFd);
 
 /// Folders whose names this process made durable.
 #[derive(Debug, Default)]
-pub(super) struct Folders(Mutex<HashSet<u128>>);
+pub(super) struct DurableFolders(Mutex<HashSet<u128>>);
 
-impl Folders {
+impl DurableFolders {
     fn lock(&self) -> MutexGuard<'_, HashSet<u128>> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -53,7 +53,7 @@ impl Folders {
 }
 
 /// Tells this folder under this name from any other that ever was there; `None` where the file system can't.
-fn folder(parent: &OwnedFd, name: &str, fd: &OwnedFd) -> io::Result<Option<u128>> {
+fn folder_id(parent: &OwnedFd, name: &str, fd: &OwnedFd) -> io::Result<Option<u128>> {
     let (parent, folder) = (File::from(parent.try_clone()?), File::from(fd.try_clone()?));
     if folder.metadata()?.created().is_err() {
         return Ok(None);
@@ -66,7 +66,7 @@ fn folder(parent: &OwnedFd, name: &str, fd: &OwnedFd) -> io::Result<Option<u128>
 }
 
 /// What stands between a key and its file.
-pub(super) enum Found {
+pub(super) enum Lookup {
     File(File),
     /// Nothing is there, and nothing is in the way.
     Absent,
@@ -108,24 +108,24 @@ impl Dir {
     }
 
     /// Opens what the key names, for reading or for both.
-    pub(super) fn find(&self, key: &Key, write: bool) -> Result<Found> {
+    pub(super) fn find(&self, key: &Key, write: bool) -> Result<Lookup> {
         let (parent, name) = match self.parent(key)? {
             Parent::Dir(parent, name) => (parent, name),
-            Parent::Absent => return Ok(Found::Absent),
-            Parent::Symlink => return Ok(Found::Symlink),
+            Parent::Absent => return Ok(Lookup::Absent),
+            Parent::Symlink => return Ok(Lookup::Symlink),
         };
         let access = access(write);
         let fd = match openat(parent.as_fd(self), name, FILE | access, Mode::empty()) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(Found::Absent),
-            Err(Errno::LOOP) => return Ok(Found::Symlink),
+            Err(Errno::NOENT) => return Ok(Lookup::Absent),
+            Err(Errno::LOOP) => return Ok(Lookup::Symlink),
             Err(errno) => return Err(error(errno.into())),
         };
         let file = File::from(fd);
         if !file.metadata().map_err(error)?.is_file() {
             return Err(conflict());
         }
-        Ok(Found::File(file))
+        Ok(Lookup::File(file))
     }
 
     /// Links a file made elsewhere to where the key says, with the folders above it. Fails if anything is there.
@@ -168,7 +168,7 @@ impl Dir {
 
     /// Makes the name of the key's file durable, and those of the folders above it: whoever made them may have been
     /// killed before they were.
-    pub(super) fn sync_parent(&self, key: &Key, known: &Folders) -> io::Result<()> {
+    pub(super) fn sync_parent(&self, key: &Key, known: &DurableFolders) -> io::Result<()> {
         let mut at = Handle::Top;
         let mut segments = key.segments().peekable();
         while let Some(segment) = segments.next() {
@@ -176,7 +176,7 @@ impl Dir {
                 break;
             }
             let next = enter(at.as_fd(self), segment)?;
-            let name = folder(at.as_fd(self), segment, &next)?;
+            let name = folder_id(at.as_fd(self), segment, &next)?;
             if name.is_none_or(|name| !known.lock().contains(&name)) {
                 fsync(at.as_fd(self))?;
                 known.add(name);
@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn so_many_folders_are_remembered_and_no_more() {
-        let known = Folders::default();
+        let known = DurableFolders::default();
         for name in 0..MAX_FOLDERS as u128 {
             known.add(Some(name));
         }

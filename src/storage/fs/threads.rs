@@ -23,9 +23,9 @@ const LISTS: usize = 32;
 /// How often the watcher looks. A call that it sees twice has taken too long.
 const TICK: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 100 });
 /// How many looks without one that takes too long before others are made inline again …
-const BACK_OFF: u32 = 50;
+const RESUME_AFTER: u32 = 50;
 /// … and before the watcher goes, with none at all.
-const IDLE: u32 = 50;
+const STOP_AFTER: u32 = 50;
 
 /// The calls of a root that block in the pool. Dropping the future of one that waits leaves it undone; one that has begun
 /// goes on.
@@ -75,7 +75,7 @@ pub(super) struct Inline {
     /// Counts the calls.
     calls: AtomicU64,
     /// One took too long: none for a while.
-    off: AtomicBool,
+    suspended: AtomicBool,
     /// A thread watches.
     watched: AtomicBool,
     /// Where the call is.
@@ -87,14 +87,14 @@ pub(super) static INLINE: Inline = Inline::new();
 
 /// The right to block here and now, but not for long.
 #[derive(Debug)]
-pub(super) struct Here(&'static Inline);
+pub(super) struct InlinePermit(&'static Inline);
 
 impl Inline {
     const fn new() -> Self {
         Self {
             busy: AtomicBool::new(false),
             calls: AtomicU64::new(0),
-            off: AtomicBool::new(false),
+            suspended: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             runtime: Mutex::new(None),
         }
@@ -102,8 +102,8 @@ impl Inline {
 
     /// `None` where a call might hold up too much: one is being made, or took too long a short while ago, or the runtime
     /// has no other thread.
-    pub(super) fn enter(&'static self) -> Option<Here> {
-        if self.off.load(SeqCst) || self.busy.load(SeqCst) {
+    pub(super) fn try_enter(&'static self) -> Option<InlinePermit> {
+        if self.suspended.load(SeqCst) || self.busy.load(SeqCst) {
             return None;
         }
         let runtime = Handle::try_current().ok()?;
@@ -113,7 +113,7 @@ impl Inline {
         if self.busy.swap(true, SeqCst) {
             return None;
         }
-        let here = Here(self);
+        let here = InlinePermit(self);
         {
             let mut slot = self.runtime();
             *slot = Some(runtime);
@@ -149,13 +149,13 @@ impl Inline {
                     runtime.spawn(async {});
                 }
                 // After that: the log may be on the same disk.
-                if !self.off.swap(true, SeqCst) {
+                if !self.suspended.swap(true, SeqCst) {
                     tracing::warn!("a file system takes long to write a little; the runtime goes on without it");
                 }
-            } else if good >= BACK_OFF {
-                self.off.store(false, SeqCst);
+            } else if good >= RESUME_AFTER {
+                self.suspended.store(false, SeqCst);
             }
-            if idle >= IDLE && !self.off.load(SeqCst) {
+            if idle >= STOP_AFTER && !self.suspended.load(SeqCst) {
                 // Whoever comes takes the same lock before it looks whether somebody watches.
                 let mut runtime = self.runtime();
                 if self.calls.load(SeqCst) == calls {
@@ -168,7 +168,7 @@ impl Inline {
     }
 }
 
-impl Drop for Here {
+impl Drop for InlinePermit {
     fn drop(&mut self) {
         self.0.busy.store(false, SeqCst);
     }
@@ -220,7 +220,7 @@ mod tests {
                 first.write_u8(byte).await.unwrap();
             }
             first.read_u8().await.unwrap();
-            let here = inline.enter().expect("nobody else is here");
+            let here = inline.try_enter().expect("nobody else is here");
             hangs.send(()).unwrap();
             thawed.recv().unwrap();
             drop(here);
@@ -244,13 +244,13 @@ mod tests {
             socket.read_exact(&mut [0]).unwrap();
         }
         done.recv().unwrap();
-        assert!(runtime.block_on(async { inline.enter() }).is_none(), "a second thread would hang");
+        assert!(runtime.block_on(async { inline.try_enter() }).is_none(), "a second thread would hang");
         thaw.send(()).unwrap();
         // It is tried again once all has been well for a while.
-        while inline.off.load(SeqCst) {
+        while inline.suspended.load(SeqCst) {
             std::thread::yield_now();
         }
-        while runtime.block_on(async { inline.enter() }).is_none() {}
+        while runtime.block_on(async { inline.try_enter() }).is_none() {}
         // And nothing stays behind.
         while inline.watched.load(SeqCst) {
             std::thread::yield_now();
@@ -261,15 +261,15 @@ mod tests {
     #[test]
     fn where_nobody_could_take_over_nothing_is_inline() {
         let inline = inline();
-        assert!(inline.enter().is_none(), "without a runtime");
-        assert!(runtime(1).block_on(async { inline.enter() }).is_none());
+        assert!(inline.try_enter().is_none(), "without a runtime");
+        assert!(runtime(1).block_on(async { inline.try_enter() }).is_none());
         let current = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        assert!(current.block_on(async { inline.enter() }).is_none());
+        assert!(current.block_on(async { inline.try_enter() }).is_none());
         let runtime = runtime(2);
-        let here = runtime.block_on(async { inline.enter() });
-        assert!(here.is_some() && runtime.block_on(async { inline.enter() }).is_none());
+        let here = runtime.block_on(async { inline.try_enter() });
+        assert!(here.is_some() && runtime.block_on(async { inline.try_enter() }).is_none());
         drop(here);
-        assert!(runtime.block_on(async { inline.enter() }).is_some());
+        assert!(runtime.block_on(async { inline.try_enter() }).is_some());
     }
 
     #[tokio::test]

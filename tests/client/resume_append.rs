@@ -99,7 +99,7 @@ async fn sealing_is_a_finish_for_good() {
         let request = if at_end { request.seal_at_end() } else { request };
         let client = tokio::spawn(async move {
             let mut appender = request.await.unwrap();
-            if at_end { appender.shutdown().await.unwrap() } else { drop(appender.seal().await.unwrap()) }
+            if at_end { appender.shutdown().await.unwrap() } else { appender.seal().await.map(drop).unwrap() }
         });
         let mut peer = server.accept().await;
         peer.attach(0, false).await;

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures_core::Stream;
 use http::{Response, header};
 use hyper::body::{Body, Incoming};
 use tokio::io::{AsyncRead, ReadBuf};
@@ -20,7 +21,7 @@ use self::task::{Beginning, Step, Task, lost, run_plain};
 use super::append::unspoken;
 use super::close::Failure;
 use super::request::{Dialect, STREAM_STATE, WebSocket};
-use crate::chunk::{Chunk, Update};
+use crate::chunk::{Chunk, FollowBody, Update};
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::{ErrorKind, Result};
@@ -33,7 +34,8 @@ const QUEUE: usize = 8;
 
 /// Reads a resource up to its end.
 ///
-/// Take [chunks](Self::next_chunk), or read it as an [`AsyncRead`]; both can be mixed. The end is an end only if the
+/// Take [chunks](Self::next_chunk), also as a [`Stream`], read it as an [`AsyncRead`], or turn it into the
+/// [body](Self::into_body) of a response; the first three can be mixed. The end is an end only if the
 /// server said so; everything else is an error, after all bytes that arrived before it were handed out. The errors of
 /// the [`AsyncRead`] hold an [`Error`] ([`io::Error::downcast`] gets it back).
 ///
@@ -58,6 +60,8 @@ pub struct Follower {
     life: Option<Life>,
     state: Option<State>,
     ended: Option<Result<(), Failure>>,
+    /// The [`Stream`] has yielded its error, and is at its end.
+    exhausted: bool,
 }
 
 #[derive(Debug)]
@@ -107,7 +111,7 @@ impl Follower {
     }
 
     fn new(source: Source, skip: u64) -> Self {
-        Self { source, left: Bytes::new(), offset: skip, skip, life: None, state: None, ended: None }
+        Self { source, left: Bytes::new(), offset: skip, skip, life: None, state: None, ended: None, exhausted: false }
     }
 
     /// Whether more may come than is there now: the resource was live or [lost](State::Lost) when that was last heard.
@@ -187,6 +191,21 @@ impl Follower {
         .await
     }
 
+    /// The follower as the body of a response, to relay it.
+    ///
+    /// ```
+    /// # use http::Response;
+    /// use httpfstream::FollowBody;
+    /// use httpfstream::client::{Follower, follow};
+    ///
+    /// async fn relay(url: &str) -> httpfstream::Result<Response<FollowBody<Follower>>> {
+    ///     Ok(Response::new(follow(url).await?.into_body()))
+    /// }
+    /// ```
+    pub fn into_body(self) -> FollowBody<Self> {
+        FollowBody::new(self)
+    }
+
     fn take_chunk(&mut self) -> Option<Chunk> {
         let bytes = std::mem::take(&mut self.left);
         if bytes.is_empty() {
@@ -240,6 +259,20 @@ impl Follower {
             Some(State::Interrupted) => Err(ErrorKind::Interrupted.into()),
             _ => Ok(()),
         }
+    }
+}
+
+/// Yields what [`next_chunk`](Follower::next_chunk) returns; an error is the last item.
+impl Stream for Follower {
+    type Item = Result<Chunk>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk>>> {
+        if self.exhausted {
+            return Poll::Ready(None);
+        }
+        let filled = ready!(self.poll_fill(cx));
+        self.exhausted = filled.is_err();
+        Poll::Ready(filled.map(|()| self.take_chunk()).transpose())
     }
 }
 

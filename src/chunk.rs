@@ -1,7 +1,14 @@
 //! What followers hand out, in process and over the wire.
 
-use bytes::Bytes;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
+use futures_core::Stream;
+use http_body::{Body, Frame};
+use pin_project_lite::pin_project;
+
+use crate::error::{Error, Result};
 use crate::state::State;
 
 /// A piece of a resource.
@@ -41,4 +48,35 @@ pub enum Update {
     /// The appender was lost and may come back ([`State::Lost`]), has left the resource open between two requests
     /// ([`State::Parked`]), or is back ([`State::Live`]).
     State(State),
+}
+
+pin_project! {
+    /// A follower as the body of a response or a request: what `into_body` of a follower returns.
+    ///
+    /// The body ends cleanly where the resource does. An error of the follower is the body's error, so that an HTTP
+    /// server cuts the response off behind the bytes that came before, and its reader sees that it is not whole.
+    #[derive(Debug)]
+    pub struct FollowBody<F> {
+        #[pin]
+        follower: F,
+    }
+}
+
+impl<F> FollowBody<F> {
+    #[cfg_attr(not(feature = "client"), expect(dead_code))]
+    pub(crate) fn new(follower: F) -> Self {
+        Self { follower }
+    }
+}
+
+impl<F> Body for FollowBody<F>
+where
+    F: Stream<Item = Result<Chunk>>,
+{
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+        self.project().follower.poll_next(cx).map_ok(|chunk| Frame::data(chunk.bytes))
+    }
 }

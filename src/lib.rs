@@ -90,7 +90,7 @@ mod websocket;
 
 pub use crate::access::{Access, Denied, Grant, Verb};
 pub use crate::body::ResponseBody;
-pub use crate::chunk::{Chunk, Update};
+pub use crate::chunk::{Chunk, FollowBody, Update};
 pub use crate::error::{BoxError, Error, ErrorKind, Result};
 pub use crate::future::ResponseFuture;
 pub use crate::hub::{Durability, Event};

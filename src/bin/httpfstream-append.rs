@@ -312,7 +312,7 @@ impl Upload<'_> {
     /// Stops, for a later start to go on.
     async fn leave(mut self) -> Result<End, Failure> {
         tokio::select! {
-            synced = self.appender.sync() => drop(synced?),
+            synced = self.appender.sync() => { synced?; }
             _ = self.signals.next() => give_up(),
         }
         self.note()?;
@@ -324,7 +324,7 @@ impl Upload<'_> {
         self.record.finishing = Some(length);
         self.note()?;
         tokio::select! {
-            finished = self.appender.finish() => drop(finished?),
+            finished = self.appender.finish() => { finished?; }
             _ = self.signals.next() => give_up(),
         }
         // Kept, so that a later start finds that there is nothing left to do.

@@ -1,16 +1,16 @@
 //! The client's side of the Autobahn test suite: see [`crate::websocket::autobahn`].
 
 use super::Client;
-use super::request::{Answer, Options, Verb, WebSocket, send};
+use super::request::{Accepted, Parameters, Verb, WebSocket, send};
 use super::url::Target;
 use crate::websocket::autobahn::{MAX_MESSAGE, echo};
 
 async fn connect(url: &str) -> WebSocket {
     let client = Client::builder().max_message_size(MAX_MESSAGE).build().unwrap();
     let target = Target::new(url).unwrap();
-    match send(&client.settings, &target, Verb::Follow, &Options::default()).await.unwrap() {
-        Answer::Upgraded { conn, .. } => conn,
-        Answer::Plain { .. } => panic!("no WebSocket at {url}"),
+    match send(&client.settings, &target, Verb::Follow, &Parameters::default()).await.unwrap() {
+        Accepted::WebSocket { conn, .. } => conn,
+        Accepted::Body { .. } => panic!("no WebSocket at {url}"),
     }
 }
 

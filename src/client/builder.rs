@@ -1,4 +1,4 @@
-//! What a client can be told.
+//! The configuration of a client.
 
 use std::fmt;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use crate::error::{BoxError, Error, ErrorKind, Result};
 
 type Headers = Pin<Box<dyn Future<Output = Result<HeaderMap, BoxError>> + Send>>;
 
-/// What all connections of a client share.
+/// The configuration and the pool that all streams of a client share.
 pub(super) struct Settings {
     headers: HeaderMap,
     provider: Option<Box<dyn Fn() -> Headers + Send + Sync>>,
@@ -30,17 +30,17 @@ pub(super) struct Settings {
     pub(super) tls: super::tls::Tls,
 }
 
-/// Which HTTP is spoken.
+/// The HTTP versions that the client may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Version {
-    /// What the server picks by ALPN; HTTP/1.1 in clear text.
+    /// The one that the server picks by ALPN; HTTP/1.1 in clear text.
     Negotiated,
     Http1,
     Http2,
 }
 
 impl Settings {
-    /// The user's headers for one connection.
+    /// The user's headers for one request.
     pub(super) async fn headers(&self) -> Result<HeaderMap> {
         let mut headers = self.headers.clone();
         if let Some(provider) = &self.provider {
@@ -56,7 +56,7 @@ impl Settings {
     }
 }
 
-/// Builds a [`Client`].
+/// Configures a [`Client`].
 ///
 /// ```
 /// use http::{HeaderMap, HeaderValue, header};
@@ -104,12 +104,12 @@ impl ClientBuilder {
         }
     }
 
-    /// A closure that is asked for headers before each connection of a stream, shared or not, for credentials that
-    /// expire. Default: none.
+    /// Calls this for headers before each request, the first one of a stream and those that reconnect it: for
+    /// credentials that expire. Default: none.
     ///
-    /// Its headers replace those of the same name from [`header`](Self::header). If it fails, so does the call that
-    /// needed the connection, with the kind [`Unauthorized`](ErrorKind::Unauthorized), and a stream that needed a new
-    /// one ends: what may pass has to be tried again in here.
+    /// Its headers replace those of the same name from [`header`](Self::header). If it fails, opening a stream fails with
+    /// [`Unauthorized`](ErrorKind::Unauthorized), and so does a stream that reconnects. It is not called again then, so
+    /// it has to retry transient failures itself.
     pub fn header_provider<F, Fut, E>(mut self, provider: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -123,7 +123,7 @@ impl ClientBuilder {
         self
     }
 
-    /// A header of every request, beside those of the same name. Default: only `User-Agent`.
+    /// Adds a header to every request, beside those of the same name. Default: only `User-Agent`.
     ///
     /// The headers of the handshake itself (`Host`, `X-Verb`, `Connection`, `Sec-WebSocket-Key` and the like) can't be
     /// set: [`build`](Self::build) fails then.
@@ -137,16 +137,16 @@ impl ClientBuilder {
         let added = parse(name, "a header's name is malformed").and_then(|name| {
             check_name(&name)?;
             let mut value: HeaderValue = parse(value, "a header's value is malformed")?;
-            // As like as not it is a credential.
+            // It may well be a credential.
             value.set_sensitive(true);
             self.settings.headers.append(name, value);
             Ok(())
         });
-        self.note(added);
+        self.keep_error(added);
         self
     }
 
-    /// The `User-Agent` of every request. Default: `httpfstream/` and this crate's version.
+    /// Sets the `User-Agent` of every request. Default: `httpfstream/` and this crate's version.
     pub fn user_agent<V>(mut self, value: V) -> Self
     where
         V: TryInto<HeaderValue>,
@@ -155,62 +155,63 @@ impl ClientBuilder {
         let set = parse(value, "the user agent is malformed").map(|value| {
             self.settings.headers.insert(header::USER_AGENT, value);
         });
-        self.note(set);
+        self.keep_error(set);
         self
     }
 
-    /// How long finding the host, connecting and the TLS handshake may take together. Default: 10 s.
+    /// Limits the time for the host's lookup, connecting and the TLS handshake together. Default: 10 s.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.settings.connect_timeout = limit;
         self
     }
 
-    /// How long the server may take to answer the request, once connected. Default: 60 s.
+    /// Limits the time for the server's response to a request, once connected. Default: 60 s.
     ///
-    /// Raise it if the server is asked to wait for a resource for longer than that. It is no limit on the stream that
-    /// comes then, which may be silent for days.
+    /// The time that a follower [waits](super::FollowRequest::wait) for an absent resource is added. Raise the limit if
+    /// the URL itself asks the server to wait. The stream behind the response is not limited: it may be silent for days.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.settings.response_timeout = limit;
         self
     }
 
-    /// How long a server of ours may be silent while a stream is open, before its connection is given up: it is pinged
-    /// each third of that time, an HTTP/2 connection each sixth. At least 6 ms. Default: 90 s.
+    /// Gives up the connection of an open stream after this much silence. The server is pinged each third of that time,
+    /// an HTTP/2 connection each sixth. The original's server can't answer pings, so this doesn't apply to it. From 6 ms
+    /// to a day. Default: 90 s.
     pub fn silence_timeout(mut self, limit: Duration) -> Self {
         self.settings.silence_timeout = limit.clamp(Duration::from_millis(6), Duration::from_secs(24 * 60 * 60));
         self
     }
 
-    /// The largest WebSocket message, in bytes, that is accepted from a server. Default: none but the protocol's own,
-    /// 2^63 - 1.
+    /// Limits the size of a server's WebSocket message, in bytes. Default: the protocol's own limit, 2^63 - 1.
     ///
-    /// Messages are handed out in pieces as they arrive, so large ones cost no memory.
+    /// Messages are handed out in chunks as they arrive, so large ones cost no memory.
     pub fn max_message_size(mut self, bytes: u64) -> Self {
         self.settings.max_message_size = bytes.min(i64::MAX as u64);
         self
     }
 
-    /// How many bytes an [`Appender`](super::Appender) keeps that the server has not acknowledged, so that it can send
-    /// them again; then it takes no more until the server has caught up. At least 1. Default: 16 MiB.
+    /// Limits how many unacknowledged bytes an [`Appender`](super::Appender) buffers, to send them again after a broken
+    /// connection. At the limit it accepts no more until the server acknowledges some. At least 1. Default: 16 MiB.
     pub fn max_unacknowledged(mut self, bytes: usize) -> Self {
         self.settings.max_unacknowledged = bytes.max(1);
         self
     }
 
-    /// For how long a stream whose connection broke tries to get on, counted from the break or from what moved last:
-    /// an acknowledgement, data, or a connection that held for the [longest delay](Self::retry_delays). Then it fails
-    /// with the last attempt's error. Zero never connects again, [`Duration::MAX`] never gives up. Default: 120 s.
+    /// Limits the time for which a stream whose connection broke tries to reconnect without progress. Progress is an
+    /// acknowledgement, data, or a connection that lasts for the [longest delay](Self::retry_delays). After the limit the
+    /// stream fails with the last attempt's error. Zero never reconnects, [`Duration::MAX`] never gives up. Default:
+    /// 120 s.
     ///
-    /// Only what may pass is tried again: broken and refused connections, time limits, servers that stop (1001),
-    /// failed (1011), or are overloaded (503). The first connection of a stream is not: opening it fails at once.
+    /// Only transient errors are retried: broken and refused connections, timeouts, servers that shut down (1001), failed
+    /// (1011) or are overloaded (503). The first connection of a stream is not retried: opening it fails at once.
     pub fn retry_for(mut self, limit: Duration) -> Self {
         self.settings.retry.limit = limit;
         self
     }
 
-    /// The delay before the first new attempt, and the longest one, from 1 ms to a day: it doubles from attempt to
-    /// attempt. Each is prolonged by a random part of itself, so that a thousand clients don't come back as one.
-    /// Default: 100 ms and 5 s, so that none exceeds 10 s.
+    /// Sets the delay before the first attempt to reconnect, and the longest delay, from 1 ms to a day. The delay doubles
+    /// from attempt to attempt. Each is extended by a random part of itself, so that a thousand clients don't reconnect
+    /// at the same moment. Default: 100 ms and 5 s, so that none exceeds 10 s.
     pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Self {
         let range = Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60);
         let first = first.clamp(*range.start(), *range.end());
@@ -219,31 +220,31 @@ impl ClientBuilder {
         self
     }
 
-    /// Speaks HTTP/1.1 only, with a connection for each stream. Default: over TLS also HTTP/2, if the server wants it
-    /// (see [the module](super#http2)), in clear text HTTP/1.1.
+    /// Uses HTTP/1.1 only, with a connection for each stream. Default: over TLS also HTTP/2 if the server picks it (see
+    /// [the module](super#http2)), in clear text HTTP/1.1.
     pub fn http1_only(mut self) -> Self {
         self.settings.version = Version::Http1;
         self
     }
 
-    /// Speaks HTTP/2 only, in clear text too, where nothing tells whether the server does (RFC 9113 section 3.3). A
-    /// server that doesn't, or that allows no WebSockets over it (RFC 8441), is a [`Protocol`](ErrorKind::Protocol)
-    /// error. Default: as for [`http1_only`](Self::http1_only), of which the last one counts.
+    /// Uses HTTP/2 only, also in clear text, where it can't be negotiated (RFC 9113 section 3.3). Streams fail with
+    /// [`Protocol`](ErrorKind::Protocol) if the server doesn't speak it, or allows no WebSockets over it (RFC 8441).
+    /// Default: see [`http1_only`](Self::http1_only); the last of the two calls counts.
     pub fn http2_prior_knowledge(mut self) -> Self {
         self.settings.version = Version::Http2;
         self
     }
 
-    /// Trusts these certificates beside the system's: a PEM file's contents, or one certificate in DER.
+    /// Trusts these root certificates beside the system's: the contents of a PEM file, or one certificate in DER.
     /// Default: the system's only.
     #[cfg(feature = "tls")]
     pub fn root_certificate(mut self, certificate: impl AsRef<[u8]>) -> Self {
         let added = self.settings.tls.add_roots(certificate.as_ref());
-        self.note(added);
+        self.keep_error(added);
         self
     }
 
-    /// The client.
+    /// Builds the client.
     ///
     /// # Errors
     /// [`BadRequest`](ErrorKind::BadRequest): a header, the user agent or a certificate is malformed, or a header is
@@ -256,7 +257,7 @@ impl ClientBuilder {
     }
 
     /// Keeps the first error for [`build`](Self::build).
-    fn note(&mut self, result: Result<()>) {
+    fn keep_error(&mut self, result: Result<()>) {
         if let Err(error) = result {
             self.error.get_or_insert(error);
         }
@@ -284,9 +285,9 @@ where
     value.try_into().map_err(|error| Error::new(ErrorKind::BadRequest).with_detail(bad).with_source(error))
 }
 
-/// Refuses the headers that make the handshake, or that would change where the request ends.
+/// Rejects the headers of the handshake, and those that would change the request's framing or destination.
 fn check_name(name: &HeaderName) -> Result<()> {
-    let ours = name.as_str().starts_with("sec-websocket-")
+    let reserved = name.as_str().starts_with("sec-websocket-")
         || ["x-verb", "appender-id", "upload-offset"].contains(&name.as_str())
         || [
             header::HOST,
@@ -299,7 +300,7 @@ fn check_name(name: &HeaderName) -> Result<()> {
             header::EXPECT,
         ]
         .contains(name);
-    if !ours {
+    if !reserved {
         return Ok(());
     }
     Err(Error::new(ErrorKind::BadRequest).with_detail(format!("the client sets the header {name} itself")))

@@ -1,4 +1,4 @@
-//! What a server says beside data in `httpfstream.v1`: TEXT messages that hold JSON.
+//! The server's control messages in `httpfstream.v1`: JSON in TEXT messages.
 
 use serde_json::{Map, Value};
 
@@ -7,30 +7,30 @@ use crate::state::{Life, State};
 
 /// The longest control message, in bytes.
 const MAX_MESSAGE: usize = 16 * 1024;
-/// Offsets beyond this are nobody's: sums can't overflow below it.
+/// The largest offset that is accepted, so that sums of offsets and lengths can't overflow.
 const MAX_OFFSET: u64 = i64::MAX as u64;
 
-/// Gathers the pieces of a message.
+/// Assembles a message from its fragments.
 #[derive(Debug, Default)]
-pub(super) struct Inbox {
+pub(super) struct MessageBuffer {
     message: Vec<u8>,
 }
 
-impl Inbox {
-    /// Adds a piece; at its end the message is there.
-    pub(super) fn push(&mut self, piece: &[u8], end: bool) -> Result<Option<Vec<u8>>> {
-        if piece.len() > MAX_MESSAGE - self.message.len() {
-            return Err(wrong("a control message of more than 16 KiB"));
+impl MessageBuffer {
+    /// Adds a fragment. Returns the message if that was its `end`.
+    pub(super) fn push(&mut self, fragment: &[u8], end: bool) -> Result<Option<Vec<u8>>> {
+        if fragment.len() > MAX_MESSAGE - self.message.len() {
+            return Err(violation("a control message of more than 16 KiB"));
         }
-        self.message.extend_from_slice(piece);
+        self.message.extend_from_slice(fragment);
         Ok(end.then(|| std::mem::take(&mut self.message)))
     }
 }
 
-/// What an appender is told.
+/// A message to an appender.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ToAppender {
-    /// The next byte goes to `offset`; `resumed` if everything before it is this appender's own.
+    /// The next byte goes to `offset`. `resumed`: the byte before it is this appender's own.
     Attached { offset: u64, life: Life, resumed: bool },
     /// Everything before this offset is durable.
     Ack(u64),
@@ -56,14 +56,14 @@ impl ToAppender {
     }
 }
 
-/// What a follower is told.
+/// A message to a follower.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ToFollower {
     /// Data begins at `offset`.
     Begin { offset: u64, life: Life, state: State },
-    /// The state changed, and more may come.
+    /// The state changed, and the resource is still open.
     Open(State),
-    /// This was all.
+    /// The resource ended in this state, at this length.
     End { state: State, length: u64 },
 }
 
@@ -83,7 +83,7 @@ impl ToFollower {
 
 fn object(message: &[u8]) -> Result<Map<String, Value>> {
     serde_json::from_slice(message)
-        .map_err(|error| wrong("a control message that is no JSON object").with_source(error))
+        .map_err(|error| violation("a control message that isn't a JSON object").with_source(error))
 }
 
 fn offset(object: &Map<String, Value>, name: &str) -> Result<Option<u64>> {
@@ -101,11 +101,11 @@ fn life(object: &Map<String, Value>) -> Result<Life> {
 }
 
 fn unknown() -> Error {
-    wrong("a control message that httpfstream.v1 doesn't know")
+    violation("a control message that httpfstream.v1 doesn't know")
 }
 
-/// The server did what it must not.
-pub(super) fn wrong(what: &'static str) -> Error {
+/// The error for a server that broke `httpfstream.v1` by sending `what`.
+pub(super) fn violation(what: &'static str) -> Error {
     Error::new(ErrorKind::Protocol).with_detail(format!("the server broke httpfstream.v1: it sent {what}"))
 }
 
@@ -116,7 +116,7 @@ mod tests {
     const LIFE: &str = "000000000000000000000000000000ff";
 
     #[test]
-    fn messages_are_told_apart_and_unknown_members_ignored() {
+    fn messages_are_distinguished_and_unknown_members_ignored() {
         let life = Life::from_bits(255);
         let attached = format!(r#"{{"offset":7,"life":"{LIFE}","resumed":true,"new":[1]}}"#);
         assert_eq!(
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_else_comes_is_a_breach() {
+    fn anything_else_is_a_violation() {
         let long = format!(r#"{{"offset":1,"life":"{LIFE}0","resumed":true}}"#);
         let upper = format!(r#"{{"offset":1,"life":"{}","state":"live","resumed":true}}"#, LIFE.to_uppercase());
         let deep = "[".repeat(MAX_MESSAGE);
@@ -171,12 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_gathered_up_to_its_bound() {
-        let mut inbox = Inbox::default();
-        assert_eq!(inbox.push(b"ab", false).unwrap(), None);
-        assert_eq!(inbox.push(b"c", true).unwrap().unwrap(), b"abc");
-        assert_eq!(inbox.push(&[b' '; MAX_MESSAGE], true).unwrap().unwrap().len(), MAX_MESSAGE);
-        inbox.push(&[b' '; MAX_MESSAGE], false).unwrap();
-        assert_eq!(inbox.push(b" ", true).unwrap_err().kind(), ErrorKind::Protocol);
+    fn a_message_is_assembled_up_to_its_limit() {
+        let mut buffer = MessageBuffer::default();
+        assert_eq!(buffer.push(b"ab", false).unwrap(), None);
+        assert_eq!(buffer.push(b"c", true).unwrap().unwrap(), b"abc");
+        assert_eq!(buffer.push(&[b' '; MAX_MESSAGE], true).unwrap().unwrap().len(), MAX_MESSAGE);
+        buffer.push(&[b' '; MAX_MESSAGE], false).unwrap();
+        assert_eq!(buffer.push(b" ", true).unwrap_err().kind(), ErrorKind::Protocol);
     }
 }

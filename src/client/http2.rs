@@ -1,4 +1,4 @@
-//! An HTTP/2 connection that many streams share, each a WebSocket of its own (RFC 8441).
+//! An HTTP/2 connection shared by many streams, each of them a WebSocket (RFC 8441).
 
 use std::fmt;
 use std::future::poll_fn;
@@ -24,62 +24,63 @@ use tokio_util::task::TaskTracker;
 use super::connect::MAX_HEAD;
 use crate::error::{Error, ErrorKind, Result};
 
-/// What the server may send of a stream before its reader has taken it, in bytes.
+/// The flow-control window of a stream: how much the server may send ahead of its reader, in bytes.
 const STREAM_WINDOW: u32 = 1024 * 1024;
-/// The same of all streams together: the most there is (RFC 9113 section 6.9.1).
+/// The flow-control window of the connection, in bytes: the largest that is allowed (RFC 9113 section 6.9.1).
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// The most streams of one connection. All their windows together are less than half of the connection's, which h2
-/// renews when half of it is used up: so the connection's is never what a stream waits for, and readers that take
-/// nothing can't starve those beside them.
+/// refills once half of it is used: no stream ever waits for the connection's window, and readers that take nothing
+/// can't starve the others.
 const MAX_STREAMS: usize = 1000;
 const _: () = assert!(MAX_STREAMS * (STREAM_WINDOW as usize) < CONNECTION_WINDOW as usize / 2);
 
-/// How long a connection lives on to send what its last stream left.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection lives on after its last stream, to send what is buffered.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection. It ends after its last stream.
-pub(super) struct Shared {
+/// A connection, which closes after its last stream.
+pub(super) struct SharedConnection {
     sender: SendRequest<Empty<Bytes>>,
-    /// Streams that are open or asked for.
-    open: AtomicUsize,
-    /// How many the server allows at once (its `MAX_CONCURRENT_STREAMS`).
-    allowed: Arc<AtomicUsize>,
+    /// The number of slots taken.
+    open_streams: AtomicUsize,
+    /// The server's `MAX_CONCURRENT_STREAMS`.
+    max_streams: Arc<AtomicUsize>,
     used: AtomicBool,
-    /// No more streams are to be opened on it.
+    /// No more streams are opened on it.
     retired: AtomicBool,
-    /// Tells the task that runs it.
-    _gone: DropGuard,
+    /// Tells the connection's task that nobody uses it any more.
+    _unused: DropGuard,
 }
 
-/// A place on a connection for one stream.
-pub(super) struct Place {
-    shared: Arc<Shared>,
-    /// The connection was made for it, or so it could have been.
-    pub(super) first: bool,
+/// The right to one stream of a connection. Dropping it frees the slot.
+pub(super) struct StreamSlot {
+    connection: Arc<SharedConnection>,
+    /// This is the first stream, on a connection that is fresh.
+    pub(super) is_first: bool,
 }
 
-/// A request that was not answered.
-pub(super) struct Unanswered {
+/// A request without a response.
+pub(super) struct RequestFailed {
     pub(super) error: hyper::Error,
     /// The connection failed, not only this stream.
-    pub(super) lost: bool,
-    /// The server has certainly done nothing about it.
-    pub(super) untouched: bool,
-    /// The server wants HTTP/1.1 for it (RFC 9113 section 7).
-    pub(super) http1: bool,
+    pub(super) connection_lost: bool,
+    /// The server has certainly not processed the request.
+    pub(super) unprocessed: bool,
+    /// The server asks for HTTP/1.1 instead (`HTTP_1_1_REQUIRED`, RFC 9113 section 7).
+    pub(super) http1_required: bool,
 }
 
-/// Begins to speak HTTP/2, and hears out the server's settings. `None` if it allows no extended CONNECT.
-pub(super) async fn handshake<IO>(io: IO, silence: Duration) -> Result<Option<Arc<Shared>>>
+/// Starts HTTP/2 and waits for the server's settings. `None` if they don't allow extended CONNECT.
+pub(super) async fn handshake<IO>(io: IO, silence: Duration) -> Result<Option<Arc<SharedConnection>>>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let tasks = Tasks::default();
-    // Dropped with the attempt, and later by the last stream.
-    let gone = tasks.gone.clone().drop_guard();
-    let (settled, settings) = oneshot::channel();
-    let io = TokioIo::new(Settling { io, first: Vec::with_capacity(3), read: 0, settled: Some(settled) });
-    // A dead connection is found before the streams find their own silence, which would otherwise come back on it.
+    // Dropped if this attempt is, later with the last stream.
+    let unused = tasks.unused.clone().drop_guard();
+    let (sender, settings) = oneshot::channel();
+    let io = TokioIo::new(SettingsWatch { io, frame_len: Vec::with_capacity(3), read: 0, sender: Some(sender) });
+    // Twice as often as the streams' own pings, so that a dead connection is found first. Otherwise streams that time out
+    // would reconnect over it.
     let (sender, connection) = Builder::new(tasks.clone())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -89,53 +90,54 @@ where
         .keep_alive_timeout(silence / 6)
         .handshake(io)
         .await
-        .map_err(unfit)?;
-    // Extended CONNECT may be used once the settings allow it (RFC 8441 section 3), and not before.
+        .map_err(handshake_error)?;
+    // Extended CONNECT may be used only after the settings have allowed it (RFC 8441 section 3).
     if settings.await.is_err() {
-        tasks.stop.cancel();
+        tasks.abort.cancel();
         return Err(match connection.await {
-            Err(error) => unfit(error),
+            Err(error) => handshake_error(error),
             Ok(()) => Error::new(ErrorKind::Connection).with_detail("the server ended the connection at once"),
         });
     }
-    let allowed = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
-    if !connection.is_extended_connect_protocol_enabled() || allowed.load(Ordering::Relaxed) == 0 {
+    let max_streams = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
+    if !connection.is_extended_connect_protocol_enabled() || max_streams.load(Ordering::Relaxed) == 0 {
         return Ok(None);
     }
-    let shared = Shared {
+    let shared = SharedConnection {
         sender,
-        open: AtomicUsize::new(0),
-        allowed: Arc::clone(&allowed),
+        open_streams: AtomicUsize::new(0),
+        max_streams: Arc::clone(&max_streams),
         used: AtomicBool::new(false),
         retired: AtomicBool::new(false),
-        _gone: gone,
+        _unused: unused,
     };
     tokio::spawn(async move {
         {
-            // Gone as soon as it ends: else a request that comes at that moment would wait in it for ever.
-            let running = async move {
+            // Owned by the future, so that it is dropped as soon as it ends: a request that is sent at that moment would
+            // otherwise wait in its queue forever.
+            let connection = async move {
                 let mut connection = pin!(connection);
                 poll_fn(|cx| {
-                    allowed.store(connection.current_max_send_streams(), Ordering::Relaxed);
+                    max_streams.store(connection.current_max_send_streams(), Ordering::Relaxed);
                     connection.as_mut().poll(cx)
                 })
                 .await
             };
             tokio::select! {
-                // Streams may drain it: a server that goes away lets them end first. Its error they know themselves.
-                _ = running => tasks.gone.cancelled().await,
-                () = tasks.gone.cancelled() => {}
+                // After a GOAWAY the open streams may still end in good order. An error reaches each stream by itself.
+                _ = connection => tasks.unused.cancelled().await,
+                () = tasks.unused.cancelled() => {}
             }
         }
         tasks.tracker.close();
-        let _ = timeout(PATIENCE, tasks.tracker.wait()).await;
-        tasks.stop.cancel();
+        let _ = timeout(DRAIN_TIMEOUT, tasks.tracker.wait()).await;
+        tasks.abort.cancel();
     });
     Ok(Some(Arc::new(shared)))
 }
 
-/// The server speaks something else than HTTP/2, or is gone.
-fn unfit(error: hyper::Error) -> Error {
+/// The error of the HTTP/2 handshake: the server speaks something else, or the connection broke.
+fn handshake_error(error: hyper::Error) -> Error {
     let broken = cause(&error).is_none_or(|error| error.is_io());
     let (kind, detail) = match broken {
         true => (ErrorKind::Connection, "the connection broke before HTTP/2 was set up"),
@@ -144,74 +146,77 @@ fn unfit(error: hyper::Error) -> Error {
     Error::new(kind).with_detail(detail).with_source(error)
 }
 
-/// What HTTP/2 has to say about an error.
+/// The h2 error beneath hyper's.
 pub(super) fn cause(error: &hyper::Error) -> Option<&h2::Error> {
     std::error::Error::source(error)?.downcast_ref()
 }
 
-impl Shared {
-    /// Whether it is of no use to new streams.
+impl SharedConnection {
+    /// Whether no new streams can be opened.
     pub(super) fn is_closed(&self) -> bool {
         self.retired.load(Ordering::Relaxed) || self.sender.is_closed()
     }
 
-    /// A place for one more stream, if there is one.
-    pub(super) fn place(self: &Arc<Self>) -> Option<Place> {
-        let most = self.allowed.load(Ordering::Relaxed).min(MAX_STREAMS);
-        let taken =
-            self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < most).then_some(open + 1));
+    /// Takes a slot for one more stream, if there is one.
+    pub(super) fn slot(self: &Arc<Self>) -> Option<StreamSlot> {
+        let most = self.max_streams.load(Ordering::Relaxed).min(MAX_STREAMS);
+        let taken = self
+            .open_streams
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < most).then_some(open + 1));
         taken.ok()?;
-        let first = !self.used.swap(true, Ordering::Relaxed);
-        Some(Place { shared: Arc::clone(self), first })
+        let is_first = !self.used.swap(true, Ordering::Relaxed);
+        Some(StreamSlot { connection: Arc::clone(self), is_first })
     }
 }
 
-impl Place {
-    /// Sends the request. Dropping the future takes it back.
-    pub(super) async fn send(&self, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, Unanswered> {
-        let mut sender = self.shared.sender.clone();
-        let unanswered = match sender.try_send_request(request).await {
+impl StreamSlot {
+    /// Sends the request. Dropping the future cancels it.
+    pub(super) async fn send(&self, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, RequestFailed> {
+        let mut sender = self.connection.sender.clone();
+        let failed = match sender.try_send_request(request).await {
             Ok(response) => return Ok(response),
-            Err(unanswered) => unanswered,
+            Err(failed) => failed,
         };
-        let unsent = unanswered.message().is_some();
-        let error = unanswered.into_error();
-        let told = cause(&error).filter(|error| error.is_remote());
-        let reset = told.filter(|error| error.is_reset()).and_then(h2::Error::reason);
-        let lost = reset.is_none();
-        if lost {
+        let unsent = failed.message().is_some();
+        let error = failed.into_error();
+        let remote = cause(&error).filter(|error| error.is_remote());
+        let reset = remote.filter(|error| error.is_reset()).and_then(h2::Error::reason);
+        let connection_lost = reset.is_none();
+        if connection_lost {
             self.retire();
         }
-        let untouched = unsent || told.is_some_and(h2::Error::is_go_away) || reset == Some(h2::Reason::REFUSED_STREAM);
-        Err(Unanswered { error, lost, untouched, http1: reset == Some(h2::Reason::HTTP_1_1_REQUIRED) })
+        let go_away = remote.is_some_and(h2::Error::is_go_away);
+        let unprocessed = unsent || go_away || reset == Some(h2::Reason::REFUSED_STREAM);
+        let http1_required = reset == Some(h2::Reason::HTTP_1_1_REQUIRED);
+        Err(RequestFailed { error, connection_lost, unprocessed, http1_required })
     }
 
     /// Opens no more streams on this connection.
     pub(super) fn retire(&self) {
-        self.shared.retired.store(true, Ordering::Relaxed);
+        self.connection.retired.store(true, Ordering::Relaxed);
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
-        self.shared.open.fetch_sub(1, Ordering::Relaxed);
+        self.connection.open_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for StreamSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place").finish_non_exhaustive()
+        f.debug_struct("StreamSlot").finish_non_exhaustive()
     }
 }
 
-/// Runs what hyper spawns, so that none of it outlasts the connection.
+/// Runs the tasks that hyper spawns, so that none of them outlasts the connection.
 #[derive(Clone, Default)]
 struct Tasks {
     tracker: TaskTracker,
-    /// The last stream is gone.
-    gone: CancellationToken,
-    /// Whatever still runs is dropped, and the socket with it.
-    stop: CancellationToken,
+    /// The last slot was dropped, and nobody holds the connection.
+    unused: CancellationToken,
+    /// Drops the tasks that still run, and the socket with them.
+    abort: CancellationToken,
 }
 
 impl<F> hyper::rt::Executor<F> for Tasks
@@ -219,48 +224,51 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, task: F) {
-        self.tracker.spawn(self.stop.clone().run_until_cancelled_owned(task));
+        self.tracker.spawn(self.abort.clone().run_until_cancelled_owned(task));
     }
 }
 
-/// Tells when the server's settings have come, which hyper doesn't. They are its first frame (RFC 9113 section 3.4).
-struct Settling<IO> {
+/// Signals that h2 has processed the server's settings, which hyper doesn't tell. They are the first frame (RFC 9113
+/// section 3.4).
+struct SettingsWatch<IO> {
     io: IO,
-    /// The length of the first frame, as far as it has come.
-    first: Vec<u8>,
+    /// The bytes of the first frame's length that were read: three, once complete.
+    frame_len: Vec<u8>,
+    /// How many bytes were read.
     read: usize,
-    settled: Option<oneshot::Sender<()>>,
+    /// Taken once the signal is sent.
+    sender: Option<oneshot::Sender<()>>,
 }
 
-impl<IO> Settling<IO> {
+impl<IO> SettingsWatch<IO> {
     fn has_first_frame(&self) -> bool {
-        const HEAD: usize = 9;
-        matches!(self.first[..], [a, b, c] if self.read >= HEAD + u32::from_be_bytes([0, a, b, c]) as usize)
+        const FRAME_HEADER_LEN: usize = 9;
+        matches!(self.frame_len[..], [a, b, c] if self.read >= FRAME_HEADER_LEN + u32::from_be_bytes([0, a, b, c]) as usize)
     }
 }
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Settling<IO> {
+impl<IO: AsyncRead + Unpin> AsyncRead for SettingsWatch<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.settled.is_none() {
+        if this.sender.is_none() {
             return Pin::new(&mut this.io).poll_read(cx, buf);
         }
-        // h2 asks for more only once it has dealt with every whole frame that it has.
+        // h2 reads more only after it has processed every complete frame.
         if this.has_first_frame()
-            && let Some(settled) = this.settled.take()
+            && let Some(sender) = this.sender.take()
         {
-            let _ = settled.send(());
+            let _ = sender.send(());
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         let fresh = &buf.filled()[before..];
-        this.first.extend(fresh.iter().take(3 - this.first.len()));
+        this.frame_len.extend(fresh.iter().take(3 - this.frame_len.len()));
         this.read += fresh.len();
         Poll::Ready(Ok(()))
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Settling<IO> {
+impl<IO: AsyncWrite + Unpin> AsyncWrite for SettingsWatch<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, data)
     }
@@ -296,26 +304,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_request_after_the_end_of_the_connection_does_not_wait_in_it() {
+    async fn a_request_after_the_end_of_the_connection_fails_at_once() {
         let (ours, theirs) = duplex(64 * 1024);
-        let answer = hyper::service::service_fn(async |_: Request<Incoming>| {
+        let service = hyper::service::service_fn(async |_: Request<Incoming>| {
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         });
         let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         server.enable_connect_protocol();
-        let server = tokio::spawn(server.serve_connection(TokioIo::new(theirs), answer));
-        let shared = handshake(ours, Duration::from_secs(600)).await.unwrap().expect("it allows WebSockets");
-        // Another stream is there still, which keeps the connection.
-        let (_other, place) = (shared.place().unwrap(), shared.place().unwrap());
+        let server = tokio::spawn(server.serve_connection(TokioIo::new(theirs), service));
+        let shared = handshake(ours, Duration::from_secs(600)).await.unwrap().expect("the server allows WebSockets");
+        // The other slot keeps the connection's task alive.
+        let (_other, slot) = (shared.slot().unwrap(), shared.slot().unwrap());
         let request = || Request::get("http://localhost/").body(Empty::new()).unwrap();
-        assert!(place.send(request()).await.is_ok());
+        assert!(slot.send(request()).await.is_ok());
         server.abort();
         assert!(server.await.is_err());
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        let unanswered =
-            timeout(Duration::from_secs(20), place.send(request())).await.expect("it is told").err().unwrap();
-        assert!(unanswered.lost && shared.is_closed());
+        let failed = timeout(Duration::from_secs(20), slot.send(request())).await.expect("it fails").err().unwrap();
+        assert!(failed.connection_lost && shared.is_closed());
     }
 }

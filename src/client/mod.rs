@@ -1,13 +1,13 @@
-//! The client: append to a stream and follow one, from any Rust program.
+//! The client: append to a resource and follow one, from any Rust program.
 //!
 //! ```no_run
 //! # async fn example() -> httpfstream::Result<()> {
 //! use httpfstream::client;
 //!
-//! // Everything at once: returns once the server has confirmed the end.
+//! // Appends everything, and returns once the server has confirmed the end.
 //! client::append("http://localhost:8080/log.txt", &b"hello\n"[..]).await?;
 //!
-//! // Everything that is there and everything that comes, up to the end.
+//! // What is stored and what is appended, up to the end.
 //! let mut log = client::follow("http://localhost:8080/log.txt").await?;
 //! while let Some(chunk) = log.next_chunk().await? {
 //!     println!("{} bytes up to offset {}", chunk.bytes.len(), chunk.next_offset);
@@ -16,41 +16,41 @@
 //! # }
 //! ```
 //!
-//! The free functions use a [`Client`] with its defaults. Build one with [`Client::builder`] for credentials, time
+//! The free functions use a [`Client`] with the defaults. Build one with [`Client::builder`] to set credentials, time
 //! limits or private certificates.
 //!
 //! # URLs
-//! `http` and `ws` are the same, and so are `https` and `wss`, which need the feature `tls`. A user name or password
-//! inside the URL is refused: URLs end up in logs. Send credentials as headers ([`ClientBuilder::header_provider`]).
-//! Redirects are never followed, because the credentials would go to wherever they point.
+//! `http` and `ws` mean the same, and so do `https` and `wss`, which need the feature `tls`. A user name or password in
+//! the URL is an error, since URLs end up in logs: send credentials as headers ([`ClientBuilder::header_provider`]).
+//! Redirects are never followed, since they would receive the credentials.
 //!
 //! # HTTP/2
-//! Over TLS the server picks (ALPN, RFC 7301), and if it picks HTTP/2, all streams of one [`Client`] to one host and port
-//! share a connection (RFC 8441), as many as the server allows at once and at most 1,000; then there is a further one. A
-//! server that picks HTTP/2 but allows no WebSockets over it is spoken to in HTTP/1.1, where each stream has its own
-//! connection. In clear text that is so unless [`http2_prior_knowledge`](ClientBuilder::http2_prior_knowledge) is
-//! chosen. Everything else is the same in both.
+//! Over TLS the server picks the version (ALPN, RFC 7301). If it picks HTTP/2, all streams of one [`Client`] to one host
+//! and port share a connection (RFC 8441): as many as the server allows at once, at most 1,000, before the client opens a
+//! further connection. If the server picks HTTP/2 but allows no WebSockets over it, the client falls back to HTTP/1.1,
+//! where each stream has its own connection. So it has in clear text, unless
+//! [`http2_prior_knowledge`](ClientBuilder::http2_prior_knowledge) is set. Everything else is the same in both versions.
 //!
-//! Readers that take nothing don't hold up those that share their connection: each has 1 MiB of its own that the server
-//! may send ahead, and that is the memory that it takes at most, beside what waits for the user. The other way, how much
-//! the server accepts is the server's choice: where it lets a single append use up the connection, one that it doesn't
-//! store fast enough holds up the others. The connection ends with its last stream; when it breaks, all that were on it
-//! go on together on the next.
+//! A follower that isn't read doesn't hold up the streams that share its connection: each has a window of 1 MiB of its
+//! own, which also bounds its memory, beside the chunks that were received for it. In the other direction the windows are
+//! the server's choice: if it lets a single append use up the connection's window, an append that it stores slowly holds
+//! up the others. The connection closes after its last stream. When it breaks, all its streams reconnect over one new
+//! connection.
 //!
 //! # Broken connections
-//! Appenders and followers survive them, and restarts of the server, with no byte lost or repeated, if the server speaks
-//! `httpfstream.v1`. A new connection is tried for two minutes, or [as long as is wanted](ClientBuilder::retry_for).
-//! Against a server that speaks only the original's dialect they work as well as that allows, and say so:
-//! [`Appender::is_resumable`], [`Follower::is_resumable`], and an event of the `tracing` crate.
+//! Appenders and followers survive broken connections and restarts of the server, with no byte lost or repeated, if the
+//! server speaks `httpfstream.v1`. They try to reconnect for two minutes by default ([`ClientBuilder::retry_for`]). With a
+//! server that speaks only the original's dialect they fail with their first connection: see
+//! [`Appender::is_resumable`] and [`Follower::is_resumable`]. An event of the `tracing` crate tells it, too.
 //!
 //! # Ends
-//! A clean end is told apart from everything else. [`Follower`] ends without an error only if the server said that the
-//! resource is finished; [`Appender::finish`] succeeds only if the server confirmed it. A connection that breaks for
-//! good, a body that is cut short and an appender that was lost are errors, always.
+//! A [`Follower`] ends without an error only if the server said that the resource is finished, and [`Appender::finish`]
+//! succeeds only if the server confirmed it. A connection that breaks for good, a body that is cut short and an appender
+//! that was lost are always errors.
 //!
 //! # Runtime
-//! Everything here has to be called within a tokio runtime with I/O and time enabled; open connections live in tasks
-//! of that runtime.
+//! Everything here must be called within a tokio runtime with I/O and time enabled. Open connections live in tasks of
+//! that runtime.
 
 mod append;
 #[cfg(test)]
@@ -83,9 +83,9 @@ pub use self::append::{AppendRequest, Appender};
 pub use self::builder::ClientBuilder;
 pub use self::follow::{FollowRequest, Follower};
 
-/// Appends everything `reader` gives to the resource at `url`, and finishes it.
+/// Appends everything `reader` yields to the resource at `url`, and finishes it.
 ///
-/// As [`Client::append`], with the defaults.
+/// [`Client::append`] with the defaults.
 ///
 /// # Errors
 /// As [`Client::append`].
@@ -100,7 +100,7 @@ where
 
 /// Opens the resource at `url` for appending, once it is awaited.
 ///
-/// As [`Client::open_append`], with the defaults.
+/// [`Client::open_append`] with the defaults.
 ///
 /// # Errors
 /// As [`Client::open_append`].
@@ -109,12 +109,12 @@ where
     U: TryInto<Uri>,
     U::Error: Into<BoxError>,
 {
-    AppendRequest::new(Client::new().and_then(|client| client.at(url)))
+    AppendRequest::new(Client::new().and_then(|client| client.resolve(url)))
 }
 
 /// Follows the resource at `url` up to its end, once it is awaited.
 ///
-/// As [`Client::follow`], with the defaults.
+/// [`Client::follow`] with the defaults.
 ///
 /// # Errors
 /// As [`Client::follow`].
@@ -123,20 +123,19 @@ where
     U: TryInto<Uri>,
     U::Error: Into<BoxError>,
 {
-    FollowRequest::new(Client::new().and_then(|client| client.at(url)))
+    FollowRequest::new(Client::new().and_then(|client| client.resolve(url)))
 }
 
-/// Appends to streams and follows them, with its own credentials and limits.
+/// Appends to resources and follows them, with its own credentials and limits.
 ///
-/// Cloning is cheap, and clones share everything, connections included where there are several streams on one (see
-/// [the module](self#http2)).
+/// Clones are cheap and share everything, also the HTTP/2 connections (see [the module](self#http2)).
 #[derive(Clone)]
 pub struct Client {
     settings: Arc<Settings>,
 }
 
 impl Client {
-    /// A client with the defaults, which [`ClientBuilder`] names.
+    /// A client with the defaults, which are documented at [`ClientBuilder`].
     ///
     /// # Errors
     /// None so far.
@@ -144,19 +143,19 @@ impl Client {
         Self::builder().build()
     }
 
-    /// What a client can be told.
+    /// Configures a client.
     pub fn builder() -> ClientBuilder {
         ClientBuilder::new()
     }
 
-    /// Appends everything `reader` gives, and finishes the resource. Returns the number of bytes.
+    /// Appends everything `reader` yields, and finishes the resource. Returns the number of bytes.
     ///
-    /// Bytes are sent as they are read, without waiting for more. It returns only after the server confirmed that it
-    /// has everything, and as soon as the connection is lost, even while `reader` has nothing to give.
+    /// Bytes are sent as they are read, without waiting for more. It succeeds only after the server has confirmed that it
+    /// has everything, and fails as soon as the append does, even while `reader` yields nothing.
     ///
     /// # Errors
     /// As [`open_append`](Self::open_append), [`Appender::append_reader`] and [`Appender::finish`]. Some of the bytes
-    /// may have been appended then.
+    /// may have been appended.
     ///
     /// # Cancel safety
     /// Not cancel safe: the resource is left interrupted, as when an [`Appender`] is dropped.
@@ -172,7 +171,7 @@ impl Client {
         Ok(sent)
     }
 
-    /// Opens the resource for appending, once it is awaited: what that depends on can be told before.
+    /// Opens the resource for appending once the returned [`AppendRequest`] is awaited. Set its options before.
     ///
     /// ```no_run
     /// # async fn example() -> httpfstream::Result<()> {
@@ -187,28 +186,28 @@ impl Client {
     /// # Errors
     /// - [`BadRequest`](crate::ErrorKind::BadRequest): the URL can't be used, or the server found the request malformed.
     /// - [`Connection`](crate::ErrorKind::Connection), [`TimedOut`](crate::ErrorKind::TimedOut): the server can't be reached or
-    ///   doesn't answer.
-    /// - [`Protocol`](crate::ErrorKind::Protocol): it answers, but not as RFC 6455 section 4 has it, or it doesn't speak what
-    ///   an option needs.
-    /// - [`Busy`](crate::ErrorKind::Busy): somebody else is appending; [`Sealed`](crate::ErrorKind::Sealed): nobody can any more.
+    ///   doesn't respond in time.
+    /// - [`Protocol`](crate::ErrorKind::Protocol): its response isn't one of RFC 6455 section 4, or it doesn't speak
+    ///   `httpfstream.v1`, which an option needs.
+    /// - [`Busy`](crate::ErrorKind::Busy): somebody else is appending; [`Sealed`](crate::ErrorKind::Sealed): nobody can append any more.
     /// - [`Exists`](crate::ErrorKind::Exists), [`Offset`](crate::ErrorKind::Offset), [`Life`](crate::ErrorKind::Life),
     ///   [`Diverged`](crate::ErrorKind::Diverged): the resource is not what an option asks for.
     /// - [`Redirect`](crate::ErrorKind::Redirect), [`Unauthorized`](crate::ErrorKind::Unauthorized),
-    ///   [`Forbidden`](crate::ErrorKind::Forbidden) and whatever else the server answered;
-    ///   [`Status`](crate::ErrorKind::Status) where the answer means nothing here.
+    ///   [`Forbidden`](crate::ErrorKind::Forbidden) and others, by the status of the server's response;
+    ///   [`Status`](crate::ErrorKind::Status) if it has no meaning here.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the connection; the resource may have been opened nevertheless, and is then lost.
+    /// Dropping the future closes the connection. The resource may have been opened nevertheless; then it is lost.
     pub fn open_append<U>(&self, url: U) -> AppendRequest
     where
         U: TryInto<Uri>,
         U::Error: Into<BoxError>,
     {
-        AppendRequest::new(self.at(url))
+        AppendRequest::new(self.resolve(url))
     }
 
-    /// Follows the resource, once it is awaited: what is stored, what arrives, and the end. Where to begin can be told
-    /// before.
+    /// Follows the resource once the returned [`FollowRequest`] is awaited: what is stored, what is appended, and the
+    /// end. Set where to start before.
     ///
     /// ```no_run
     /// # async fn example() -> httpfstream::Result<()> {
@@ -223,19 +222,19 @@ impl Client {
     ///
     /// # Errors
     /// As [`open_append`](Self::open_append); [`NotFound`](crate::ErrorKind::NotFound) if there is no such resource,
-    /// [`PastEnd`](crate::ErrorKind::PastEnd) if it has not so many bytes.
+    /// [`PastEnd`](crate::ErrorKind::PastEnd) if it ends before the requested offset.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the connection, and nothing else happens.
+    /// Cancel safe: dropping the future closes the connection.
     pub fn follow<U>(&self, url: U) -> FollowRequest
     where
         U: TryInto<Uri>,
         U::Error: Into<BoxError>,
     {
-        FollowRequest::new(self.at(url))
+        FollowRequest::new(self.resolve(url))
     }
 
-    fn at<U>(&self, url: U) -> Result<(Arc<Settings>, Target)>
+    fn resolve<U>(&self, url: U) -> Result<(Arc<Settings>, Target)>
     where
         U: TryInto<Uri>,
         U::Error: Into<BoxError>,

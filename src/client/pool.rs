@@ -1,4 +1,4 @@
-//! Which connection a stream gets: one of its own over HTTP/1.1, a shared one over HTTP/2.
+//! Gives each stream its connection: one of its own over HTTP/1.1, a slot of a shared one over HTTP/2.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,173 +8,176 @@ use tokio::sync::watch;
 
 use super::builder::{Settings, Version};
 use super::close::Failure;
-use super::connect::{Connection, Made, connect};
-use super::http2::{Place, Shared};
+use super::connect::{Connected, Connection, connect};
+use super::http2::{SharedConnection, StreamSlot};
 use super::url::Target;
 use crate::error::{Error, ErrorKind, Result};
 
-/// What a stream can be asked for on.
-pub(super) enum Via {
-    /// A connection, and nobody else's.
+/// What carries a stream.
+pub(super) enum Transport {
     Http1(Connection),
-    Http2(Place),
+    Http2(StreamSlot),
 }
 
-/// The connections that are shared, and what is known of the servers.
+/// The shared connections, and which HTTP version each server speaks.
 #[derive(Default)]
 pub(super) struct Pool {
-    origins: Mutex<HashMap<Origin, Known>>,
+    origins: Mutex<HashMap<Origin, OriginState>>,
 }
 
-/// Scheme, host and port: who else would be another server (RFC 6454).
+/// Whether the scheme is https, the host, and the port (RFC 6454).
 type Origin = (bool, String, u16);
 
 #[derive(Default)]
-struct Known {
-    /// The connections last as long as their streams.
-    shared: Vec<Weak<Shared>>,
+struct OriginState {
+    /// Weak, since a connection lives as long as its streams.
+    connections: Vec<Weak<SharedConnection>>,
+    /// The attempt to connect that is under way.
     attempt: Option<watch::Receiver<Option<Outcome>>>,
-    spoken: Spoken,
+    version: ServerVersion,
 }
 
-/// What a server was found to speak.
+/// The HTTP version that a server was found to speak.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Spoken {
-    /// Not known, or HTTP/2 with extended CONNECT.
+enum ServerVersion {
+    /// HTTP/2 with extended CONNECT, or not known.
     #[default]
     Http2,
     /// It picked HTTP/1.1.
     Http1,
-    /// It picks HTTP/2, and then allows no WebSockets.
+    /// It picks HTTP/2, but allows no WebSockets over it, so that HTTP/1.1 must be asked for.
     Http1Only,
 }
 
-/// What came of an attempt to connect, for all who waited for it.
+/// The outcome of an attempt to connect, for all streams that waited for it.
 #[derive(Clone)]
 enum Outcome {
-    /// It lives on in here until those who waited have their places.
-    Shared(Arc<Shared>),
-    /// For whoever comes first. The others make connections of their own.
-    Single(Arc<Mutex<Option<Connection>>>),
+    /// Keeps the connection alive until the waiting streams have their slots.
+    Http2(Arc<SharedConnection>),
+    /// The first stream takes the connection. The others open their own.
+    Http1(Arc<Mutex<Option<Connection>>>),
     Failed(Arc<Mutex<Failure>>),
 }
 
-/// How to come by a connection.
-enum Way {
-    Place(Place),
+/// How a stream gets its connection.
+enum Plan {
+    UseSlot(StreamSlot),
+    /// Wait for the attempt that is under way.
     Wait(watch::Receiver<Option<Outcome>>),
-    /// Alone, since nothing will be shared.
-    Alone(Version),
+    /// Open a connection that won't be shared.
+    Connect(Version),
 }
 
 impl Pool {
-    /// A connection for one stream. Those who need one at the same time wait for one attempt, whose failure is all
-    /// theirs.
-    pub(super) async fn via(settings: &Arc<Settings>, target: &Target) -> Result<Via> {
+    /// Acquires a connection for one stream. Streams that need one at the same time wait for the same attempt, and share
+    /// its failure.
+    pub(super) async fn acquire(settings: &Arc<Settings>, target: &Target) -> Result<Transport> {
         let pool = &settings.pool;
-        let shares = settings.version == Version::Http2 || settings.version == Version::Negotiated && target.tls;
+        let may_share = settings.version == Version::Http2 || settings.version == Version::Negotiated && target.tls;
         loop {
-            let mut waited = match if shares { pool.way(settings, target) } else { Way::Alone(Version::Http1) } {
-                Way::Place(place) => return Ok(Via::Http2(place)),
-                Way::Alone(version) => match pool.make(settings, target, version).await? {
-                    Made::Http1(connection) => return Ok(Via::Http1(connection)),
-                    Made::Http2(shared) => match shared.place() {
-                        Some(place) => return Ok(Via::Http2(place)),
+            let plan = if may_share { pool.plan(settings, target) } else { Plan::Connect(Version::Http1) };
+            let mut attempt = match plan {
+                Plan::UseSlot(slot) => return Ok(Transport::Http2(slot)),
+                Plan::Connect(version) => match pool.connect(settings, target, version).await? {
+                    Connected::Http1(connection) => return Ok(Transport::Http1(connection)),
+                    Connected::Http2(connection) => match connection.slot() {
+                        Some(slot) => return Ok(Transport::Http2(slot)),
                         None => continue,
                     },
                 },
-                Way::Wait(attempt) => attempt,
+                Plan::Wait(attempt) => attempt,
             };
-            // It is an error if the runtime went away in which the attempt was made.
-            let outcome = waited.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+            // The wait fails if the runtime of the attempt is shut down.
+            let outcome = attempt.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
             match outcome {
-                Some(Outcome::Single(connection)) => {
+                Some(Outcome::Http1(connection)) => {
                     if let Some(connection) = lock(&connection).take() {
-                        return Ok(Via::Http1(connection));
+                        return Ok(Transport::Http1(connection));
                     }
                 }
-                Some(Outcome::Shared(shared)) => {
-                    if let Some(place) = shared.place() {
-                        return Ok(Via::Http2(place));
+                Some(Outcome::Http2(connection)) => {
+                    if let Some(slot) = connection.slot() {
+                        return Ok(Transport::Http2(slot));
                     }
                 }
-                Some(Outcome::Failed(failure)) => return Err(lock(&failure).tell()),
+                Some(Outcome::Failed(failure)) => return Err(lock(&failure).error()),
                 None => {}
             }
         }
     }
 
-    /// A server that was taken for one of HTTP/2 wants HTTP/1.1.
-    pub(super) fn wants_http1(&self, target: &Target) {
-        self.known(target, |known| known.spoken = Spoken::Http1Only);
+    /// Remembers that this server asks for HTTP/1.1 although it picks HTTP/2.
+    pub(super) fn set_http1_only(&self, target: &Target) {
+        self.with_origin(target, |origin| origin.version = ServerVersion::Http1Only);
     }
 
-    fn known<T>(&self, target: &Target, with: impl FnOnce(&mut Known) -> T) -> T {
+    fn with_origin<T>(&self, target: &Target, f: impl FnOnce(&mut OriginState) -> T) -> T {
         let mut origins = lock(&self.origins);
-        with(origins.entry((target.tls, target.host.clone(), target.port)).or_default())
+        f(origins.entry((target.tls, target.host.clone(), target.port)).or_default())
     }
 
-    fn way(&self, settings: &Arc<Settings>, target: &Target) -> Way {
-        self.known(target, |known| {
-            match known.spoken {
-                Spoken::Http1 => return Way::Alone(Version::Negotiated),
-                Spoken::Http1Only => return Way::Alone(Version::Http1),
-                Spoken::Http2 => {}
+    fn plan(&self, settings: &Arc<Settings>, target: &Target) -> Plan {
+        self.with_origin(target, |origin| {
+            match origin.version {
+                ServerVersion::Http1 => return Plan::Connect(Version::Negotiated),
+                ServerVersion::Http1Only => return Plan::Connect(Version::Http1),
+                ServerVersion::Http2 => {}
             }
-            known.shared.retain(|shared| shared.upgrade().is_some_and(|shared| !shared.is_closed()));
-            if let Some(place) = known.shared.iter().filter_map(Weak::upgrade).find_map(|shared| shared.place()) {
-                return Way::Place(place);
+            origin.connections.retain(|weak| weak.upgrade().is_some_and(|connection| !connection.is_closed()));
+            let mut connections = origin.connections.iter().filter_map(Weak::upgrade);
+            if let Some(slot) = connections.find_map(|connection| connection.slot()) {
+                return Plan::UseSlot(slot);
             }
-            // An attempt that ended without a word was dropped with its runtime.
-            let running = known.attempt.take().filter(|attempt| attempt.has_changed().is_ok());
+            // An attempt whose sender is gone was dropped with its runtime.
+            let running = origin.attempt.take().filter(|attempt| attempt.has_changed().is_ok());
             let attempt = running.unwrap_or_else(|| {
                 let (sender, attempt) = watch::channel(None);
                 let (settings, target) = (Arc::clone(settings), target.clone());
-                // In a task, since it is not only for whoever began it.
+                // In a task, so that it outlives the stream that started it.
                 tokio::spawn(async move {
                     let outcome = settings.pool.attempt(&settings, &target).await;
-                    settings.pool.known(&target, |known| known.attempt = None);
+                    settings.pool.with_origin(&target, |origin| origin.attempt = None);
                     sender.send_replace(Some(outcome));
                 });
                 attempt
             });
-            known.attempt = Some(attempt.clone());
-            Way::Wait(attempt)
+            origin.attempt = Some(attempt.clone());
+            Plan::Wait(attempt)
         })
     }
 
     async fn attempt(&self, settings: &Settings, target: &Target) -> Outcome {
-        match self.make(settings, target, settings.version).await {
-            Ok(Made::Http2(shared)) => Outcome::Shared(shared),
-            Ok(Made::Http1(connection)) => Outcome::Single(Arc::new(Mutex::new(Some(connection)))),
+        match self.connect(settings, target, settings.version).await {
+            Ok(Connected::Http2(connection)) => Outcome::Http2(connection),
+            Ok(Connected::Http1(connection)) => Outcome::Http1(Arc::new(Mutex::new(Some(connection)))),
             Err(error) => Outcome::Failed(Arc::new(Mutex::new(error.into()))),
         }
     }
 
-    /// Connects, by HTTP/1.1 if HTTP/2 won't do, and keeps in mind what was found.
-    async fn make(&self, settings: &Settings, target: &Target, version: Version) -> Result<Made> {
-        let mut made = connect(settings, target, version).await;
-        let mut spoken = Spoken::Http1;
-        if let Ok(None) = made {
+    /// Connects, falling back to HTTP/1.1 where HTTP/2 allows no WebSockets, and remembers the server's version.
+    async fn connect(&self, settings: &Settings, target: &Target, version: Version) -> Result<Connected> {
+        let mut connected = connect(settings, target, version).await;
+        let mut found = ServerVersion::Http1;
+        if let Ok(None) = connected {
             if version != Version::Negotiated {
-                return Err(unusable());
+                return Err(no_extended_connect());
             }
             tracing::debug!("the server allows no WebSockets over HTTP/2, falling back to HTTP/1.1");
-            made = connect(settings, target, Version::Http1).await;
-            spoken = Spoken::Http1Only;
+            connected = connect(settings, target, Version::Http1).await;
+            found = ServerVersion::Http1Only;
         }
-        let made = made.and_then(|made| made.ok_or_else(unusable));
-        self.known(target, |known| match &made {
-            Ok(Made::Http2(shared)) => {
-                known.spoken = Spoken::Http2;
-                known.shared.push(Arc::downgrade(shared));
+        let connected = connected.and_then(|connected| connected.ok_or_else(no_extended_connect));
+        self.with_origin(target, |origin| match &connected {
+            Ok(Connected::Http2(connection)) => {
+                origin.version = ServerVersion::Http2;
+                origin.connections.push(Arc::downgrade(connection));
             }
-            Ok(Made::Http1(_)) if known.spoken == Spoken::Http2 => known.spoken = spoken,
-            Ok(Made::Http1(_)) => {}
-            // It may have changed.
-            Err(_) => known.spoken = Spoken::Http2,
+            Ok(Connected::Http1(_)) if origin.version == ServerVersion::Http2 => origin.version = found,
+            Ok(Connected::Http1(_)) => {}
+            // The server may be another one next time.
+            Err(_) => origin.version = ServerVersion::Http2,
         });
-        made
+        connected
     }
 }
 
@@ -188,7 +191,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn unusable() -> Error {
+fn no_extended_connect() -> Error {
     let detail = "the server allows no WebSockets over HTTP/2: its settings don't enable extended CONNECT (RFC 8441)";
     Error::new(ErrorKind::Protocol).with_detail(detail)
 }

@@ -1,4 +1,4 @@
-//! An answer that is no consent, as an error.
+//! A response that refuses the request, as an error.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind};
 
-/// The most that is read of a refusal's body, in bytes.
+/// How much of a refusal's body is read, in bytes.
 const MAX_BODY: usize = 4 * 1024;
-/// How long a refusal's body may take.
+/// The time limit for reading a refusal's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The most that is repeated of what a server says, in characters.
-const MAX_SAID: usize = 300;
+/// How much of a server's text is repeated in an error, in characters.
+const MAX_TEXT: usize = 300;
 
 pub(super) async fn refusal(response: Response<Incoming>) -> Error {
     let (head, body) = response.into_parts();
@@ -28,25 +28,25 @@ pub(super) async fn refusal(response: Response<Incoming>) -> Error {
         let detail = format!("the server redirects to {location} ({status}), which is not followed");
         return Error::new(ErrorKind::Redirect).with_detail(detail);
     }
-    let body = beginning(body).await;
+    let body = read_beginning(body).await;
     let text = String::from_utf8_lossy(&body);
     let problem: Value = match media_type(&head.headers).as_str() {
         "application/problem+json" | "application/json" => serde_json::from_slice(&body).unwrap_or_default(),
         "text/plain" => json!({ "detail": text.lines().next() }),
         _ => Value::Null,
     };
-    let (problem, said) = (problem["type"].as_str().unwrap_or_default(), problem["detail"].as_str());
+    let (problem, detail) = (problem["type"].as_str().unwrap_or_default(), problem["detail"].as_str());
     let problem = problem.rsplit(['/', ':', '#']).next().unwrap_or_default();
     let kind = kind(status, problem, &head.headers);
-    let detail = match said.map(printable).filter(|said| !said.is_empty()) {
-        Some(said) => format!("the server answered {status}: {said}"),
+    let detail = match detail.map(printable).filter(|detail| !detail.is_empty()) {
+        Some(detail) => format!("the server answered {status}: {detail}"),
         None => format!("the server answered {status}"),
     };
     Error::new(kind).with_detail(detail)
 }
 
-/// The statuses that mean something here. `problem` is the last part of the problem's type (RFC 9457), which tells
-/// causes with one status apart.
+/// The kind for a status. `problem` is the last part of the problem's type (RFC 9457), which distinguishes the causes of
+/// one status.
 fn kind(status: StatusCode, problem: &str, headers: &HeaderMap) -> ErrorKind {
     match (status.as_u16(), problem) {
         (400, "bad-path") => ErrorKind::BadPath,
@@ -74,7 +74,7 @@ fn kind(status: StatusCode, problem: &str, headers: &HeaderMap) -> ErrorKind {
         (429, _) => ErrorKind::Overloaded,
         (500, "storage") => ErrorKind::Storage,
         (501, _) => ErrorKind::NotUpgradable,
-        // A proxy has no connection to the server.
+        // From a proxy that can't reach the server.
         (502 | 504, _) => ErrorKind::Connection,
         (503, "shutting-down") => ErrorKind::ShuttingDown,
         (503, _) => ErrorKind::Overloaded,
@@ -88,8 +88,8 @@ fn media_type(headers: &HeaderMap) -> String {
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// What came of the body within the limits; a body that is cut is good enough to explain an error.
-async fn beginning(mut body: Incoming) -> Vec<u8> {
+/// Reads the body's beginning within the limits. A cut body is good enough to explain an error.
+async fn read_beginning(mut body: Incoming) -> Vec<u8> {
     let mut read = Vec::new();
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {
@@ -105,9 +105,9 @@ async fn beginning(mut body: Incoming) -> Vec<u8> {
     read
 }
 
-/// What a peer says as it may be shown: one line, not long, with nothing that steers a terminal.
-pub(super) fn printable(said: &str) -> String {
-    let line: String = said.chars().take(MAX_SAID).map(|c| if c.is_control() { ' ' } else { c }).collect();
+/// A peer's text made safe to show: one line of limited length without control characters, which could steer a terminal.
+pub(super) fn printable(text: &str) -> String {
+    let line: String = text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect();
     line.trim().to_owned()
 }
 
@@ -116,9 +116,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_problems_come_back_as_what_they_were() {
-        // Kinds that share a problem type come back as the type's first one.
-        let told = [
+    fn problems_of_this_crate_keep_their_kind() {
+        // Kinds that share a problem type become the type's first one.
+        let cases = [
             (ErrorKind::BadRequest, ErrorKind::BadRequest),
             (ErrorKind::BadPath, ErrorKind::BadPath),
             (ErrorKind::PathTooLong, ErrorKind::PathTooLong),
@@ -143,14 +143,14 @@ mod tests {
             (ErrorKind::Offset, ErrorKind::Offset),
             (ErrorKind::Precondition, ErrorKind::Precondition),
         ];
-        for (sent, expected) in told {
+        for (sent, expected) in cases {
             assert_eq!(kind(sent.status(), sent.problem(), &HeaderMap::new()), expected, "{sent:?}");
         }
     }
 
     #[test]
-    fn what_a_server_says_cannot_steer_a_terminal() {
+    fn a_servers_text_cannot_steer_a_terminal() {
         assert_eq!(printable("\x1b[2Ja\r\nb\u{9b}c "), "[2Ja  b c");
-        assert_eq!(printable(&"é".repeat(1000)).chars().count(), MAX_SAID);
+        assert_eq!(printable(&"é".repeat(1000)).chars().count(), MAX_TEXT);
     }
 }

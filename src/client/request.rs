@@ -1,4 +1,5 @@
-//! The request and the check of its answer: the opening handshake of RFC 6455 section 4.1, or of RFC 8441 section 5.
+//! The opening handshake, by an HTTP/1.1 upgrade (RFC 6455 section 4.1) or an extended CONNECT over HTTP/2 (RFC 8441
+//! section 5).
 
 use std::fmt::{Display, Write as _};
 use std::io;
@@ -21,63 +22,60 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::builder::{Settings, Version as Allowed};
+use super::builder::{Settings, Version as VersionChoice};
 use super::connect::Connection;
-use super::http2::{Place, Unanswered, cause};
-use super::pool::{Pool, Via};
+use super::http2::{RequestFailed, StreamSlot, cause};
+use super::pool::{Pool, Transport};
 use super::refusal::refusal;
 use super::url::Target;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::identity::AppenderId;
+use crate::protocol::headers::{APPENDER_ID, STREAM_STATE, UPLOAD_OFFSET, X_VERB};
 use crate::state::State;
 use crate::websocket::Conn;
 use crate::websocket::frame::Role;
 
-/// What a server of ours says about the resource in every answer, and the original's never does.
-pub(super) const STREAM_STATE: HeaderName = HeaderName::from_static("stream-state");
-const X_VERB: HeaderName = HeaderName::from_static("x-verb");
-const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
-const APPENDER_ID: HeaderName = HeaderName::from_static("appender-id");
 /// The resumable subprotocol.
 const V1: HeaderValue = HeaderValue::from_static(crate::protocol::SUBPROTOCOL);
 
-/// On how many connections a request is tried that a server of HTTP/2 has left untouched.
-const TRIES: usize = 3;
+/// On how many connections a request is sent that an HTTP/2 server has left unprocessed.
+const MAX_TRIES: usize = 3;
 
 pub(super) type WebSocket = Conn<Socket>;
 
-/// A connection of one's own, or a stream of a shared one.
+/// An upgraded connection, or a stream of a shared HTTP/2 connection.
 #[derive(Debug)]
 pub(super) struct Socket {
     io: TokioIo<Upgraded>,
-    _place: Option<Place>,
+    _slot: Option<StreamSlot>,
 }
 
-/// What is asked of the server.
+/// The operation that a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verb {
     Append,
     Follow,
 }
 
-/// What is asked beside the verb.
+/// The parameters of a request beside its verb.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Options {
+pub(super) struct Parameters {
     query: String,
     id: Option<HeaderValue>,
-    /// How much longer than usual the answer may take.
-    patience: Duration,
+    /// Added to the time limit for the response.
+    extra_time: Duration,
 }
 
-impl Options {
-    /// Adds an option. Its value needs no escapes in a query.
+impl Parameters {
+    /// Adds a query parameter. The value must need no escapes.
     pub(super) fn set(&mut self, name: &str, value: impl Display) {
         let separator = if self.query.is_empty() { "" } else { "&" };
         // Writing to a string can't fail.
         let _ = write!(self.query, "{separator}{name}={value}");
     }
 
-    /// Names the appender. It is a credential, so it goes where no log looks.
+    /// Sets the appender's id. It is a credential, so it goes into a header, marked as sensitive, rather than into the
+    /// URL.
     pub(super) fn set_id(&mut self, id: &AppenderId) -> Result<()> {
         let mut value = HeaderValue::from_str(id.as_str()).map_err(malformed)?;
         value.set_sensitive(true);
@@ -85,76 +83,86 @@ impl Options {
         Ok(())
     }
 
-    /// Grants the server more time for its answer.
-    pub(super) fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+    /// Extends the time limit for the response.
+    pub(super) fn extend_timeout(&mut self, by: Duration) {
+        self.extra_time = by;
     }
 }
 
-/// Whose protocol a server speaks.
+/// The protocol that a server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
     /// `httpfstream.v1`.
-    Resumable,
-    /// The original's, by a server of ours.
-    Ours,
-    /// The original's, by its own server for all that is known.
+    V1,
+    /// The original's, spoken by a server of this crate: it answers pings, and its responses have `Stream-State`.
+    Compat,
+    /// The original's, spoken by the original's server as far as is known.
     Original,
 }
 
-/// A server's consent.
-#[expect(clippy::large_enum_variant, reason = "one per connection, and taken apart at once")]
-pub(super) enum Answer {
-    /// The connection is a WebSocket now. `length` is the resource's, where the answer's head tells it, and so is
-    /// `ended` if nothing will come after what is there: which over HTTP/1.1 would be in a body.
-    Upgraded { conn: WebSocket, dialect: Dialect, length: Option<u64>, ended: Option<State> },
-    /// 200: the resource is in the body. Reading it needs the driver.
-    Plain { response: Response<Incoming>, driver: AbortOnDropHandle<()> },
+/// A response that grants the request.
+#[expect(clippy::large_enum_variant, reason = "one per connection, and destructured at once")]
+pub(super) enum Accepted {
+    /// The connection is a WebSocket now. `length` is the resource's, where the response tells it. `closed` is its state
+    /// if it can't grow any more, which happens over HTTP/2 only: over HTTP/1.1 a closed resource comes in a body.
+    WebSocket { conn: WebSocket, dialect: Dialect, length: Option<u64>, closed: Option<State> },
+    /// A 200 with the closed resource in its body, which is read only while the driver lives.
+    Body { response: Response<Incoming>, driver: AbortOnDropHandle<()> },
 }
 
-/// Connects, asks, and checks the answer.
-pub(super) async fn send(settings: &Arc<Settings>, target: &Target, verb: Verb, options: &Options) -> Result<Answer> {
+/// Connects, sends the request, and checks the response.
+pub(super) async fn send(
+    settings: &Arc<Settings>,
+    target: &Target,
+    verb: Verb,
+    parameters: &Parameters,
+) -> Result<Accepted> {
     let headers = settings.headers().await?;
-    let limit = settings.response_timeout.saturating_add(options.patience);
+    let limit = settings.response_timeout.saturating_add(parameters.extra_time);
     let mut tries = 0;
     loop {
         tries += 1;
         let headers = headers.clone();
-        let place = match Box::pin(Pool::via(settings, target)).await? {
-            Via::Http1(connection) => return http1(settings, target, verb, options, headers, connection).await,
-            Via::Http2(place) => place,
+        let slot = match Box::pin(Pool::acquire(settings, target)).await? {
+            Transport::Http1(connection) => {
+                return http1(settings, target, verb, parameters, headers, connection).await;
+            }
+            Transport::Http2(slot) => slot,
         };
-        let request = request(headers, target, verb, options, None)?;
+        let request = request(headers, target, verb, parameters, None)?;
         let exchange = async {
-            match place.send(request).await {
+            match slot.send(request).await {
                 Ok(response) if response.status() == StatusCode::OK => Ok(Ok(response)),
                 Ok(response) => Ok(Err(refusal(response).await)),
-                Err(unanswered) => Err(unanswered),
+                Err(failed) => Err(failed),
             }
         };
-        let Ok(answered) = timeout(limit, exchange).await else {
-            // As like as not it is the connection that is stuck.
-            place.retire();
-            return Err(unanswered(limit));
+        let Ok(result) = timeout(limit, exchange).await else {
+            // Probably the whole connection is stuck.
+            slot.retire();
+            return Err(timed_out(limit));
         };
-        let response = match answered {
+        let response = match result {
             Ok(response) => response?,
-            Err(Unanswered { error, lost, untouched, http1 }) => {
-                let fall_back = http1 && settings.version == Allowed::Negotiated;
+            Err(RequestFailed { error, connection_lost, unprocessed, http1_required }) => {
+                let fall_back = http1_required && settings.version == VersionChoice::Negotiated;
                 if fall_back {
-                    settings.pool.wants_http1(target);
+                    settings.pool.set_http1_only(target);
                 }
-                // A connection that others had before may have been dead for long, and to follow changes nothing.
-                let harmless = lost && verb == Verb::Follow && !place.first;
-                if tries < TRIES && (fall_back || untouched || harmless) {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "asking again on another connection");
+                // A reused connection may have been dead for long, and a follow is idempotent.
+                let repeatable = connection_lost && verb == Verb::Follow && !slot.is_first;
+                if tries < MAX_TRIES && (fall_back || unprocessed || repeatable) {
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "sending the request again on another connection"
+                    );
                     continue;
                 }
-                return Err(broken(error));
+                return Err(request_error(error));
             }
         };
         let dialect = dialect(response.headers())?;
-        return upgraded(settings, response, dialect, Some(place)).await;
+        return upgraded(settings, response, dialect, Some(slot)).await;
     }
 }
 
@@ -162,24 +170,24 @@ async fn http1(
     settings: &Settings,
     target: &Target,
     verb: Verb,
-    options: &Options,
+    parameters: &Parameters,
     headers: HeaderMap,
     connection: Connection,
-) -> Result<Answer> {
+) -> Result<Accepted> {
     let Connection { mut sender, driver } = connection;
     let key = generate_key();
-    let request = request(headers, target, verb, options, Some(&key))?;
-    let limit = settings.response_timeout.saturating_add(options.patience);
+    let request = request(headers, target, verb, parameters, Some(&key))?;
+    let limit = settings.response_timeout.saturating_add(parameters.extra_time);
     let exchange = async {
-        let response = sender.send_request(request).await.map_err(broken)?;
+        let response = sender.send_request(request).await.map_err(request_error)?;
         match response.status() {
             StatusCode::SWITCHING_PROTOCOLS | StatusCode::OK => Ok(response),
             _ => Err(refusal(response).await),
         }
     };
-    let response = timeout(limit, exchange).await.map_err(|_| unanswered(limit)).flatten()?;
+    let response = timeout(limit, exchange).await.map_err(|_| timed_out(limit)).flatten()?;
     if response.status() == StatusCode::OK {
-        return Ok(Answer::Plain { response, driver });
+        return Ok(Accepted::Body { response, driver });
     }
     check_upgrade(response.headers(), &key)?;
     let dialect = dialect(response.headers())?;
@@ -190,23 +198,23 @@ async fn upgraded(
     settings: &Settings,
     response: Response<Incoming>,
     dialect: Dialect,
-    place: Option<Place>,
-) -> Result<Answer> {
-    let told = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let length = told(UPLOAD_OFFSET).and_then(|length| length.parse().ok());
-    let state: Option<State> = told(STREAM_STATE).and_then(|state| state.parse().ok());
-    let ended = state.filter(|state| !state.is_open());
-    let io = TokioIo::new(hyper::upgrade::on(response).await.map_err(broken)?);
-    let conn = Conn::new(Socket { io, _place: place }, Role::Client, settings.max_message_size);
-    Ok(Answer::Upgraded { conn, dialect, length, ended })
+    slot: Option<StreamSlot>,
+) -> Result<Accepted> {
+    let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let length = header(UPLOAD_OFFSET).and_then(|length| length.parse().ok());
+    let state: Option<State> = header(STREAM_STATE).and_then(|state| state.parse().ok());
+    let closed = state.filter(|state| !state.is_open());
+    let io = TokioIo::new(hyper::upgrade::on(response).await.map_err(request_error)?);
+    let conn = Conn::new(Socket { io, _slot: slot }, Role::Client, settings.max_message_size);
+    Ok(Accepted::WebSocket { conn, dialect, length, closed })
 }
 
-/// The request, with `key` as an upgrade of HTTP/1.1, without as an extended CONNECT.
+/// Builds the request: an HTTP/1.1 upgrade with this `key`, or an extended CONNECT without one.
 fn request(
     mut headers: HeaderMap,
     target: &Target,
     verb: Verb,
-    options: &Options,
+    parameters: &Parameters,
     key: Option<&str>,
 ) -> Result<Request<Empty<bytes::Bytes>>> {
     let verb = match verb {
@@ -216,13 +224,13 @@ fn request(
     headers.insert(X_VERB, HeaderValue::from_static(verb));
     headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     headers.insert(header::SEC_WEBSOCKET_PROTOCOL, V1);
-    if let Some(id) = &options.id {
+    if let Some(id) = &parameters.id {
         headers.insert(APPENDER_ID, id.clone());
     }
-    let path = match (options.query.as_str(), target.path.query()) {
+    let path = match (parameters.query.as_str(), target.path.query()) {
         ("", _) => target.path.clone(),
-        (options, None) => PathAndQuery::try_from(format!("{}?{options}", target.path)).map_err(malformed)?,
-        (options, Some(_)) => PathAndQuery::try_from(format!("{}&{options}", target.path)).map_err(malformed)?,
+        (query, None) => PathAndQuery::try_from(format!("{}?{query}", target.path)).map_err(malformed)?,
+        (query, Some(_)) => PathAndQuery::try_from(format!("{}&{query}", target.path)).map_err(malformed)?,
     };
     let mut request = Request::new(Empty::new());
     if let Some(key) = key {
@@ -243,7 +251,7 @@ fn request(
     Ok(request)
 }
 
-fn unanswered(limit: Duration) -> Error {
+fn timed_out(limit: Duration) -> Error {
     Error::new(ErrorKind::TimedOut).with_detail(format!("the server did not answer within {limit:?}"))
 }
 
@@ -251,34 +259,34 @@ fn malformed(error: impl Into<BoxError>) -> Error {
     Error::new(ErrorKind::BadRequest).with_detail("the request is malformed").with_source(error)
 }
 
-/// Refuses a 101 that a WebSocket server would not have sent for this very request.
+/// Checks that a 101 is a WebSocket server's response to this very request (RFC 6455 section 4.1).
 fn check_upgrade(headers: &HeaderMap, key: &str) -> Result<()> {
     if !has_token(headers, &header::UPGRADE, "websocket") || !has_token(headers, &header::CONNECTION, "upgrade") {
-        return refused("the server switched to something else than WebSocket");
+        return reject("the server switched to a protocol other than WebSocket");
     }
     let mut accepts = headers.get_all(header::SEC_WEBSOCKET_ACCEPT).iter();
     match (accepts.next(), accepts.next()) {
         (Some(accept), None) if accept.as_bytes() == derive_accept_key(key.as_bytes()).as_bytes() => Ok(()),
-        (None, _) => refused("the server's upgrade has no Sec-WebSocket-Accept"),
-        _ => refused("the server's upgrade has a wrong Sec-WebSocket-Accept"),
+        (None, _) => reject("the server's upgrade has no Sec-WebSocket-Accept"),
+        _ => reject("the server's upgrade has a wrong Sec-WebSocket-Accept"),
     }
 }
 
-/// What a server that consents will speak: it must be something that was asked for.
+/// The protocol that the server chose, which must be one that was offered.
 fn dialect(headers: &HeaderMap) -> Result<Dialect> {
     if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
-        return refused("the server's upgrade has an extension that was not asked for");
+        return reject("the server's upgrade has an extension that was not offered");
     }
     let mut protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     match (protocols.next(), protocols.next()) {
-        (None, _) if headers.contains_key(STREAM_STATE) => Ok(Dialect::Ours),
+        (None, _) if headers.contains_key(STREAM_STATE) => Ok(Dialect::Compat),
         (None, _) => Ok(Dialect::Original),
-        (Some(protocol), None) if protocol == V1 => Ok(Dialect::Resumable),
-        _ => refused("the server's upgrade has a subprotocol that was not asked for"),
+        (Some(protocol), None) if protocol == V1 => Ok(Dialect::V1),
+        _ => reject("the server's upgrade has a subprotocol that was not offered"),
     }
 }
 
-fn refused<T>(why: &'static str) -> Result<T> {
+fn reject<T>(why: &'static str) -> Result<T> {
     Err(Error::new(ErrorKind::Protocol).with_detail(why))
 }
 
@@ -287,13 +295,13 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(token))
 }
 
-fn broken(error: hyper::Error) -> Error {
-    // What HTTP/2 calls an error of the protocol doesn't mend by itself, whoever found it.
-    let breach = cause(&error).is_some_and(|cause| {
+fn request_error(error: hyper::Error) -> Error {
+    // A protocol error of HTTP/2 is permanent, whichever side found it.
+    let violation = cause(&error).is_some_and(|cause| {
         matches!(cause.reason(), Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::HTTP_1_1_REQUIRED))
     });
-    let (kind, detail) = match error.is_parse() || breach {
-        true => (ErrorKind::Protocol, "the head of the server's answer is too large, or not HTTP"),
+    let (kind, detail) = match error.is_parse() || violation {
+        true => (ErrorKind::Protocol, "the head of the server's response is too large, or not HTTP"),
         false => (ErrorKind::Connection, "the connection broke before the server answered"),
     };
     Error::new(kind).with_detail(detail).with_source(error)

@@ -1,4 +1,4 @@
-//! When a broken connection is replaced, and when it is given up.
+//! When a stream reconnects, and when it gives up.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
 
-/// What the user wants: see [`ClientBuilder::retry_for`](super::ClientBuilder::retry_for).
+/// The user's limits: see [`ClientBuilder::retry_for`](super::ClientBuilder::retry_for) and
+/// [`retry_delays`](super::ClientBuilder::retry_delays).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Retry {
     pub(super) limit: Duration,
@@ -21,10 +22,11 @@ impl Default for Retry {
     }
 }
 
-/// The attempts of one stream since it last got anywhere.
+/// The attempts of one stream to reconnect since its last progress.
 #[derive(Debug)]
 pub(super) struct Attempts {
     retry: Retry,
+    /// When the first of them began.
     since: Option<Instant>,
     delays: Option<ExponentialBackoff>,
 }
@@ -34,32 +36,36 @@ impl Attempts {
         Self { retry, since: None, delays: None }
     }
 
-    /// The connection that just ended was good for something: all limits count anew. `attached` is when it was ready
-    /// for use. A server that lets everybody in and then fails at once is no progress.
-    pub(super) fn judge(&mut self, moved: bool, attached: Option<Instant>) {
-        if moved || attached.is_some_and(|attached| attached.elapsed() >= self.retry.longest) {
+    /// Counts the limits anew if the connection that just ended was of use: `progress` was made on it, or it lasted for
+    /// the longest delay since `attached`, when it was ready for use. Being accepted by a server that then fails at once
+    /// is no progress.
+    pub(super) fn reset_on_progress(&mut self, progress: bool, attached: Option<Instant>) {
+        if progress || attached.is_some_and(|attached| attached.elapsed() >= self.retry.longest) {
             *self = Self::new(self.retry);
         }
     }
 
-    /// How long to wait before the next attempt; the error if there is to be none.
+    /// The delay before the next attempt after this error.
+    ///
+    /// # Errors
+    /// The error itself if it is permanent or the time is up.
     pub(super) fn delay(&mut self, error: Error) -> Result<Duration, Error> {
-        if !is_passing(error.kind()) || self.retry.limit.is_zero() {
+        if !is_transient(error.kind()) || self.retry.limit.is_zero() {
             return Err(error);
         }
-        let gone = self.since.get_or_insert_with(Instant::now).elapsed();
-        if gone >= self.retry.limit {
+        let elapsed = self.since.get_or_insert_with(Instant::now).elapsed();
+        if elapsed >= self.retry.limit {
             let kind = error.kind();
             let detail = format!("{error}; given up after {:?} without progress", self.retry.limit);
             return Err(Error::new(kind).with_detail(detail).with_source(error));
         }
-        let delay = self.pause().min(self.retry.limit - gone);
-        tracing::info!(error = &error as &dyn std::error::Error, ?delay, "the connection is gone, trying again");
+        let delay = self.next_delay().min(self.retry.limit - elapsed);
+        tracing::info!(error = &error as &dyn std::error::Error, ?delay, "the connection is lost, trying again");
         Ok(delay)
     }
 
-    /// The next delay.
-    pub(super) fn pause(&mut self) -> Duration {
+    /// The next exponential delay with jitter, whatever the time limit.
+    pub(super) fn next_delay(&mut self) -> Duration {
         let Retry { first, longest, .. } = self.retry;
         let delays = self.delays.get_or_insert_with(|| {
             let delays = ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest);
@@ -69,8 +75,8 @@ impl Attempts {
     }
 }
 
-/// Whether the next attempt may fare better. Credentials, contradictions and ends don't mend by themselves.
-pub(super) fn is_passing(kind: ErrorKind) -> bool {
+/// Whether another attempt may succeed. Bad credentials, contradictions and ends are permanent.
+pub(super) fn is_transient(kind: ErrorKind) -> bool {
     matches!(
         kind,
         ErrorKind::Connection

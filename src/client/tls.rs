@@ -1,4 +1,4 @@
-//! TLS as rustls speaks it, with the system's roots and those that were added.
+//! TLS by rustls, with the system's root certificates and the user's.
 
 use std::sync::{Arc, OnceLock};
 
@@ -13,10 +13,10 @@ use tokio_rustls::rustls::{ClientConfig, Error as TlsError};
 use super::builder::Version;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 
-/// HTTP/2 as ALPN names it (RFC 9113 section 3.2).
+/// The ALPN protocol ID of HTTP/2 (RFC 9113 section 3.2).
 const H2: &[u8] = b"h2";
 
-/// Which certificates are trusted. The system's are read at the first use, so that nobody pays who needs no TLS.
+/// The trusted root certificates. The system's are read at the first use, so that clients without TLS don't pay for it.
 #[derive(Default)]
 pub(super) struct Tls {
     roots: Vec<CertificateDer<'static>>,
@@ -27,7 +27,7 @@ impl Tls {
     /// Adds the certificates of a PEM file, or one in DER.
     pub(super) fn add_roots(&mut self, certificate: &[u8]) -> Result<()> {
         let bad = || Error::new(ErrorKind::BadRequest).with_detail("the root certificate is neither PEM nor DER");
-        // DER begins with the tag of a sequence.
+        // A certificate in DER begins with the tag of a SEQUENCE.
         if certificate.first() == Some(&0x30) {
             self.roots.push(CertificateDer::from(certificate.to_vec()));
             return Ok(());
@@ -39,7 +39,7 @@ impl Tls {
         if self.roots.len() == before { Err(bad()) } else { Ok(()) }
     }
 
-    /// Offers what may be spoken (ALPN, RFC 7301). True if the server picked HTTP/2.
+    /// Makes the TLS handshake, and offers the HTTP versions by ALPN (RFC 7301). True if the server picked HTTP/2.
     pub(super) async fn connect(
         &self,
         host: &str,
@@ -54,7 +54,7 @@ impl Tls {
             Version::Http2 => vec![H2.to_vec()],
         };
         let name = ServerName::try_from(host.to_owned())
-            .map_err(|error| failed("the URL's host is no name that a certificate could have", error))?;
+            .map_err(|error| failed("the URL's host is not a name that a certificate can have", error))?;
         let stream = TlsConnector::from(Arc::new(config))
             .connect(name, stream)
             .await

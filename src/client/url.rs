@@ -1,4 +1,4 @@
-//! Where a request goes: a URL, checked once.
+//! The URL of a request, parsed and checked once.
 
 use http::Uri;
 use http::header::HeaderValue;
@@ -6,11 +6,11 @@ use http::uri::PathAndQuery;
 
 use crate::error::{BoxError, Error, ErrorKind, Result};
 
-/// A URL in the parts that a connection and a request need.
+/// The parts of a URL that a connection and a request need.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
     pub(super) tls: bool,
-    /// A name or an address, without the brackets of IPv6.
+    /// A name or an address, an IPv6 address without its brackets.
     pub(super) host: String,
     pub(super) port: u16,
     /// The value of `Host` (RFC 9110 section 7.2).
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_taken_apart() {
+    fn urls_are_parsed() {
         for (url, host, port, authority, path) in [
             ("http://localhost:8080/foo.txt", "localhost", 8080, "localhost:8080", "/foo.txt"),
             ("ws://h", "h", 80, "h", "/"),
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "tls")]
-    fn tls_has_its_own_port() {
+    fn tls_defaults_to_port_443() {
         let target = Target::new("wss://h/x").unwrap();
         assert!(target.tls && target.port == 443);
     }

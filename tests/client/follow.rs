@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use http_body_util::BodyExt as _;
 use httpfstream::client::{self, Client, Follower};
 use httpfstream::{Error, ErrorKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -362,6 +364,39 @@ async fn reading_with_any_buffer_gives_the_same_bytes() {
             assert_eq!(follower.offset(), data.len() as u64);
         }
         assert!(data == expected, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_follower_is_a_stream_whose_error_is_its_last_item() {
+    for (state, expected) in [("finished", None), ("interrupted", Some(ErrorKind::Interrupted))] {
+        let head = format!("HTTP/1.1 200 OK\r\nStream-State: {state}\r\nContent-Length: 6\r\n\r\nabcdef");
+        let mut follower = within(client::follow(answer(head).await)).await.unwrap();
+        // What an AsyncRead has begun to take, a stream goes on with.
+        let mut first = [0; 2];
+        within(follower.read_exact(&mut first)).await.unwrap();
+        let mut items = within(follower.collect::<Vec<_>>()).await;
+        let error = expected.map(|kind| assert_eq!(items.pop().unwrap().unwrap_err().kind(), kind));
+        assert_eq!(error.is_some(), expected.is_some());
+        let chunks: Vec<_> = items.into_iter().map(Result::unwrap).collect();
+        assert_eq!(chunks.last().unwrap().next_offset, 6);
+        assert_eq!(chunks.iter().flat_map(|chunk| chunk.bytes.clone()).collect::<Vec<u8>>(), b"cdef");
+    }
+}
+
+#[tokio::test]
+async fn a_follower_is_a_body_that_fails_where_the_follower_does() {
+    for (state, expected) in [("finished", None), ("interrupted", Some(ErrorKind::Interrupted))] {
+        let head = format!("HTTP/1.1 200 OK\r\nStream-State: {state}\r\nContent-Length: 6\r\n\r\nabcdef");
+        let mut body = within(client::follow(answer(head).await)).await.unwrap().into_body();
+        let (mut data, mut ended) = (Vec::new(), None);
+        while let Some(frame) = within(body.frame()).await {
+            match frame {
+                Ok(frame) => data.extend(frame.into_data().unwrap()),
+                Err(error) => ended = Some(error.kind()),
+            }
+        }
+        assert_eq!((&*data, ended), (&b"abcdef"[..], expected));
     }
 }
 

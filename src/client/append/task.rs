@@ -1,4 +1,4 @@
-//! Runs an appender's connections, one after the other.
+//! The task that runs an appender's connections, one after the other.
 
 use std::future::poll_fn;
 use std::io;
@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::pipe::{Order, Pipe, TaskSide};
+use super::buffer::{Command, SendBuffer, TaskGuard, v1_required};
 use crate::client::builder::Settings;
-use crate::client::close::closed;
-use crate::client::control::{Inbox, ToAppender, wrong};
-use crate::client::request::{Answer, Dialect, Options, Verb, WebSocket, send};
+use crate::client::close::close_error;
+use crate::client::control::{MessageBuffer, ToAppender, violation};
+use crate::client::request::{Accepted, Dialect, Parameters, Verb, WebSocket, send};
 use crate::client::retry::Attempts;
 use crate::client::url::Target;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,350 +22,355 @@ use crate::websocket::Inbound;
 use crate::websocket::frame::{Kind, close_payload};
 use crate::websocket::keepalive::{Keepalive, KeepaliveAction};
 
-/// How long the end of a connection may take once its outcome is known.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a server that broke the connection is listened to for its reason.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// The time limit for closing a connection whose outcome is known.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the client reads on for a close frame after a write failed.
+const CLOSE_REASON_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What it takes to connect again.
-pub(super) struct Task {
+/// Sends what is in the buffer, and reconnects.
+pub(super) struct AppendTask {
     pub(super) settings: Arc<Settings>,
     pub(super) target: Target,
     pub(super) id: AppenderId,
-    pub(super) side: TaskSide,
-    /// What was asked first, and is asked until the server has said where the appender stands.
-    pub(super) first: Options,
-    /// A finish at this length was sent, and perhaps confirmed.
-    pub(super) finishing: Option<u64>,
-    /// The life that was known doesn't matter: it has nothing of ours.
+    pub(super) guard: TaskGuard,
+    /// The first request's parameters, used until a server has told the position.
+    pub(super) parameters: Parameters,
+    /// A finish at this length was sent; whether the server carried it out is unknown.
+    pub(super) pending_finish: Option<u64>,
+    /// Another life than the known one is accepted, because no bytes of this appender are stored in that.
     pub(super) any_life: bool,
 }
 
-/// How a connection ended.
-enum Ended {
-    /// All is said.
+/// What follows the end of a connection.
+enum Outcome {
+    /// The appender is at its end.
     Done,
-    /// The connection is gone, and nothing else; it was ready for use since then.
-    Lost(Error, Option<Instant>),
+    /// Reconnect, unless this error is permanent. The time is when the connection became ready for use, if it did.
+    Reconnect(Error, Option<Instant>),
 }
 
-/// What ends a connection.
-enum Heard {
-    /// The end is confirmed.
+/// Why a connection ended.
+enum End {
+    /// The server confirmed the finish.
     Confirmed,
-    /// The user is gone.
+    /// The appender was dropped.
     Abandoned,
-    /// The server fell silent.
+    /// The server was silent for too long.
     Silent,
     /// The server broke `httpfstream.v1`.
-    Wrong(Error),
+    Violation(Error),
     Inbound(Inbound),
 }
 
 /// One connection.
-struct Link {
+struct Connection {
     conn: WebSocket,
     dialect: Dialect,
-    inbox: Inbox,
+    message: MessageBuffer,
     keepalive: Keepalive,
     /// The finish was sent.
     finishing: bool,
 }
 
-impl Task {
-    /// Runs the first connection and those that replace it, up to the end.
+impl AppendTask {
+    /// Runs the first connection and those that replace it, up to the append's end.
     pub(super) async fn run(mut self, conn: WebSocket, dialect: Dialect) {
         let mut attempts = Attempts::new(self.settings.retry);
-        let mut ended = self.converse(conn, dialect).await;
-        while let Ended::Lost(error, attached) = ended {
-            if self.mistaken_life(&error) {
-                // There is nothing to wait for.
-            } else {
-                attempts.judge(false, attached);
+        let mut outcome = self.run_connection(conn, dialect).await;
+        while let Outcome::Reconnect(error, attached) = outcome {
+            // A life that need not be insisted on is no reason to wait.
+            if !self.drop_life(&error) {
+                attempts.reset_on_progress(false, attached);
                 match attempts.delay(error) {
                     Ok(delay) => {
                         if self.unless_abandoned(sleep(delay)).await.is_none() {
                             return;
                         }
                     }
-                    Err(error) => return self.side.end(Err(error)),
+                    Err(error) => return self.guard.end(Err(error)),
                 }
             }
-            let before = self.pipe().at().acknowledged;
-            ended = match self.unless_abandoned(self.connect()).await {
-                Some(Ok(conn)) => self.converse(conn, Dialect::Resumable).await,
-                Some(Err(error)) => Ended::Lost(error, None),
+            let before = self.buffer().position().acknowledged;
+            outcome = match self.unless_abandoned(self.connect()).await {
+                Some(Ok(conn)) => self.run_connection(conn, Dialect::V1).await,
+                Some(Err(error)) => Outcome::Reconnect(error, None),
                 None => return,
             };
-            attempts.judge(self.pipe().at().acknowledged > before, None);
+            attempts.reset_on_progress(self.buffer().position().acknowledged > before, None);
         }
     }
 
-    fn pipe(&self) -> &Pipe {
-        &self.side.0
+    fn buffer(&self) -> &SendBuffer {
+        &self.guard.0
     }
 
-    /// Does something that is no use to a user who is gone.
-    async fn unless_abandoned<T>(&self, doing: impl Future<Output = T>) -> Option<T> {
+    /// Awaits the future, or returns `None` as soon as the appender is dropped.
+    async fn unless_abandoned<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            () = poll_fn(|cx| self.pipe().poll_abandoned(cx)) => None,
-            done = doing => Some(done),
+            () = poll_fn(|cx| self.buffer().poll_abandoned(cx)) => None,
+            output = future => Some(output),
         }
     }
 
-    /// Connects again.
+    /// Reconnects.
     async fn connect(&self) -> Result<WebSocket> {
-        let at = self.pipe().at();
-        let mut options = Options::default();
-        options.set_id(&self.id)?;
-        if !at.resumable {
-            options = self.first.clone();
-        } else if let Some(life) = at.life.filter(|_| !self.any_life) {
-            // As long as nothing is acknowledged, any life will do that has nothing.
-            if at.acknowledged > 0 || self.finishing.is_some() {
-                options.set("life", life);
+        let position = self.buffer().position();
+        let mut parameters = Parameters::default();
+        parameters.set_id(&self.id)?;
+        if !position.resumable {
+            parameters = self.parameters.clone();
+        } else if let Some(life) = position.life.filter(|_| !self.any_life) {
+            // While nothing is acknowledged, the resource may be in any life in which it is empty.
+            if position.acknowledged > 0 || self.pending_finish.is_some() {
+                parameters.set("life", life);
             }
-            if let Some(length) = self.finishing {
-                options.set("finish", length);
+            if let Some(length) = self.pending_finish {
+                parameters.set("finish", length);
             }
         }
-        match Box::pin(send(&self.settings, &self.target, Verb::Append, &options)).await? {
-            Answer::Upgraded { conn, dialect: Dialect::Resumable, .. } => Ok(conn),
-            _ => Err(super::pipe::unspoken("going on")),
+        match Box::pin(send(&self.settings, &self.target, Verb::Append, &parameters)).await? {
+            Accepted::WebSocket { conn, dialect: Dialect::V1, .. } => Ok(conn),
+            _ => Err(v1_required("resuming")),
         }
     }
 
-    /// Whether the resource is not in the life that was asked for, and needs not be: an empty one may come to nothing.
-    fn mistaken_life(&mut self, error: &Error) -> bool {
-        let mistaken = matches!(error.kind(), ErrorKind::Life | ErrorKind::NotFound)
+    /// If the error says that the known life is over, and nothing was acknowledged in it, accepts any life from now on.
+    /// An empty resource may vanish and be created anew. True if this changed anything.
+    fn drop_life(&mut self, error: &Error) -> bool {
+        let dropped = matches!(error.kind(), ErrorKind::Life | ErrorKind::NotFound)
             && !self.any_life
-            && self.pipe().at().acknowledged == 0;
-        self.any_life |= mistaken;
-        mistaken
+            && self.buffer().position().acknowledged == 0;
+        self.any_life |= dropped;
+        dropped
     }
 
     /// Runs a connection to its end.
-    async fn converse(&mut self, mut conn: WebSocket, dialect: Dialect) -> Ended {
+    async fn run_connection(&mut self, mut conn: WebSocket, dialect: Dialect) -> Outcome {
         let mut attached = None;
-        let mut inbox = Inbox::default();
-        if dialect == Dialect::Resumable {
+        let mut message = MessageBuffer::default();
+        if dialect == Dialect::V1 {
             let greeting =
-                self.unless_abandoned(timeout(self.settings.response_timeout, greeting(&mut conn, &mut inbox)));
-            let greeted = match greeting.await {
-                Some(Ok(greeted)) => greeted.and_then(|greeting| self.greeted(greeting)),
-                Some(Err(_)) => Err(Error::new(ErrorKind::TimedOut).with_detail("the server let nothing be appended")),
+                self.unless_abandoned(timeout(self.settings.response_timeout, greeting(&mut conn, &mut message)));
+            let finished = match greeting.await {
+                Some(Ok(greeting)) => greeting.and_then(|greeting| self.on_greeting(greeting)),
+                Some(Err(_)) => {
+                    Err(Error::new(ErrorKind::TimedOut).with_detail("the server sent nothing after the upgrade"))
+                }
                 None => {
-                    conn.close(1001, "", PATIENCE).await;
-                    return Ended::Done;
+                    conn.close(1001, "", CLOSE_TIMEOUT).await;
+                    return Outcome::Done;
                 }
             };
-            match greeted {
+            match finished {
                 Ok(true) => {
-                    self.side.end(Ok(()));
-                    conn.close(1000, "", PATIENCE).await;
-                    return Ended::Done;
+                    self.guard.end(Ok(()));
+                    conn.close(1000, "", CLOSE_TIMEOUT).await;
+                    return Outcome::Done;
                 }
                 Ok(false) => {
                     attached = Some(Instant::now());
-                    // From here on it is this life, and whatever finish was sent has not been done.
+                    // From now on it is this life, and a finish that was sent before was not carried out.
                     self.any_life = false;
-                    self.finishing = None;
+                    self.pending_finish = None;
                 }
                 Err(error) => {
                     let code = if error.kind() == ErrorKind::Protocol { 1002 } else { 1001 };
-                    // Who is told first needs not wait for the other.
-                    tokio::spawn(async move { conn.close(code, "", PATIENCE).await });
-                    return Ended::Lost(error, None);
+                    // In a task, so that the closing handshake doesn't delay the next connection.
+                    tokio::spawn(async move { conn.close(code, "", CLOSE_TIMEOUT).await });
+                    return Outcome::Reconnect(error, None);
                 }
             }
         }
         let silence = self.settings.silence_timeout;
         let keepalive = Keepalive::new(silence / 3, silence * 2 / 3);
-        let mut link = Link { conn, dialect, inbox, keepalive, finishing: false };
-        let mut heard = poll_fn(|cx| link.poll(cx, self.pipe())).await;
-        if link.finishing {
-            self.finishing = Some(self.pipe().at().end);
+        let mut connection = Connection { conn, dialect, message, keepalive, finishing: false };
+        let mut end = poll_fn(|cx| connection.poll(cx, self.buffer())).await;
+        if connection.finishing {
+            self.pending_finish = Some(self.buffer().position().end);
         }
-        if let Heard::Inbound(Inbound::Broken(error)) = heard {
-            heard = self.last_words(&mut link, error).await;
+        if let End::Inbound(Inbound::Broken(error)) = end {
+            end = self.read_close_reason(&mut connection, error).await;
         }
-        let Link { conn, finishing, .. } = link;
-        let error = match heard {
-            Heard::Confirmed => {
-                self.side.end(Ok(()));
+        let Connection { conn, finishing, .. } = connection;
+        let error = match end {
+            End::Confirmed => {
+                self.guard.end(Ok(()));
                 match dialect {
-                    Dialect::Resumable => conn.close(1000, "", PATIENCE).await,
-                    _ => conn.end(PATIENCE).await,
+                    Dialect::V1 => conn.close(1000, "", CLOSE_TIMEOUT).await,
+                    _ => conn.end(CLOSE_TIMEOUT).await,
                 }
-                return Ended::Done;
+                return Outcome::Done;
             }
-            Heard::Abandoned => {
+            End::Abandoned => {
                 if finishing {
-                    conn.end(PATIENCE).await;
+                    conn.end(CLOSE_TIMEOUT).await;
                 } else {
-                    conn.close(1001, "", PATIENCE).await;
+                    conn.close(1001, "", CLOSE_TIMEOUT).await;
                 }
-                return Ended::Done;
+                return Outcome::Done;
             }
-            Heard::Silent => silent(),
-            Heard::Wrong(error) => {
-                tokio::spawn(async move { conn.close(1002, "", PATIENCE).await });
+            End::Silent => Error::new(ErrorKind::TimedOut).with_detail("the server fell silent"),
+            End::Violation(error) => {
+                tokio::spawn(async move { conn.close(1002, "", CLOSE_TIMEOUT).await });
                 error
             }
-            Heard::Inbound(Inbound::Close(code)) => {
-                let error = closed(code, conn.close_reason(), Verb::Append);
+            End::Inbound(Inbound::Close(code)) => {
+                let error = close_error(code, conn.close_reason(), Verb::Append);
                 tokio::spawn(async move {
-                    if finishing && dialect != Dialect::Resumable {
-                        conn.end(PATIENCE).await;
+                    if finishing && dialect != Dialect::V1 {
+                        conn.end(CLOSE_TIMEOUT).await;
                     } else {
-                        conn.close(code.unwrap_or(1000), "", PATIENCE).await;
+                        conn.close(code.unwrap_or(1000), "", CLOSE_TIMEOUT).await;
                     }
                 });
                 error
             }
-            Heard::Inbound(Inbound::ProtocolError { code, reason }) => {
+            End::Inbound(Inbound::ProtocolError { code, reason }) => {
                 let detail = format!("the server broke the WebSocket protocol: {reason}");
-                tokio::spawn(async move { conn.close(code, &reason, PATIENCE).await });
+                tokio::spawn(async move { conn.close(code, &reason, CLOSE_TIMEOUT).await });
                 Error::new(ErrorKind::Protocol).with_detail(detail)
             }
-            Heard::Inbound(Inbound::Broken(error)) => lost(finishing).with_source(error),
-            Heard::Inbound(Inbound::Eof { .. } | Inbound::Data { .. } | Inbound::Pong) => lost(finishing),
+            End::Inbound(Inbound::Broken(error)) => connection_lost(finishing).with_source(error),
+            End::Inbound(Inbound::Eof { .. } | Inbound::Data { .. } | Inbound::Pong) => connection_lost(finishing),
         };
-        if dialect == Dialect::Resumable {
-            return Ended::Lost(error, attached);
+        if dialect == Dialect::V1 {
+            return Outcome::Reconnect(error, attached);
         }
-        self.side.end(Err(error));
-        Ended::Done
+        self.guard.end(Err(error));
+        Outcome::Done
     }
 
-    /// Takes in the server's first message. True if it says that all has ended before.
-    fn greeted(&self, greeting: ToAppender) -> Result<bool> {
+    /// Takes the server's first message. True if it says that the pending finish was carried out.
+    fn on_greeting(&self, greeting: ToAppender) -> Result<bool> {
         match greeting {
             ToAppender::Attached { offset, life, resumed } => {
-                self.pipe().attach(offset, life, resumed)?;
+                self.buffer().attach(offset, life, resumed)?;
                 Ok(false)
             }
-            ToAppender::Finished(length) if self.finishing == Some(length) => {
-                self.pipe().confirm(length)?;
+            ToAppender::Finished(length) if self.pending_finish == Some(length) => {
+                self.buffer().confirm(length)?;
                 Ok(true)
             }
-            ToAppender::Finished(_) | ToAppender::Ack(_) => Err(wrong("an acknowledgement before anything was sent")),
+            ToAppender::Finished(_) | ToAppender::Ack(_) => {
+                Err(violation("an acknowledgement before anything was sent"))
+            }
         }
     }
 
-    /// A server that refuses and goes away at once makes the next write fail; what it said before can still be read.
-    async fn last_words(&self, link: &mut Link, error: io::Error) -> Heard {
-        link.conn.out().take_all();
-        let listening = async {
+    /// Reads on after a write failed. A server that sends a close frame and closes the socket at once makes the next
+    /// write fail, while the frame can still be read.
+    async fn read_close_reason(&self, connection: &mut Connection, error: io::Error) -> End {
+        connection.conn.out().take_all();
+        let reading = async {
             loop {
-                match link.conn.inbound().await {
-                    Inbound::Data { payload, end, text: true } if link.dialect == Dialect::Resumable => {
-                        match link.take_in(&payload, end, self.pipe()) {
+                match connection.conn.inbound().await {
+                    Inbound::Data { payload, end, text: true } if connection.dialect == Dialect::V1 => {
+                        match connection.on_control(&payload, end, self.buffer()) {
                             Ok(false) => {}
-                            Ok(true) => return Some(Heard::Confirmed),
-                            Err(error) => return Some(Heard::Wrong(error)),
+                            Ok(true) => return Some(End::Confirmed),
+                            Err(error) => return Some(End::Violation(error)),
                         }
                     }
                     Inbound::Data { .. } | Inbound::Pong => {}
-                    close @ Inbound::Close(_) => return Some(Heard::Inbound(close)),
+                    close @ Inbound::Close(_) => return Some(End::Inbound(close)),
                     _ => return None,
                 }
             }
         };
-        timeout(LAST_WORDS, listening).await.ok().flatten().unwrap_or(Heard::Inbound(Inbound::Broken(error)))
+        timeout(CLOSE_REASON_TIMEOUT, reading).await.ok().flatten().unwrap_or(End::Inbound(Inbound::Broken(error)))
     }
 }
 
-impl Link {
-    /// Reads and writes until it is over.
-    fn poll(&mut self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<Heard> {
+impl Connection {
+    /// Reads and writes until the connection ends.
+    fn poll(&mut self, cx: &mut Context<'_>, buffer: &SendBuffer) -> Poll<End> {
         loop {
-            // Reading comes first: a server that refuses says so while this side still writes.
+            // Reading comes first, so that a server's refusal is seen while there is still something to write.
             match self.conn.poll_inbound(cx) {
-                Poll::Ready(Inbound::Data { payload, end, text }) if self.dialect == Dialect::Resumable => {
-                    let taken =
-                        if text { self.take_in(&payload, end, pipe) } else { Err(wrong("data to an appender")) };
-                    match taken {
+                Poll::Ready(Inbound::Data { payload, end, text }) if self.dialect == Dialect::V1 => {
+                    let confirmed = if text {
+                        self.on_control(&payload, end, buffer)
+                    } else {
+                        Err(violation("data to an appender"))
+                    };
+                    match confirmed {
                         Ok(false) => continue,
-                        Ok(true) => return Poll::Ready(Heard::Confirmed),
-                        Err(error) => return Poll::Ready(Heard::Wrong(error)),
+                        Ok(true) => return Poll::Ready(End::Confirmed),
+                        Err(error) => return Poll::Ready(End::Violation(error)),
                     }
                 }
-                // An older server has nothing to say here; the original's never reads what it could answer to.
+                // Without v1 a server's messages mean nothing.
                 Poll::Ready(Inbound::Data { .. } | Inbound::Pong) => continue,
-                Poll::Ready(Inbound::Close(Some(1000))) if self.finishing && self.dialect != Dialect::Resumable => {
-                    let confirmed = pipe.confirm(pipe.at().end);
-                    return Poll::Ready(confirmed.map_or_else(Heard::Wrong, |()| Heard::Confirmed));
+                Poll::Ready(Inbound::Close(Some(1000))) if self.finishing && self.dialect != Dialect::V1 => {
+                    let confirmed = buffer.confirm(buffer.position().end);
+                    return Poll::Ready(confirmed.map_or_else(End::Violation, |()| End::Confirmed));
                 }
-                Poll::Ready(other) => return Poll::Ready(Heard::Inbound(other)),
+                Poll::Ready(other) => return Poll::Ready(End::Inbound(other)),
                 Poll::Pending => {}
             }
+            // The original's server reads no control frames, so it can't answer a ping.
             if self.dialect != Dialect::Original && pin!(self.keepalive.tick()).poll(cx).is_ready() {
                 match self.keepalive.on_tick(self.conn.activity()) {
                     KeepaliveAction::Ping => self.conn.put(Kind::Ping, b""),
-                    KeepaliveAction::GiveUp => return Poll::Ready(Heard::Silent),
+                    KeepaliveAction::GiveUp => return Poll::Ready(End::Silent),
                 }
                 continue;
             }
             let flushed = self.conn.is_flushed() && !self.finishing;
             let (conn, dialect) = (&mut self.conn, self.dialect);
-            // The original's server drops BINARY messages, and takes whatever bytes as TEXT.
+            // The original's server drops BINARY messages, and accepts any bytes as TEXT.
             let kind = if dialect == Dialect::Original { Kind::Text } else { Kind::Binary };
-            match ready!(pipe.poll_order(cx, flushed, |data| conn.put(kind, data))) {
-                Order::Write => {}
-                Order::Finish { seal } => {
+            match ready!(buffer.poll_command(cx, flushed, |data| conn.put(kind, data))) {
+                Command::Write => {}
+                Command::Finish { seal } => {
                     match (dialect, seal) {
-                        (Dialect::Resumable, false) => conn.put(Kind::Text, br#"{"finish":true}"#),
-                        (Dialect::Resumable, true) => conn.put(Kind::Text, br#"{"finish":true,"seal":true}"#),
+                        (Dialect::V1, false) => conn.put(Kind::Text, br#"{"finish":true}"#),
+                        (Dialect::V1, true) => conn.put(Kind::Text, br#"{"finish":true,"seal":true}"#),
                         _ => conn.put(Kind::Close, &close_payload(1000, "")),
                     }
                     self.finishing = true;
                 }
-                Order::Abandon => return Poll::Ready(Heard::Abandoned),
+                Command::Abandon => return Poll::Ready(End::Abandoned),
             }
         }
     }
 
-    /// Takes in a piece of a control message. True if it confirms the end.
-    fn take_in(&mut self, piece: &[u8], end: bool, pipe: &Pipe) -> Result<bool> {
-        let Some(message) = self.inbox.push(piece, end)? else { return Ok(false) };
+    /// Takes a fragment of a control message. True if the message confirms the finish.
+    fn on_control(&mut self, fragment: &[u8], end: bool, buffer: &SendBuffer) -> Result<bool> {
+        let Some(message) = self.message.push(fragment, end)? else { return Ok(false) };
         match ToAppender::parse(&message)? {
-            ToAppender::Ack(offset) => pipe.acknowledge(offset).map(|()| false),
-            ToAppender::Finished(length) if self.finishing => pipe.confirm(length).map(|()| true),
-            ToAppender::Finished(_) => Err(wrong("the confirmation of a finish that it wasn't asked for")),
-            ToAppender::Attached { .. } => Err(wrong("a second first message")),
+            ToAppender::Ack(offset) => buffer.acknowledge(offset).map(|()| false),
+            ToAppender::Finished(length) if self.finishing => buffer.confirm(length).map(|()| true),
+            ToAppender::Finished(_) => Err(violation("the confirmation of a finish that it wasn't asked for")),
+            ToAppender::Attached { .. } => Err(violation("a second first message")),
         }
     }
 }
 
-/// The server's first message.
-async fn greeting(conn: &mut WebSocket, inbox: &mut Inbox) -> Result<ToAppender> {
+/// Reads the server's first message.
+async fn greeting(conn: &mut WebSocket, buffer: &mut MessageBuffer) -> Result<ToAppender> {
     loop {
         match conn.inbound().await {
             Inbound::Data { payload, end, text: true } => {
-                if let Some(message) = inbox.push(&payload, end)? {
+                if let Some(message) = buffer.push(&payload, end)? {
                     return ToAppender::parse(&message);
                 }
             }
-            Inbound::Data { .. } => return Err(wrong("data to an appender")),
+            Inbound::Data { .. } => return Err(violation("data to an appender")),
             Inbound::Pong => {}
-            Inbound::Close(code) => return Err(closed(code, conn.close_reason(), Verb::Append)),
+            Inbound::Close(code) => return Err(close_error(code, conn.close_reason(), Verb::Append)),
             Inbound::ProtocolError { reason, .. } => {
                 let detail = format!("the server broke the WebSocket protocol: {reason}");
                 return Err(Error::new(ErrorKind::Protocol).with_detail(detail));
             }
-            Inbound::Eof { .. } => return Err(lost(false)),
-            Inbound::Broken(error) => return Err(lost(false).with_source(error)),
+            Inbound::Eof { .. } => return Err(connection_lost(false)),
+            Inbound::Broken(error) => return Err(connection_lost(false).with_source(error)),
         }
     }
 }
 
-fn silent() -> Error {
-    Error::new(ErrorKind::TimedOut).with_detail("the server fell silent")
-}
-
-fn lost(finishing: bool) -> Error {
+fn connection_lost(finishing: bool) -> Error {
     Error::new(ErrorKind::Connection).with_detail(if finishing {
         "the connection ended before the server confirmed the end: the last bytes may be missing"
     } else {

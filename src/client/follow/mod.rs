@@ -1,4 +1,4 @@
-//! Following over a WebSocket, or reading what is finished.
+//! Following over a WebSocket, or from a response body where the resource is closed.
 
 mod request;
 mod task;
@@ -10,65 +10,71 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures_core::Stream;
 use http::{Response, header};
 use hyper::body::{Body, Incoming};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::task::{Beginning, Step, Task, lost, run_plain};
-use super::append::unspoken;
+use self::task::{FollowTask, Position, Step, connection_lost, run_non_resumable};
+use super::append::v1_required;
 use super::close::Failure;
-use super::request::{Dialect, STREAM_STATE, WebSocket};
-use crate::chunk::{Chunk, Update};
+use super::request::{Dialect, WebSocket};
+use crate::chunk::{Chunk, FollowBody, Update};
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::{ErrorKind, Result};
+use crate::protocol::headers::STREAM_STATE;
 use crate::state::{Life, State};
 
 pub use self::request::FollowRequest;
 
-/// How many pieces wait for the user at most; each keeps at most one read's buffer, usually 64 KiB.
-const QUEUE: usize = 8;
+/// The capacity of the queue between the task and the user. Each entry keeps at most one read's buffer alive, usually
+/// 64 KiB.
+const QUEUE_LEN: usize = 8;
 
 /// Reads a resource up to its end.
 ///
-/// Take [chunks](Self::next_chunk), or read it as an [`AsyncRead`]; both can be mixed. The end is an end only if the
-/// server said so; everything else is an error, after all bytes that arrived before it were handed out. The errors of
-/// the [`AsyncRead`] hold an [`Error`] ([`io::Error::downcast`] gets it back).
+/// Take [chunks](Self::next_chunk), also as a [`Stream`], read it as an [`AsyncRead`], or turn it into the
+/// [body](Self::into_body) of a response; the first three can be mixed. It ends
+/// cleanly only if the server said that the resource has; everything else is an error, behind all bytes that arrived
+/// before. The errors of the [`AsyncRead`] hold an [`Error`] ([`io::Error::downcast`] gets it back).
 ///
-/// A task in the background runs the connection: it answers the server's pings while the user does something else. Up
-/// to 8 pieces (of usually at most 64 KiB) wait for the user; then nothing more is read from the socket, and a server
-/// may close the connection in the end.
+/// A background task runs the connection and answers the server's pings while the user does something else. It reads
+/// ahead up to 8 chunks (usually of at most 64 KiB); then it reads nothing more from the socket, and a server may close
+/// the connection of a follower that doesn't go on.
 ///
 /// # Broken connections
 /// With a server that speaks `httpfstream.v1` ([`is_resumable`](Self::is_resumable)) the follower survives them: when a
-/// connection breaks, or the server stops, it makes another one, [for a time](super::ClientBuilder::retry_for), and
-/// goes on at the very byte, in the same life. With other servers the first broken connection is the end.
+/// connection breaks or the server stops, it reconnects ([`retry_for`](super::ClientBuilder::retry_for) bounds the time)
+/// and continues at the next byte, in the same life. With other servers it fails with its first connection.
 ///
-/// Dropping the follower ends its connection at once; nobody else notices.
+/// Dropping the follower closes its connection at once.
 #[derive(Debug)]
 pub struct Follower {
     source: Source,
-    /// What an [`AsyncRead`] had no room for.
-    left: Bytes,
+    /// Received, and not handed out yet.
+    buffered: Bytes,
     offset: u64,
-    /// So many bytes come first that the user doesn't want.
+    /// How many bytes to drop before the user's offset is reached.
     skip: u64,
     life: Option<Life>,
     state: Option<State>,
     ended: Option<Result<(), Failure>>,
+    /// The [`Stream`] has yielded its error, and is at its end.
+    exhausted: bool,
 }
 
 #[derive(Debug)]
 enum Source {
-    Live {
-        pieces: mpsc::Receiver<Step>,
+    WebSocket {
+        steps: mpsc::Receiver<Step>,
         _task: AbortOnDropHandle<()>,
     },
-    Plain {
+    Body {
         body: Incoming,
-        /// Whether the end of the body can be told from a cut.
+        /// The body has a length or is chunked, so that its end can't be mistaken for a cut.
         delimited: bool,
         interrupted: bool,
         _driver: AbortOnDropHandle<()>,
@@ -76,61 +82,70 @@ enum Source {
 }
 
 impl Follower {
-    fn resumable(task: Task, conn: WebSocket, beginning: Beginning) -> Self {
-        let (sender, pieces) = mpsc::channel(QUEUE);
+    fn resumable(task: FollowTask, conn: WebSocket, position: Position) -> Self {
+        let (sender, steps) = mpsc::channel(QUEUE_LEN);
         let task = AbortOnDropHandle::new(tokio::spawn(task.run(conn, sender)));
-        let Beginning { offset, life, state } = beginning;
-        let mut follower = Self::new(Source::Live { pieces, _task: task }, 0);
+        let Position { offset, life, state } = position;
+        let mut follower = Self::new(Source::WebSocket { steps, _task: task }, 0);
         follower.offset = offset;
         follower.life = Some(life);
         follower.state = Some(state);
         follower
     }
 
-    fn live(conn: WebSocket, dialect: Dialect, ended: Option<State>, silence: Duration, skip: u64) -> Self {
-        let (sender, pieces) = mpsc::channel(QUEUE);
-        let task = AbortOnDropHandle::new(tokio::spawn(run_plain(conn, sender, dialect, silence)));
-        let mut follower = Self::new(Source::Live { pieces, _task: task }, skip);
-        follower.state = ended;
+    fn non_resumable(conn: WebSocket, dialect: Dialect, closed: Option<State>, silence: Duration, skip: u64) -> Self {
+        let (sender, steps) = mpsc::channel(QUEUE_LEN);
+        let task = AbortOnDropHandle::new(tokio::spawn(run_non_resumable(conn, sender, dialect, silence)));
+        let mut follower = Self::new(Source::WebSocket { steps, _task: task }, skip);
+        follower.state = closed;
         follower
     }
 
-    fn plain(response: Response<Incoming>, driver: AbortOnDropHandle<()>, skip: u64) -> Self {
+    fn body(response: Response<Incoming>, driver: AbortOnDropHandle<()>, skip: u64) -> Self {
         let (head, body) = response.into_parts();
         let delimited = body.size_hint().exact().is_some() || head.headers.contains_key(header::TRANSFER_ENCODING);
         let state = head.headers.get(STREAM_STATE).and_then(|state| state.to_str().ok());
         let state = state.and_then(|state| state.to_ascii_lowercase().parse().ok());
         let interrupted = state == Some(State::Interrupted);
-        let mut follower = Self::new(Source::Plain { body, delimited, interrupted, _driver: driver }, skip);
+        let mut follower = Self::new(Source::Body { body, delimited, interrupted, _driver: driver }, skip);
         follower.state = state;
         follower
     }
 
     fn new(source: Source, skip: u64) -> Self {
-        Self { source, left: Bytes::new(), offset: skip, skip, life: None, state: None, ended: None }
-    }
-
-    /// Whether more may come than is there now: the resource was live or [lost](State::Lost) when that was last heard.
-    pub fn is_live(&self) -> bool {
-        match self.state {
-            Some(state) => state.is_open(),
-            None => matches!(self.source, Source::Live { .. }),
+        Self {
+            source,
+            buffered: Bytes::new(),
+            offset: skip,
+            skip,
+            life: None,
+            state: None,
+            ended: None,
+            exhausted: false,
         }
     }
 
-    /// Whether broken connections are survived: the server speaks `httpfstream.v1`.
+    /// Whether the resource may still grow: as far as is known it is [open](State::is_open).
+    pub fn is_live(&self) -> bool {
+        match self.state {
+            Some(state) => state.is_open(),
+            None => matches!(self.source, Source::WebSocket { .. }),
+        }
+    }
+
+    /// Whether the follower survives broken connections: the server speaks `httpfstream.v1`.
     pub fn is_resumable(&self) -> bool {
         self.life.is_some()
     }
 
-    /// The resource's life, if the server told it: if it speaks `httpfstream.v1`. To go on later, or elsewhere, ask for
-    /// [it](FollowRequest::life) and the [offset](FollowRequest::offset) that was reached. It never changes once there
-    /// was a byte; before that the resource may come to nothing and be created anew.
+    /// The resource's life; `None` if the server doesn't speak `httpfstream.v1`. To continue later or elsewhere, ask for
+    /// this [life](FollowRequest::life) and the [offset](FollowRequest::offset) that was reached. It never changes after
+    /// the first byte; before that the resource may vanish and be created anew.
     pub fn life(&self) -> Option<Life> {
         self.life
     }
 
-    /// How the resource stood where the bytes end that were handed out, if the server told it.
+    /// The resource's state at the current [offset](Self::offset), if the server told it.
     pub fn state(&self) -> Option<State> {
         self.state
     }
@@ -143,18 +158,18 @@ impl Follower {
     /// The next bytes, as soon as there are any; `None` at the clean end, however often it is called.
     ///
     /// # Errors
-    /// Also however often it is called:
-    /// - [`Interrupted`](ErrorKind::Interrupted): the appender was lost for good; what was handed out is all there is,
-    ///   but not the whole. Without `httpfstream.v1` also: the server failed.
+    /// Every later call returns the same kind of error:
+    /// - [`Interrupted`](ErrorKind::Interrupted): the appender was lost for good; everything that is stored was
+    ///   handed out, but it is incomplete. Without `httpfstream.v1` also: the server failed.
     /// - [`Connection`](ErrorKind::Connection), [`TimedOut`](ErrorKind::TimedOut),
     ///   [`ShuttingDown`](ErrorKind::ShuttingDown), [`Overloaded`](ErrorKind::Overloaded),
-    ///   [`Storage`](ErrorKind::Storage): the connection broke, was ended by the server or fell silent, and no other
-    ///   could be made.
-    /// - [`Life`](ErrorKind::Life), [`NotFound`](ErrorKind::NotFound): what was handed out is not the resource's any
-    ///   more.
+    ///   [`Storage`](ErrorKind::Storage): the connection broke, was closed by the server or fell silent, and
+    ///   reconnecting failed.
+    /// - [`Life`](ErrorKind::Life), [`NotFound`](ErrorKind::NotFound): the resource was deleted, or is in another
+    ///   life than the bytes that were handed out.
     /// - [`Unauthorized`](ErrorKind::Unauthorized), [`Forbidden`](ErrorKind::Forbidden): not allowed, or no longer.
     /// - [`PastEnd`](ErrorKind::PastEnd): the resource ends before the offset that was asked for.
-    /// - [`Protocol`](ErrorKind::Protocol), [`TooLarge`](ErrorKind::TooLarge): what the server sent can't be accepted.
+    /// - [`Protocol`](ErrorKind::Protocol), [`TooLarge`](ErrorKind::TooLarge): the server sent something unacceptable.
     ///
     /// # Cancel safety
     /// Cancel safe: no bytes are lost if the future is dropped.
@@ -166,9 +181,8 @@ impl Follower {
         .await
     }
 
-    /// The next bytes or the next change of the state, in their order; `None` at the clean end.
-    ///
-    /// The states that end a resource are no updates: after the end [`state`](Self::state) tells them.
+    /// The next bytes or the next change of the state, in order; `None` at the clean end. The final state is no update:
+    /// see [`state`](Self::state) after the end.
     ///
     /// # Errors
     /// As [`next_chunk`](Self::next_chunk).
@@ -187,8 +201,23 @@ impl Follower {
         .await
     }
 
+    /// The follower as the body of a response, to relay it.
+    ///
+    /// ```
+    /// # use http::Response;
+    /// use httpfstream::FollowBody;
+    /// use httpfstream::client::{Follower, follow};
+    ///
+    /// async fn relay(url: &str) -> httpfstream::Result<Response<FollowBody<Follower>>> {
+    ///     Ok(Response::new(follow(url).await?.into_body()))
+    /// }
+    /// ```
+    pub fn into_body(self) -> FollowBody<Self> {
+        FollowBody::new(self)
+    }
+
     fn take_chunk(&mut self) -> Option<Chunk> {
-        let bytes = std::mem::take(&mut self.left);
+        let bytes = std::mem::take(&mut self.buffered);
         if bytes.is_empty() {
             return None;
         }
@@ -196,30 +225,30 @@ impl Follower {
         Some(Chunk::new(bytes, self.offset))
     }
 
-    /// Sees to it that something is left, unless the resource has ended.
+    /// Waits until bytes are buffered, or the resource has ended.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         loop {
             ready!(self.poll_step(cx))?;
-            if !self.left.is_empty() || self.ended.is_some() {
+            if !self.buffered.is_empty() || self.ended.is_some() {
                 return Poll::Ready(Ok(()));
             }
         }
     }
 
-    /// Waits until something is left, the state has changed, or the resource has ended.
+    /// Waits until bytes are buffered, the state has changed, or the resource has ended.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        while self.left.is_empty() {
+        while self.buffered.is_empty() {
             match &mut self.ended {
                 None => {}
                 Some(Ok(())) => return Poll::Ready(Ok(())),
-                Some(Err(failure)) => return Poll::Ready(Err(failure.tell())),
+                Some(Err(failure)) => return Poll::Ready(Err(failure.error())),
             }
             match ready!(self.source.poll_step(cx)) {
-                Step::Piece(mut piece) => {
-                    let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(piece.len());
-                    piece.advance(skipped);
+                Step::Data(mut data) => {
+                    let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(data.len());
+                    data.advance(skipped);
                     self.skip -= skipped as u64;
-                    self.left = piece;
+                    self.buffered = data;
                 }
                 Step::Life(life) => self.life = Some(life),
                 Step::State(state) => {
@@ -243,16 +272,30 @@ impl Follower {
     }
 }
 
+/// Yields what [`next_chunk`](Follower::next_chunk) returns; an error is the last item.
+impl Stream for Follower {
+    type Item = Result<Chunk>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk>>> {
+        if self.exhausted {
+            return Poll::Ready(None);
+        }
+        let filled = ready!(self.poll_fill(cx));
+        self.exhausted = filled.is_err();
+        Poll::Ready(filled.map(|()| self.take_chunk()).transpose())
+    }
+}
+
 impl AsyncRead for Follower {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
         ready!(self.poll_fill(cx))?;
-        let take = self.left.len().min(buf.remaining());
-        buf.put_slice(&self.left[..take]);
-        self.left.advance(take);
-        self.offset += take as u64;
+        let len = self.buffered.len().min(buf.remaining());
+        buf.put_slice(&self.buffered[..len]);
+        self.buffered.advance(len);
+        self.offset += len as u64;
         Poll::Ready(Ok(()))
     }
 }
@@ -260,20 +303,22 @@ impl AsyncRead for Follower {
 impl Source {
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         match self {
-            Self::Live { pieces, .. } => pieces.poll_recv(cx).map(|step| {
-                step.unwrap_or_else(|| Step::End(Err(lost("the runtime that ran the connection has ended"))))
+            Self::WebSocket { steps, .. } => steps.poll_recv(cx).map(|step| {
+                step.unwrap_or_else(|| Step::End(Err(connection_lost("the runtime that ran the connection has ended"))))
             }),
-            Self::Plain { body, delimited, interrupted, .. } => loop {
+            Self::Body { body, delimited, interrupted, .. } => loop {
                 return Poll::Ready(match ready!(Pin::new(&mut *body).poll_frame(cx)) {
                     Some(Ok(frame)) => match frame.into_data() {
-                        Ok(data) => Step::Piece(data),
+                        Ok(data) => Step::Data(data),
                         Err(_trailers) => continue,
                     },
-                    Some(Err(error)) => Step::End(Err(lost("the server's answer was cut short").with_source(error))),
-                    None if *interrupted => Step::End(Ok(Some(State::Interrupted))),
-                    None if !*delimited => {
-                        Step::End(Err(lost("the server's answer gave no length, so that it may have been cut short")))
+                    Some(Err(error)) => {
+                        Step::End(Err(connection_lost("the server's response was cut short").with_source(error)))
                     }
+                    None if *interrupted => Step::End(Ok(Some(State::Interrupted))),
+                    None if !*delimited => Step::End(Err(connection_lost(
+                        "the server's response has no length, so that it may have been cut short",
+                    ))),
                     None => Step::End(Ok(None)),
                 });
             },

@@ -1,4 +1,4 @@
-//! What a follower can be asked for.
+//! The options of a follow, and how it is opened.
 
 use std::future::IntoFuture;
 use std::pin::Pin;
@@ -7,139 +7,145 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::task::Task;
-use super::{Follower, unspoken};
+use super::task::FollowTask;
+use super::{Follower, v1_required};
 use crate::client::builder::Settings;
-use crate::client::request::{Answer, Dialect, Options, Verb, send};
-use crate::client::retry::{Attempts, Retry, is_passing};
+use crate::client::request::{Accepted, Dialect, Parameters, Verb, send};
+use crate::client::retry::{Attempts, Retry, is_transient};
 use crate::client::url::Target;
 use crate::error::{ErrorKind, Result};
 use crate::protocol::StartPosition;
 use crate::state::Life;
 
-/// The longest that a server is asked to wait at once: proxies give up on answers after a minute.
-const WAIT_AT_ONCE: Duration = Duration::from_secs(30);
-/// Between two questions to a server that doesn't wait itself.
-const ASK_AGAIN: Retry =
-    Retry { limit: Duration::MAX, first: Duration::from_millis(100), longest: Duration::from_secs(2) };
+/// The longest wait that one request asks a server for. Proxies give up on a response after a minute.
+const MAX_WAIT_PER_REQUEST: Duration = Duration::from_secs(30);
+/// The delays between requests to a server that doesn't wait itself.
+const POLL: Retry = Retry { limit: Duration::MAX, first: Duration::from_millis(100), longest: Duration::from_secs(2) };
 
 /// Follows a resource once it is awaited: see [`Client::follow`](crate::client::Client::follow).
 ///
-/// Without [`offset`](Self::offset), [`tail`](Self::tail) or [`lines`](Self::lines), of which the last one counts, it
-/// begins with the first byte.
+/// Starts at the first byte, or where [`offset`](Self::offset), [`tail`](Self::tail) or [`lines`](Self::lines) says; the
+/// last of these calls counts.
 #[must_use = "nothing is followed before it is awaited"]
 #[derive(Debug)]
 pub struct FollowRequest {
-    at: Result<(Arc<Settings>, Target)>,
-    from: StartPosition,
+    destination: Result<(Arc<Settings>, Target)>,
+    start: StartPosition,
     life: Option<Life>,
     wait: Duration,
 }
 
 impl FollowRequest {
-    pub(in crate::client) fn new(at: Result<(Arc<Settings>, Target)>) -> Self {
-        Self { at, from: StartPosition::Beginning, life: None, wait: Duration::ZERO }
+    pub(in crate::client) fn new(destination: Result<(Arc<Settings>, Target)>) -> Self {
+        Self { destination, start: StartPosition::Beginning, life: None, wait: Duration::ZERO }
     }
 
-    /// From this offset on, in bytes; past the end it is [`PastEnd`](ErrorKind::PastEnd).
+    /// Starts at this offset, in bytes; [`PastEnd`](ErrorKind::PastEnd) if the resource ends before it.
     ///
-    /// A server that doesn't speak `httpfstream.v1` sends everything; what lies before the offset is dropped here.
+    /// A server that doesn't speak `httpfstream.v1` sends everything, and the client drops what lies before the offset.
     pub fn offset(mut self, offset: u64) -> Self {
-        self.from = StartPosition::Offset(offset);
+        self.start = StartPosition::Offset(offset);
         self
     }
 
-    /// From so many bytes before the end on. Needs a server that speaks `httpfstream.v1`, else it is
-    /// [`Protocol`](ErrorKind::Protocol).
+    /// Starts this many bytes before the end. [`Protocol`](ErrorKind::Protocol) if the server doesn't speak
+    /// `httpfstream.v1`.
     pub fn tail(mut self, bytes: u64) -> Self {
-        self.from = StartPosition::Tail(bytes);
+        self.start = StartPosition::Tail(bytes);
         self
     }
 
-    /// From so many lines before the end on; what stands behind the last line feed is a line too. Needs a server that
-    /// speaks `httpfstream.v1`, else it is [`Protocol`](ErrorKind::Protocol).
+    /// Starts this many lines before the end; bytes behind the last line feed count as a line.
+    /// [`Protocol`](ErrorKind::Protocol) if the server doesn't speak `httpfstream.v1`.
     pub fn lines(mut self, lines: u64) -> Self {
-        self.from = StartPosition::Lines(lines);
+        self.start = StartPosition::Lines(lines);
         self
     }
 
-    /// Only in this life of the resource, else [`Life`](ErrorKind::Life): for whoever holds bytes of it. Needs a server
-    /// that speaks `httpfstream.v1`, else it is [`Protocol`](ErrorKind::Protocol).
+    /// Only in this life of the resource, else [`Life`](ErrorKind::Life): to continue from an [`offset`](Self::offset).
+    /// [`Protocol`](ErrorKind::Protocol) if the server doesn't speak `httpfstream.v1`.
     pub fn life(mut self, life: Life) -> Self {
         self.life = Some(life);
         self
     }
 
-    /// How long an absent resource is waited for before it is [`NotFound`](ErrorKind::NotFound); [`Duration::MAX`] is for
-    /// ever. Default: not at all.
+    /// Waits this long for an absent resource before failing with [`NotFound`](ErrorKind::NotFound); [`Duration::MAX`]
+    /// waits forever. Default: no wait.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = wait;
         self
     }
 
     async fn open(self) -> Result<Follower> {
-        let Self { at, from, life, wait } = self;
-        let (settings, target) = at?;
-        let mut options = Options::default();
-        match from {
+        let Self { destination, start, life, wait } = self;
+        let (settings, target) = destination?;
+        let mut parameters = Parameters::default();
+        match start {
             StartPosition::Beginning | StartPosition::Offset(0) => {}
-            StartPosition::Offset(offset) => options.set("offset", offset),
-            StartPosition::Tail(bytes) => options.set("tail", bytes),
-            StartPosition::Lines(lines) => options.set("lines", lines),
+            StartPosition::Offset(offset) => parameters.set("offset", offset),
+            StartPosition::Tail(bytes) => parameters.set("tail", bytes),
+            StartPosition::Lines(lines) => parameters.set("lines", lines),
         }
         if let Some(life) = life {
-            options.set("life", life);
+            parameters.set("life", life);
         }
         let silence = settings.silence_timeout;
-        let answer = ask(&settings, &target, &options, wait).await?;
-        if let Answer::Upgraded { conn, dialect: Dialect::Resumable, .. } = answer {
-            let from_nothing = life.is_none() && !matches!(from, StartPosition::Offset(1..));
-            let mut task = Task::new(settings, target, options, from_nothing);
-            let (conn, beginning) = task.begin(conn).await?;
-            return Ok(Follower::resumable(task, conn, beginning));
+        let accepted = open_when_created(&settings, &target, &parameters, wait).await?;
+        if let Accepted::WebSocket { conn, dialect: Dialect::V1, .. } = accepted {
+            let any_life = life.is_none() && !matches!(start, StartPosition::Offset(1..));
+            let mut task = FollowTask::new(settings, target, parameters, any_life);
+            let (conn, position) = task.begin(conn).await?;
+            return Ok(Follower::resumable(task, conn, position));
         }
-        tracing::info!("the server doesn't speak httpfstream.v1: what breaks can't be resumed");
-        let skip = match from {
+        tracing::info!("the server doesn't speak httpfstream.v1: broken connections can't be resumed");
+        let skip = match start {
             StartPosition::Beginning if life.is_none() => 0,
             StartPosition::Offset(offset) if life.is_none() => offset,
-            _ => return Err(unspoken("what was asked for")),
+            _ => return Err(v1_required("an option")),
         };
-        Ok(match answer {
-            Answer::Upgraded { conn, dialect, ended, .. } => Follower::live(conn, dialect, ended, silence, skip),
-            Answer::Plain { response, driver } => Follower::plain(response, driver, skip),
+        Ok(match accepted {
+            Accepted::WebSocket { conn, dialect, closed, .. } => {
+                Follower::non_resumable(conn, dialect, closed, silence, skip)
+            }
+            Accepted::Body { response, driver } => Follower::body(response, driver, skip),
         })
     }
 }
 
-/// Asks until the resource is there, as long as it may take.
-async fn ask(settings: &Arc<Settings>, target: &Target, options: &Options, wait: Duration) -> Result<Answer> {
-    let began = Instant::now();
-    let mut attempts = Attempts::new(ASK_AGAIN);
-    let mut known = false;
+/// Sends the request, again and again while the resource is absent, up to `wait`.
+async fn open_when_created(
+    settings: &Arc<Settings>,
+    target: &Target,
+    parameters: &Parameters,
+    wait: Duration,
+) -> Result<Accepted> {
+    let start = Instant::now();
+    let mut attempts = Attempts::new(POLL);
+    let mut reachable = false;
     loop {
-        let left = wait.saturating_sub(began.elapsed());
-        let at_once = left.min(WAIT_AT_ONCE);
-        let mut options = options.clone();
-        if !left.is_zero() {
-            options.set("wait", at_once.as_millis().div_ceil(1000));
-            options.set_patience(at_once);
+        let remaining = wait.saturating_sub(start.elapsed());
+        let server_wait = remaining.min(MAX_WAIT_PER_REQUEST);
+        let mut parameters = parameters.clone();
+        if !remaining.is_zero() {
+            parameters.set("wait", server_wait.as_millis().div_ceil(1000));
+            parameters.extend_timeout(server_wait);
         }
-        let asked = Instant::now();
-        match Box::pin(send(settings, target, Verb::Follow, &options)).await {
-            Err(error) if !left.is_zero() => {
+        let sent = Instant::now();
+        match Box::pin(send(settings, target, Verb::Follow, &parameters)).await {
+            Err(error) if !remaining.is_zero() => {
                 let absent = error.kind() == ErrorKind::NotFound;
-                // A server that waits itself is asked again at once.
-                let waited = asked.elapsed() >= Duration::from_secs(1);
-                // One that was there may be restarted meanwhile; one that never was is told at once.
-                known |= absent || waited || error.kind() == ErrorKind::ShuttingDown;
-                if !(absent || known && is_passing(error.kind())) {
+                let server_waited = sent.elapsed() >= Duration::from_secs(1);
+                // A server that was reached before may be restarting. One that never was fails the call at once.
+                reachable |= absent || server_waited || error.kind() == ErrorKind::ShuttingDown;
+                if !(absent || reachable && is_transient(error.kind())) {
                     return Err(error);
                 }
-                if !(absent && waited) {
-                    sleep(attempts.pause().min(left)).await;
+                // A server that waited itself gets the next request at once.
+                if !(absent && server_waited) {
+                    sleep(attempts.next_delay().min(remaining)).await;
                 }
             }
-            answer => return answer,
+            result => return result,
         }
     }
 }

@@ -71,7 +71,7 @@ impl ByteQueue {
     }
 
     /// Makes room for a header and for what is pushed behind it, if that is copied: what fits needs one allocation.
-    pub(crate) fn expect(&mut self, header: usize, payload: usize) {
+    pub(crate) fn reserve(&mut self, header: usize, payload: usize) {
         let additional = header + if payload < SMALL { payload } else { 0 };
         if self.open.capacity() == 0 {
             // Not a byte more, as it may for very few.

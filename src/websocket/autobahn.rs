@@ -41,7 +41,7 @@ pub(crate) async fn echo<IO: AsyncRead + AsyncWrite + Unpin>(mut conn: Conn<IO>,
                     whole = std::mem::take(&mut message);
                     checked = 0;
                     if back {
-                        conn.put(if text { Kind::Text } else { Kind::Binary }, &whole);
+                        conn.queue(if text { Kind::Text } else { Kind::Binary }, &whole);
                         if conn.flush(PATIENCE).await.is_err() {
                             return whole;
                         }

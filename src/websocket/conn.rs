@@ -113,7 +113,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     }
 
     /// Takes what messages need from a budget, once they are larger than a read.
-    pub(crate) fn sharing(self, budget: &Arc<Budget>) -> Self {
+    pub(crate) fn with_budget(self, budget: &Arc<Budget>) -> Self {
         Self { arriving: Some(budget.reservation()), handed_out: Some(budget.reservation()), ..self }
     }
 
@@ -143,7 +143,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     }
 
     /// Queues a frame; a client's is masked.
-    pub(crate) fn put(&mut self, kind: Kind, payload: &[u8]) {
+    pub(crate) fn queue(&mut self, kind: Kind, payload: &[u8]) {
         let role = self.role;
         self.out.write_with(|buf| match role {
             Role::Server => {
@@ -331,7 +331,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
 
     /// Sends what others are sent too, as far as the peer takes it at once; what it doesn't take is queued. Whether all is
     /// gone, this and what was queued before.
-    pub(crate) fn send(&mut self, cx: &mut Context<'_>, pieces: &[Bytes]) -> bool {
+    pub(crate) fn write_shared(&mut self, cx: &mut Context<'_>, pieces: &[Bytes]) -> bool {
         let mut wrote = 0;
         if self.out.is_empty() {
             let mut slices = [io::IoSlice::new(&[]); 64];
@@ -368,12 +368,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         reason: &str,
         patience: Duration,
     ) -> Pin<Box<impl Future<Output = ()> + use<IO>>> {
-        self.put(Kind::Close, &close_payload(code, reason));
-        self.end(patience)
+        self.queue(Kind::Close, &close_payload(code, reason));
+        self.shutdown(patience)
     }
 
     /// As [`close`](Self::close), with no close frame of its own (one is queued or was sent).
-    pub(crate) fn end(self, patience: Duration) -> Pin<Box<impl Future<Output = ()> + use<IO>>> {
+    pub(crate) fn shutdown(self, patience: Duration) -> Pin<Box<impl Future<Output = ()> + use<IO>>> {
         Box::pin(self.ending(patience))
     }
 
@@ -421,7 +421,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
                 Event::Data { payload, end, text } => return Ok(Some(Inbound::Data { payload, end, text })),
                 Event::Ping(payload) => {
                     let before = self.out.len();
-                    self.put(Kind::Pong, &payload);
+                    self.queue(Kind::Pong, &payload);
                     self.pongs += self.out.len() - before;
                 }
                 Event::Pong => return Ok(Some(Inbound::Pong)),
@@ -848,7 +848,7 @@ mod tests {
             share.grow(bytes) && !share.grow(1)
         };
         let begin = frame(BEGIN, vec![b'm'; 64 * 1024 - 1]);
-        let mut conn = conn([begin.clone(), frame(0x00, "m")]).sharing(&budget);
+        let mut conn = conn([begin.clone(), frame(0x00, "m")]).with_budget(&budget);
         assert_eq!(message(&mut conn, 1), Told::Waits);
         assert!(free(1000));
         conn.io.reads.push_back(Ok(frame(0x00, [b'm'; 600])));
@@ -887,7 +887,7 @@ mod tests {
     fn flushed_is_what_the_peer_has() {
         let mut conn = conn([frame(0x89, "p")]);
         assert!(conn.is_flushed());
-        conn.put(Kind::Text, b"t");
+        conn.queue(Kind::Text, b"t");
         assert!(!conn.is_flushed());
         conn.io.holds_back = true;
         assert_eq!(inbound(&mut conn), Told::Waits);
@@ -908,10 +908,10 @@ mod tests {
             for room in [all.len(), all.len() - 1, 5.min(all.len() - 1), 3, 2, 0] {
                 let mut conn = conn([]);
                 conn.io.room = Some(room);
-                assert_eq!(conn.send(cx, frame), room == all.len(), "{room} of {}", all.len());
+                assert_eq!(conn.write_shared(cx, frame), room == all.len(), "{room} of {}", all.len());
                 assert_eq!((conn.io.written.len(), conn.out().len()), (room, all.len() - room));
                 // What comes next goes behind it.
-                assert!(!conn.send(cx, &[Bytes::from_static(b"next")]));
+                assert!(!conn.write_shared(cx, &[Bytes::from_static(b"next")]));
                 conn.io.room = Some(usize::MAX);
                 assert_eq!(inbound(&mut conn), Told::Waits);
                 assert!(conn.io.written == [&all[..], b"next"].concat() && conn.is_flushed(), "{room}");
@@ -919,15 +919,15 @@ mod tests {
         }
         // Behind what waits already, and where nothing can be written any more.
         let mut conn = conn([]);
-        conn.put(Kind::Ping, b"");
-        assert!(conn.send(cx, &pieces));
+        conn.queue(Kind::Ping, b"");
+        assert!(conn.write_shared(cx, &pieces));
         assert_eq!(conn.io.written, [&[0x89, 0], &all[..]].concat());
         conn.io.room = None;
-        assert!(!conn.send(cx, &pieces) && conn.out().len() == all.len());
+        assert!(!conn.write_shared(cx, &pieces) && conn.out().len() == all.len());
         // What TLS holds back is not gone.
         conn = self::conn([]);
         conn.io.holds_back = true;
-        assert!(!conn.send(cx, &pieces) && conn.out().is_empty() && !conn.is_flushed());
+        assert!(!conn.write_shared(cx, &pieces) && conn.out().is_empty() && !conn.is_flushed());
     }
 
     // The clock goes on when nothing else does.
@@ -936,7 +936,7 @@ mod tests {
         let stall = Duration::from_secs(10);
         let mut conn = conn([]);
         for _ in 0..100 {
-            conn.put(Kind::Binary, &[0; 1000]);
+            conn.queue(Kind::Binary, &[0; 1000]);
         }
         conn.flush(stall).await.unwrap();
         assert_eq!((conn.io.written.len(), conn.is_flushed()), (100 * 1004, true));
@@ -946,7 +946,7 @@ mod tests {
             (None, false, io::ErrorKind::WriteZero),
         ] {
             (conn.io.room, conn.io.holds_back) = (room, holds_back);
-            conn.put(Kind::Binary, &[0; 4]);
+            conn.queue(Kind::Binary, &[0; 4]);
             let start = tokio::time::Instant::now();
             assert_eq!(conn.flush(stall).await.unwrap_err().kind(), kind);
             assert_eq!(start.elapsed() >= stall, kind == io::ErrorKind::TimedOut);

@@ -115,7 +115,7 @@ impl Framer {
 
     fn frame(&self, payload: Bytes, out: &mut ByteQueue) {
         let kind = if self.text == Text::No { Kind::Binary } else { Kind::Text };
-        out.expect(header_len(payload.len()), payload.len());
+        out.reserve(header_len(payload.len()), payload.len());
         out.write_with(|buf| put_header(buf, kind, payload.len(), None));
         out.push(payload);
     }

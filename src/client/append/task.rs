@@ -196,13 +196,13 @@ impl Task {
                 self.side.end(Ok(()));
                 match dialect {
                     Dialect::Resumable => conn.close(1000, "", PATIENCE).await,
-                    _ => conn.end(PATIENCE).await,
+                    _ => conn.shutdown(PATIENCE).await,
                 }
                 return Ended::Done;
             }
             Heard::Abandoned => {
                 if finishing {
-                    conn.end(PATIENCE).await;
+                    conn.shutdown(PATIENCE).await;
                 } else {
                     conn.close(1001, "", PATIENCE).await;
                 }
@@ -217,7 +217,7 @@ impl Task {
                 let error = closed(code, conn.close_reason(), Verb::Append);
                 tokio::spawn(async move {
                     if finishing && dialect != Dialect::Resumable {
-                        conn.end(PATIENCE).await;
+                        conn.shutdown(PATIENCE).await;
                     } else {
                         conn.close(code.unwrap_or(1000), "", PATIENCE).await;
                     }
@@ -303,7 +303,7 @@ impl Link {
             }
             if self.dialect != Dialect::Original && pin!(self.keepalive.tick()).poll(cx).is_ready() {
                 match self.keepalive.on_tick(self.conn.activity()) {
-                    KeepaliveAction::Ping => self.conn.put(Kind::Ping, b""),
+                    KeepaliveAction::Ping => self.conn.queue(Kind::Ping, b""),
                     KeepaliveAction::GiveUp => return Poll::Ready(Heard::Silent),
                 }
                 continue;
@@ -312,13 +312,13 @@ impl Link {
             let (conn, dialect) = (&mut self.conn, self.dialect);
             // The original's server drops BINARY messages, and takes whatever bytes as TEXT.
             let kind = if dialect == Dialect::Original { Kind::Text } else { Kind::Binary };
-            match ready!(pipe.poll_order(cx, flushed, |data| conn.put(kind, data))) {
+            match ready!(pipe.poll_order(cx, flushed, |data| conn.queue(kind, data))) {
                 Order::Write => {}
                 Order::Finish { seal } => {
                     match (dialect, seal) {
-                        (Dialect::Resumable, false) => conn.put(Kind::Text, br#"{"finish":true}"#),
-                        (Dialect::Resumable, true) => conn.put(Kind::Text, br#"{"finish":true,"seal":true}"#),
-                        _ => conn.put(Kind::Close, &close_payload(1000, "")),
+                        (Dialect::Resumable, false) => conn.queue(Kind::Text, br#"{"finish":true}"#),
+                        (Dialect::Resumable, true) => conn.queue(Kind::Text, br#"{"finish":true,"seal":true}"#),
+                        _ => conn.queue(Kind::Close, &close_payload(1000, "")),
                     }
                     self.finishing = true;
                 }

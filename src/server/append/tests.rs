@@ -77,7 +77,7 @@ impl Held {
     }
 
     async fn send(&mut self, data: &[u8]) {
-        self.conn.put(Kind::Binary, data);
+        self.conn.queue(Kind::Binary, data);
         // It is taken but for what the pipe holds.
         self.conn.flush(Duration::from_secs(20)).await.expect("nobody reads");
     }
@@ -127,9 +127,9 @@ fn a_stream_is_read_on_while_the_storage_is_busy_but_not_without_bound() {
             let (first, rest) = data.split_at(limit / 4 * 3);
             held.send(first).await;
             for message in rest.chunks(BATCH) {
-                held.conn.put(Kind::Binary, message);
+                held.conn.queue(Kind::Binary, message);
             }
-            held.conn.put(Kind::Text, br#"{"finish":true}"#);
+            held.conn.queue(Kind::Text, br#"{"finish":true}"#);
             held.flush().await;
             assert!(held.conn.out().len() > data.len() / 2, "as much as there is of it is taken");
             let (acks, code, stored) = held.release().await;
@@ -149,8 +149,8 @@ fn who_finds_no_memory_for_it_does_not_read_on() {
         let mut all = held.streams.hub.read_ahead_budget.reservation();
         assert!(all.grow(READ_AHEAD));
         let data = numbered(2 << 20);
-        held.conn.put(Kind::Binary, &data);
-        held.conn.put(Kind::Text, br#"{"finish":true}"#);
+        held.conn.queue(Kind::Binary, &data);
+        held.conn.queue(Kind::Text, br#"{"finish":true}"#);
         held.flush().await;
         assert!(held.conn.out().len() > data.len() - BATCH - 3 * PIPE, "{}", held.conn.out().len());
         let (_, code, stored) = held.release().await;
@@ -174,7 +174,7 @@ fn memory_is_given_back_once_the_storage_keeps_up() {
             tokio::task::yield_now().await;
         }
         assert!(!held.served.is_finished());
-        held.conn.put(Kind::Text, br#"{"finish":true}"#);
+        held.conn.queue(Kind::Text, br#"{"finish":true}"#);
         held.flush().await;
         let (_, code, stored) = held.release().await;
         assert!(code == Some(1000) && stored == data);
@@ -188,7 +188,7 @@ fn fault_44_a_finish_behind_what_was_read_ahead_counts_however_long_that_takes()
         let data = numbered(3 * BATCH);
         held.send(&data[..1000]).await;
         held.send(&data[1000..]).await;
-        held.conn.put(Kind::Text, br#"{"finish":true}"#);
+        held.conn.queue(Kind::Text, br#"{"finish":true}"#);
         held.flush().await;
         held.hold();
         held.streams.hub.shutting_down.cancel();

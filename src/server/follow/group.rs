@@ -167,7 +167,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send> IdleMember for SharedSlot<IO> {
             });
             let all_gone = frame.is_some_and(|(frame, to)| {
                 *at = to;
-                line.conn.send(&mut Context::from_waker(waker), frame)
+                line.conn.write_shared(&mut Context::from_waker(waker), frame)
             });
             *left = Some(line);
             if !all_gone {

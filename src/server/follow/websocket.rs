@@ -141,7 +141,7 @@ where
             Wakeup::Tick => match keepalive.on_tick(line.conn.activity()) {
                 KeepaliveAction::GiveUp => return Some((line, 4002, "no answer to pings")),
                 KeepaliveAction::Ping => {
-                    line.conn.put(Kind::Ping, b"");
+                    line.conn.queue(Kind::Ping, b"");
                     continue;
                 }
             },

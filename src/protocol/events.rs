@@ -7,7 +7,7 @@ use data_encoding::BASE64;
 
 use crate::protocol::messages as control;
 use crate::state::{Life, State};
-use crate::websocket::text::incomplete;
+use crate::websocket::text::incomplete_suffix;
 
 /// The most bytes in one event, unless one character is longer.
 const MAX_EVENT: usize = 64 * 1024;
@@ -68,7 +68,7 @@ impl Encoder {
                 &joined
             }
         };
-        let whole = rest.len() - incomplete(rest);
+        let whole = rest.len() - incomplete_suffix(rest);
         self.held = rest[whole..].to_vec();
         rest = &rest[..whole];
         let mut out = BytesMut::with_capacity(rest.len() + rest.len() / 8 + 256);
@@ -137,7 +137,7 @@ fn first_run(bytes: &[u8]) -> (&[u8], bool) {
         // One long line.
         run = MAX_EVENT;
         if is_text {
-            run -= incomplete(&bytes[..run]);
+            run -= incomplete_suffix(&bytes[..run]);
         }
     }
     (&bytes[..run], is_text)

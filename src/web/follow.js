@@ -15,8 +15,8 @@
 //     live, lost, parked                the resource is open
 //     finished, interrupted, sealed     the resource is closed; data may still follow, unless there is `end: true`
 //
-// The first state after each `connecting` has the `offset` where the data continues, and the `life`. The last event of all
-// is one of the closed states, with `end: true` and `length`.
+// The first state after each `connecting` has the `offset` where the data continues, and the `life`. The last event of
+// all is one of the closed states, with `end: true` and `length`.
 //
 // `followText` yields strings that never split a character. It throws a FollowError `interrupted` if the appender was
 // lost for good. For both states and text, use `follow` and a TextDecoder: `decode(event.bytes, { stream: true })`.

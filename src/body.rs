@@ -1,4 +1,4 @@
-//! The body of every response: the inner service's, or one of ours.
+//! Response bodies, the inner service's or our own, and request bodies.
 
 use std::fmt;
 use std::pin::Pin;
@@ -14,9 +14,9 @@ use pin_project_lite::pin_project;
 use crate::error::BoxError;
 
 pin_project! {
-    /// The response body of [`HttpFStream`](crate::HttpFStream): what the inner service gave, unboxed, or our own.
+    /// The response body of [`HttpFStream`](crate::HttpFStream): the inner service's body, unboxed, or our own.
     ///
-    /// Where there is no inner service, `B` is what [`NotFound`](crate::NotFound) answers with.
+    /// Without an inner service, `B` is the body of [`NotFound`](crate::NotFound).
     pub struct ResponseBody<B = String> {
         #[pin]
         kind: Kind<B>,
@@ -31,7 +31,7 @@ pin_project! {
     }
 }
 
-/// A body of ours.
+/// The body of a response of our own.
 pub(crate) type OwnBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// A body of these bytes.
@@ -39,10 +39,10 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> OwnBody {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Forgets the type of a body.
+/// Boxes a response body.
 pub(crate) fn boxed<B>(body: B) -> OwnBody
 where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
     body.map_err(Into::into).boxed_unsync()
@@ -105,18 +105,19 @@ impl<B> fmt::Debug for ResponseBody<B> {
 }
 
 pin_project! {
-    /// A file's body that gives as many bytes as were announced, whatever becomes of the file meanwhile: a longer one
-    /// is a protocol error over HTTP/2.
+    /// A file's body of exactly the announced length, even if the file changes while it is sent: more bytes would be a
+    /// protocol error over HTTP/2, and fewer are an error of this body.
     pub(crate) struct Capped<B> {
         #[pin]
         body: B,
-        left: u64,
+        remaining: u64,
     }
 }
 
 impl<B> Capped<B> {
-    pub(crate) fn new(body: B, left: u64) -> Self {
-        Self { body, left }
+    /// `remaining` is the announced length, in bytes.
+    pub(crate) fn new(body: B, remaining: u64) -> Self {
+        Self { body, remaining }
     }
 }
 
@@ -130,13 +131,13 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
-        if *this.left == 0 {
+        if *this.remaining == 0 {
             return Poll::Ready(None);
         }
         Poll::Ready(match ready!(this.body.poll_frame(cx)) {
             Some(Ok(frame)) => Some(Ok(frame.map_data(|mut data| {
-                data.truncate(usize::try_from(*this.left).unwrap_or(usize::MAX));
-                *this.left -= data.len() as u64;
+                data.truncate(usize::try_from(*this.remaining).unwrap_or(usize::MAX));
+                *this.remaining -= data.len() as u64;
                 data
             }))),
             Some(Err(error)) => Some(Err(error.into())),
@@ -145,21 +146,21 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0
+        self.remaining == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        SizeHint::with_exact(self.remaining)
     }
 }
 
-/// How long what is sent behind a refusal is taken, and dropped.
+/// How long a refused request body is read and dropped.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The body of a request, whatever its type was.
+/// The body of any request, boxed.
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 
-/// Forgets the type of a request's body.
+/// Boxes a request body.
 pub(crate) fn request_body<B>(body: B) -> RequestBody
 where
     B: Body + Send + 'static,
@@ -169,7 +170,7 @@ where
 }
 
 pin_project! {
-    /// A body whose data are `Bytes`. (`map_frame` would forget how much is still to come.)
+    /// Converts a body's data to `Bytes`. (`map_frame` would lose the size hint.)
     struct AsBytes<B> {
         #[pin]
         body: B,
@@ -194,8 +195,8 @@ impl<B: Body> Body for AsBytes<B> {
     }
 }
 
-/// Takes what is still sent of a body that was refused. To drop it resets the stream or the connection, and most clients
-/// then never see why (seen: curl 7.88, httpx over HTTP/1.1).
+/// Reads a refused body for up to two seconds, so that the client sees the answer. Dropping the body would reset the stream
+/// or the connection, and most clients then lose the answer (seen with curl 7.88, and httpx over HTTP/1.1).
 pub(crate) fn drain(mut body: RequestBody) {
     if body.is_end_stream() {
         return;

@@ -1,54 +1,55 @@
-//! What there may be no more of, and who has how much of it.
+//! A shared resource budget.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A number of things that there may be no more of.
+/// A limit on a shared quantity: bytes, connections, followers.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    left: AtomicUsize,
+    free: AtomicUsize,
 }
 
 impl Budget {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(limit) })
+        Arc::new(Self { free: AtomicUsize::new(limit) })
     }
 
-    /// Nothing of it yet.
+    /// An empty reservation.
     pub(crate) fn reservation(self: &Arc<Self>) -> Reservation {
-        Reservation { of: Arc::clone(self), taken: 0 }
+        Reservation { budget: Arc::clone(self), amount: 0 }
     }
 }
 
-/// A part of a [`Budget`], given back when dropped.
+/// A share of a [`Budget`], returned when dropped.
 pub(crate) struct Reservation {
-    of: Arc<Budget>,
-    taken: usize,
+    budget: Arc<Budget>,
+    amount: usize,
 }
 
 impl Reservation {
-    /// Takes so much more, if there is so much.
-    pub(crate) fn grow(&mut self, more: usize) -> bool {
-        // No other memory depends on the order.
-        let taken = self.of.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(more));
-        self.taken += if taken.is_ok() { more } else { 0 };
-        taken.is_ok()
+    /// Reserves `amount` more. Returns whether the budget had it; otherwise nothing changes.
+    pub(crate) fn grow(&mut self, amount: usize) -> bool {
+        // Relaxed: the counter guards no other memory.
+        let relaxed = Ordering::Relaxed;
+        let reserved = self.budget.free.fetch_update(relaxed, relaxed, |free| free.checked_sub(amount)).is_ok();
+        self.amount += if reserved { amount } else { 0 };
+        reserved
     }
 
-    /// Sees to it that it has so much at least, if there is so much.
-    pub(crate) fn grow_to(&mut self, least: usize) -> bool {
-        self.grow(least.saturating_sub(self.taken))
+    /// Reserves what is missing to `total`. Returns whether the budget had it; otherwise nothing changes.
+    pub(crate) fn grow_to(&mut self, total: usize) -> bool {
+        self.grow(total.saturating_sub(self.amount))
     }
 
-    /// Gives all that it has to another share of the same budget.
+    /// Moves the whole amount to another reservation of the same budget.
     pub(crate) fn move_to(&mut self, other: &mut Self) {
-        other.taken += std::mem::take(&mut self.taken);
+        other.amount += std::mem::take(&mut self.amount);
     }
 
-    /// Gives everything back.
+    /// Returns the whole amount to the budget.
     pub(crate) fn clear(&mut self) {
-        self.of.left.fetch_add(std::mem::take(&mut self.taken), Ordering::Relaxed);
+        self.budget.free.fetch_add(std::mem::take(&mut self.amount), Ordering::Relaxed);
     }
 }
 
@@ -60,7 +61,7 @@ impl Drop for Reservation {
 
 impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Reservation").field(&self.taken).finish()
+        f.debug_tuple("Reservation").field(&self.amount).finish()
     }
 }
 
@@ -69,15 +70,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fault_43_what_is_given_back_can_be_taken_again() {
+    fn fault_43_returned_amounts_can_be_reserved_again() {
         let budget = Budget::new(10);
         let (mut one, mut two) = (budget.reservation(), budget.reservation());
         assert!(one.grow(6) && two.grow(4) && !two.grow(1));
         one.clear();
-        assert!(two.grow(6) && !one.grow(1), "all of it, and no more");
+        assert!(two.grow(6) && !one.grow(1), "everything that was returned, and no more");
         drop(two);
         assert!(one.grow(10) && !one.grow(usize::MAX));
         drop(one);
-        assert_eq!(budget.left.load(Ordering::Relaxed), 10);
+        assert_eq!(budget.free.load(Ordering::Relaxed), 10);
     }
 }

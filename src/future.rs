@@ -1,18 +1,18 @@
-//! The future of a call: the inner service's own, unboxed, or ours.
+//! The response future: the inner service's, unboxed, or our own.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use futures_core::future::BoxFuture;
 use http::Response;
 use pin_project_lite::pin_project;
 
 use crate::body::{OwnBody, ResponseBody};
-use futures_core::future::BoxFuture;
 
 pin_project! {
-    /// The response future of [`HttpFStream`](crate::HttpFStream).
+    /// The response future of [`HttpFStream`](crate::HttpFStream): the inner service's, unboxed, or our own.
     pub struct ResponseFuture<F> {
         #[pin]
         kind: Kind<F>,
@@ -23,13 +23,15 @@ pin_project! {
     #[project = KindProj]
     enum Kind<F> {
         Inner { #[pin] future: F },
-        Own { answer: BoxFuture<'static, Verdict<F>> },
+        Own { future: BoxFuture<'static, Verdict<F>> },
     }
 }
 
-/// Whose the request turned out to be.
+/// The outcome of a request that took more than its head to classify.
 pub(crate) enum Verdict<F> {
+    /// The request was for a stream: our response.
     Ours(Response<OwnBody>),
+    /// The request is the inner service's: its future.
     Theirs(F),
 }
 
@@ -38,8 +40,8 @@ impl<F> ResponseFuture<F> {
         Self { kind: Kind::Inner { future } }
     }
 
-    pub(crate) fn own(answer: BoxFuture<'static, Verdict<F>>) -> Self {
-        Self { kind: Kind::Own { answer } }
+    pub(crate) fn own(future: BoxFuture<'static, Verdict<F>>) -> Self {
+        Self { kind: Kind::Own { future } }
     }
 }
 
@@ -56,7 +58,7 @@ where
                 KindProj::Inner { future } => {
                     return future.poll(cx).map_ok(|response| response.map(ResponseBody::inner));
                 }
-                KindProj::Own { answer } => match ready!(answer.as_mut().poll(cx)) {
+                KindProj::Own { future } => match ready!(future.as_mut().poll(cx)) {
                     Verdict::Ours(response) => return Poll::Ready(Ok(response.map(ResponseBody::own))),
                     Verdict::Theirs(future) => future,
                 },

@@ -1,4 +1,4 @@
-//! Appends what comes on stdin, or a file, to a resource.
+//! Appends stdin or a file to a resource.
 
 mod shared;
 
@@ -20,27 +20,27 @@ use tokio::time::sleep;
 
 use self::shared::client::ClientArgs;
 use self::shared::exit::{FAILED, FINISHED, Failure, INTERRUPTED, exit_with, report};
-use self::shared::record::{Place, Record};
+use self::shared::record::{Record, RecordFile};
 
 const PROGRAM: &str = "httpfstream-append";
-/// What is in stdin's pipe when a signal comes is still sent, if it can be read within this time.
-const REST: Duration = Duration::from_millis(100);
-/// How often a file is looked at that may have grown.
-const LOOK: Duration = Duration::from_millis(200);
-/// How much is read of a file at once, in bytes.
-const READ: usize = 64 * 1024;
+/// After a signal, stdin is still read for this long, so that the contents of its pipe are sent.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// How often a file is checked for growth.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// The size of reads from a file, in bytes.
+const READ_SIZE: usize = 64 * 1024;
 
-/// Appends stdin to the resource at a URL, as it comes, and finishes it at the end of stdin.
+/// Appends stdin to the resource at a URL as it arrives, and finishes the resource at the end of stdin.
 ///
-/// It survives broken connections and restarts of the server, with no byte lost or repeated. Ctrl-C sends what was read,
-/// finishes the resource and waits for the server's confirmation; a second one stops at once.
+/// Broken connections and restarts of the server are survived with no byte lost or repeated. Ctrl-C sends what was
+/// read, finishes the resource and waits for the server's confirmation; a second Ctrl-C stops at once.
 ///
-/// With --resume it appends a file instead, and can be killed and started again. Ctrl-C waits for the server to
-/// acknowledge what was sent and exits with 3, for a later start to go on; with --follow-file it finishes the resource
-/// with what the file holds, and SIGTERM leaves it for a later start.
+/// With --resume, appends a file instead, and can be killed and run again. Ctrl-C waits until the server has
+/// acknowledged what was sent, and exits with 3; running the same command again resumes. With --follow-file, Ctrl-C
+/// finishes the resource at the file's current end, and SIGTERM stops so that a later run resumes.
 ///
-/// Exit codes: 0 finished and confirmed, 1 failed, 2 wrong usage, 3 interrupted (stdin could not be read to its end, or a
-/// signal stopped it before the end was confirmed), 4 absent.
+/// Exit codes: 0 finished and confirmed, 1 failed, 2 wrong usage, 3 interrupted (stdin could not be read to its end,
+/// or a signal stopped the program before the end was confirmed), 4 absent.
 #[derive(Parser, Debug)]
 #[command(name = PROGRAM, version)]
 struct Args {
@@ -48,81 +48,81 @@ struct Args {
     client: ClientArgs,
 
     #[command(flatten)]
-    how: How,
+    append: AppendArgs,
 }
 
 #[derive(clap::Args, Debug)]
-struct How {
-    /// Only if the resource is absent
+struct AppendArgs {
+    /// Append only if the resource is absent
     #[arg(long)]
     create: bool,
 
-    /// Only if the resource ends at this offset, in bytes
+    /// Append only if the resource ends at this offset, in bytes
     #[arg(long, value_name = "BYTES")]
     offset: Option<u64>,
 
-    /// Finish for good: nothing can be appended afterwards
+    /// Seal the resource at the end, so that nothing can be appended afterwards
     #[arg(long)]
     seal: bool,
 
-    /// Append this file, which may only grow, and go on where an earlier start was stopped; what that takes is kept in
-    /// FILE.httpfstream: remove it to append the whole file once more
+    /// Append this file, which may only grow, and resume where an earlier run stopped. The state is kept in
+    /// FILE.httpfstream; remove that to append the whole file again
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
 
-    /// Go on while the file grows, until Ctrl-C
+    /// Keep appending while the file grows, until Ctrl-C
     #[arg(long, requires = "resume")]
     follow_file: bool,
 }
 
-impl How {
-    /// As it is asked for by whoever begins.
-    fn ask(&self, mut request: AppendRequest) -> AppendRequest {
+impl AppendArgs {
+    /// Configures the request of a first run.
+    fn configure(&self, mut request: AppendRequest) -> AppendRequest {
         if self.create {
             request = request.create_new();
         }
         if let Some(offset) = self.offset {
             request = request.offset(offset);
         }
-        self.ask_again(request)
+        self.configure_resumed(request)
     }
 
-    /// As it is asked for by whoever goes on.
-    fn ask_again(&self, request: AppendRequest) -> AppendRequest {
+    /// Configures the request of a run that resumes.
+    fn configure_resumed(&self, request: AppendRequest) -> AppendRequest {
         if self.seal { request.seal_at_end() } else { request }
     }
 }
 
-/// How it ended where nothing failed.
+/// The end of a run without a failure.
 enum End {
     Finished {
         sent: u64,
     },
-    /// A signal left the rest for a later start.
-    Left,
+    /// A signal stopped it, and a later run resumes.
+    Stopped,
 }
 
 fn main() {
-    let Args { client, how } = shared::args::parse();
-    exit_with(PROGRAM, run(&client, &how))
+    let Args { client, append } = shared::args::parse();
+    exit_with(PROGRAM, run(&client, &append))
 }
 
-async fn run(args: &ClientArgs, how: &How) -> i32 {
+async fn run(args: &ClientArgs, options: &AppendArgs) -> i32 {
     let url = &args.url;
     let signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => {
-            eprintln!("{PROGRAM}: signals can't be awaited: {error}");
+            eprintln!("{PROGRAM}: can't handle signals: {error}");
             return FAILED;
         }
     };
-    let source = how.resume.as_ref().map_or("stdin".to_owned(), |file| file.display().to_string());
+    let source = options.resume.as_ref().map_or("stdin".to_owned(), |file| file.display().to_string());
     if args.verbose {
         eprintln!("appending from {source} to {url}");
     }
-    let ended = match &how.resume {
-        None => append_stdin(args, how, signals).await,
-        Some(file) => append_file(args, how, file, signals).await,
+    let ended = match &options.resume {
+        None => append_stdin(args, options, signals).await,
+        Some(file) => append_file(args, options, file, signals).await,
     };
     match ended {
         Ok(End::Finished { sent }) => {
@@ -131,40 +131,45 @@ async fn run(args: &ClientArgs, how: &How) -> i32 {
             }
             FINISHED
         }
-        Ok(End::Left) => {
-            eprintln!("{PROGRAM}: stopped before the end; the same command goes on");
+        Ok(End::Stopped) => {
+            eprintln!("{PROGRAM}: stopped before the end; run the same command again to resume");
             INTERRUPTED
         }
         Err(failure) => report(PROGRAM, &format!("could not append to {url}"), &failure),
     }
 }
 
-async fn append_stdin(args: &ClientArgs, how: &How, mut signals: Signals) -> Result<End, Failure> {
-    let request = how.ask(args.client()?.open_append(args.url.clone()));
+async fn append_stdin(args: &ClientArgs, options: &AppendArgs, mut signals: Signals) -> Result<End, Failure> {
+    let request = options.configure(args.client()?.open_append(args.url.clone()));
     let mut appender = tokio::select! {
         opened = request.into_future() => opened?,
         _ = signals.next() => exit(INTERRUPTED),
     };
     let (stop, stopped) = oneshot::channel();
-    tokio::spawn(watch(signals, stop));
+    tokio::spawn(stop_on_signal(signals, stop));
     let sent = appender.append_reader(Input::new(stopped)).await?;
     appender.finish().await?;
     Ok(End::Finished { sent })
 }
 
-async fn append_file(args: &ClientArgs, how: &How, path: &Path, mut signals: Signals) -> Result<End, Failure> {
+async fn append_file(
+    args: &ClientArgs,
+    options: &AppendArgs,
+    path: &Path,
+    mut signals: Signals,
+) -> Result<End, Failure> {
     let url = args.url.to_string();
     let file = File::open(path).await.map_err(|error| unreadable(path, &error))?;
-    let place = Place::beside(path);
+    let record_file = RecordFile::beside(path);
     let client = args.client()?;
-    let (mut record, request) = match place.load(&url)? {
+    let (mut record, mut request) = match record_file.load(&url)? {
         Some(Record { id: Some(id), life, base, acknowledged, finishing, .. }) => {
             let record = Record { url, id: Some(id.clone()), life, base, acknowledged, finishing };
             let request = client.open_append(args.url.clone()).appender_id(id);
             let request = match life {
-                None => how.ask(request),
+                None => options.configure(request),
                 Some(life) => {
-                    let request = how.ask_again(request).resume(life, acknowledged);
+                    let request = options.configure_resumed(request).resume(life, acknowledged);
                     match finishing {
                         Some(length) => request.perhaps_finished(length),
                         None => request,
@@ -176,24 +181,23 @@ async fn append_file(args: &ClientArgs, how: &How, path: &Path, mut signals: Sig
         _ => {
             let id = AppenderId::random()?;
             let record = Record { url, id: Some(id.clone()), ..Record::default() };
-            place.save(&record)?;
-            (record, how.ask(client.open_append(args.url.clone()).appender_id(id)))
+            record_file.save(&record)?;
+            (record, options.configure(client.open_append(args.url.clone()).appender_id(id)))
         }
     };
-    let mut request = request;
     let appender = loop {
         let appender = tokio::select! {
             opened = request.into_future() => match opened {
                 Ok(appender) => appender,
                 Err(error) => {
                     if record.life.is_none() && !error.is_retryable() {
-                        // Nothing was sent, and nothing is to be resumed.
-                        place.remove()?;
+                        // Nothing was sent, so there is nothing to resume.
+                        record_file.remove()?;
                     }
                     return Err(error.into());
                 }
             },
-            _ = signals.next() => return Ok(End::Left),
+            _ = signals.next() => return Ok(End::Stopped),
         };
         let (Some(finished), Some(life)) = (record.finishing.filter(|_| appender.is_finished()), record.life) else {
             break appender;
@@ -201,17 +205,17 @@ async fn append_file(args: &ClientArgs, how: &How, path: &Path, mut signals: Sig
         if record.base.saturating_add(length(&file, path).await?) <= finished {
             break appender;
         }
-        // It was finished, and the file has grown since.
+        // The resource was finished, but the file has grown since.
         (record.acknowledged, record.finishing) = (finished, None);
-        place.save(&record)?;
+        record_file.save(&record)?;
         let again = client.open_append(args.url.clone()).appender_id(appender.id().clone());
-        request = how.ask_again(again).resume(life, finished);
+        request = options.configure_resumed(again).resume(life, finished);
     };
     if appender.is_finished() {
         return Ok(End::Finished { sent: 0 });
     }
     if !appender.is_resumable() {
-        place.remove()?;
+        record_file.remove()?;
         let detail = "the server doesn't speak httpfstream.v1, which --resume needs";
         return Err(Error::new(ErrorKind::Protocol).with_detail(detail).into());
     }
@@ -219,44 +223,44 @@ async fn append_file(args: &ClientArgs, how: &How, path: &Path, mut signals: Sig
     if record.life.is_none() {
         (record.base, record.acknowledged) = (began, began);
     }
-    // Before the first byte is sent.
+    // Saved before the first byte is sent.
     record.life = appender.life();
     record.finishing = None;
-    place.save(&record)?;
-    let mut upload = Upload { file, path, appender, record, place, signals };
-    if !upload.send(how.follow_file).await? {
-        return upload.leave().await;
+    record_file.save(&record)?;
+    let mut upload = Upload { file, path, appender, record, record_file, signals };
+    if !upload.send(options.follow_file).await? {
+        return upload.stop().await;
     }
     let sent = upload.appender.offset() - began;
     upload.finish().await?;
     Ok(End::Finished { sent })
 }
 
-/// A file on its way.
+/// The transfer of a file.
 struct Upload<'a> {
     file: File,
     path: &'a Path,
     appender: Appender,
     record: Record,
-    place: Place,
+    record_file: RecordFile,
     signals: Signals,
 }
 
 impl Upload<'_> {
-    /// Sends what the server doesn't have up to the file's end; false if a signal came before.
+    /// Sends the rest of the file. Returns false if a signal stopped it before the end.
     async fn send(&mut self, follow: bool) -> Result<bool, Failure> {
         let mut ending = !follow;
         self.seek().await?;
         loop {
             let step = async {
-                let mut buf = BytesMut::with_capacity(READ);
+                let mut buf = BytesMut::with_capacity(READ_SIZE);
                 let read = self.file.read_buf(&mut buf).await.map_err(|error| unreadable(self.path, &error))?;
                 if read > 0 {
                     self.appender.append(buf).await?;
                 } else if !ending {
                     tokio::select! {
                         error = self.appender.closed() => return Err(error.into()),
-                        () = sleep(LOOK) => {}
+                        () = sleep(POLL_INTERVAL) => {}
                     }
                 }
                 Ok::<_, Failure>(read)
@@ -267,7 +271,7 @@ impl Upload<'_> {
                 read = step => match read? {
                     0 if ending => return Ok(true),
                     0 => {
-                        // It may have been cut.
+                        // Fails if the file was truncated.
                         self.seek().await?;
                         None
                     }
@@ -284,52 +288,52 @@ impl Upload<'_> {
                 Some(_) => return Ok(false),
             }
             if self.record.acknowledged == self.record.base && self.appender.acknowledged() > self.record.base {
-                // From now on a resource without these bytes is another one.
-                self.note()?;
+                // The first acknowledgement: from now on a resource without these bytes counts as another one.
+                self.save_progress()?;
             }
         }
     }
 
-    /// Goes to where the next byte is.
+    /// Seeks to the next byte to send.
     async fn seek(&mut self) -> Result<(), Failure> {
         let position = self.appender.offset().checked_sub(self.record.base);
         let length = length(&self.file, self.path).await?;
         let Some(position) = position.filter(|position| *position <= length) else {
-            let detail = format!("{} is shorter than what was appended of it before", self.path.display());
+            let detail = format!("{} is shorter than the part that was appended before", self.path.display());
             return Err(Failure::Local(detail));
         };
         self.file.seek(SeekFrom::Start(position)).await.map_err(|error| unreadable(self.path, &error))?;
         Ok(())
     }
 
-    /// Keeps what is acknowledged.
-    fn note(&mut self) -> Result<(), Failure> {
+    /// Saves what is acknowledged.
+    fn save_progress(&mut self) -> Result<(), Failure> {
         self.record.life = self.appender.life();
         self.record.acknowledged = self.appender.acknowledged();
-        self.place.save(&self.record)
+        self.record_file.save(&self.record)
     }
 
-    /// Stops, for a later start to go on.
-    async fn leave(mut self) -> Result<End, Failure> {
+    /// Stops so that a later run can resume.
+    async fn stop(mut self) -> Result<End, Failure> {
         tokio::select! {
             synced = self.appender.sync() => { synced?; }
             _ = self.signals.next() => give_up(),
         }
-        self.note()?;
-        Ok(End::Left)
+        self.save_progress()?;
+        Ok(End::Stopped)
     }
 
     async fn finish(mut self) -> Result<(), Failure> {
         let length = self.appender.offset();
         self.record.finishing = Some(length);
-        self.note()?;
+        self.save_progress()?;
         tokio::select! {
             finished = self.appender.finish() => { finished?; }
             _ = self.signals.next() => give_up(),
         }
-        // Kept, so that a later start finds that there is nothing left to do.
+        // The record is kept, so that a later run finds nothing left to do.
         self.record.acknowledged = length;
-        self.place.save(&self.record)
+        self.record_file.save(&self.record)
     }
 }
 
@@ -341,21 +345,21 @@ fn unreadable(path: &Path, error: &io::Error) -> Failure {
     Failure::Local(format!("{} can't be read: {error}", path.display()))
 }
 
-/// A second signal doesn't wait for the server.
+/// Exits without waiting for the server.
 fn give_up() -> ! {
     eprintln!("{PROGRAM}: stopped before the server confirmed the end");
     exit(INTERRUPTED);
 }
 
-/// The first signal ends the input, the second one the program.
-async fn watch(mut signals: Signals, stop: oneshot::Sender<()>) {
+/// Ends the input at the first signal, and the program at the second.
+async fn stop_on_signal(mut signals: Signals, stop: oneshot::Sender<()>) {
     signals.next().await;
     let _ = stop.send(());
     signals.next().await;
     give_up();
 }
 
-/// Stdin, until its end or a signal.
+/// Stdin up to its end or a signal.
 struct Input {
     stdin: Stdin,
     stop: Pin<Box<dyn Future<Output = ()>>>,
@@ -366,7 +370,7 @@ impl Input {
     fn new(stopped: oneshot::Receiver<()>) -> Self {
         let stop = Box::pin(async {
             let _ = stopped.await;
-            tokio::time::sleep(REST).await;
+            sleep(DRAIN_TIMEOUT).await;
         });
         Self { stdin: stdin(), stop, stopped: false }
     }
@@ -386,7 +390,7 @@ impl AsyncRead for Input {
     }
 }
 
-/// What was asked for from outside.
+/// A signal to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Signal {
     /// Ctrl-C.
@@ -394,7 +398,7 @@ enum Signal {
     Terminate,
 }
 
-/// Ctrl-C, and SIGTERM where there is one.
+/// Ctrl-C, and on Unix SIGTERM.
 struct Signals {
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,

@@ -1,4 +1,4 @@
-//! Prints a resource, or keeps it in a file, up to its end.
+//! Prints a resource, or writes it to a file, up to its end.
 
 mod shared;
 
@@ -13,16 +13,16 @@ use tokio::io::{AsyncWriteExt, stdout};
 
 use self::shared::client::ClientArgs;
 use self::shared::exit::{FINISHED, Failure, exit_with, report};
-use self::shared::record::{Place, Record};
+use self::shared::record::{Record, RecordFile};
 
 const PROGRAM: &str = "httpfstream-follow";
 
-/// Prints the resource at a URL: what is stored, what arrives, and so on to the end.
+/// Prints the resource at a URL: the stored bytes, then new ones as they arrive, up to the end.
 ///
-/// It survives broken connections and restarts of the server, with no byte lost or repeated.
+/// Broken connections and restarts of the server are survived with no byte lost or repeated.
 ///
-/// Exit codes: 0 finished, 1 failed, 2 wrong usage, 3 interrupted (its appender was lost: what was printed is not the
-/// whole), 4 absent.
+/// Exit codes: 0 finished, 1 failed, 2 wrong usage, 3 interrupted (the appender was lost, so the data is incomplete), 4
+/// absent.
 #[derive(Parser, Debug)]
 #[command(name = PROGRAM, version)]
 struct Args {
@@ -30,36 +30,36 @@ struct Args {
     client: ClientArgs,
 
     #[command(flatten)]
-    what: What,
+    follow: FollowArgs,
 }
 
 #[derive(clap::Args, Debug)]
-struct What {
-    /// Begin at this offset, in bytes
+struct FollowArgs {
+    /// Start at this offset, in bytes
     #[arg(long, value_name = "BYTES", group = "beginning")]
     offset: Option<u64>,
 
-    /// Begin with the last so many bytes
+    /// Start with the last BYTES bytes
     #[arg(long, value_name = "BYTES", group = "beginning")]
     tail: Option<u64>,
 
-    /// Begin with the last so many lines
+    /// Start with the last LINES lines
     #[arg(long, value_name = "LINES", group = "beginning")]
     lines: Option<u64>,
 
-    /// Append to this file instead of printing, and go on where an earlier start was stopped; what that takes is kept
-    /// in FILE.httpfstream
+    /// Write to this file instead of stdout, and resume where an earlier run stopped. The state is kept in
+    /// FILE.httpfstream
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Wait for an absent resource, for so many seconds or, without a number, for ever
+    /// Wait for an absent resource, this long or, without a number, for ever
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
     wait: Option<Option<u32>>,
 }
 
-impl What {
-    /// As it is asked for by whoever begins.
-    fn ask(&self, mut request: FollowRequest) -> FollowRequest {
+impl FollowArgs {
+    /// Configures the request of a first run.
+    fn configure(&self, mut request: FollowRequest) -> FollowRequest {
         if let Some(offset) = self.offset {
             request = request.offset(offset);
         }
@@ -69,11 +69,11 @@ impl What {
         if let Some(lines) = self.lines {
             request = request.lines(lines);
         }
-        self.ask_again(request)
+        self.configure_resumed(request)
     }
 
-    /// As it is asked for by whoever goes on.
-    fn ask_again(&self, request: FollowRequest) -> FollowRequest {
+    /// Configures the request of a run that resumes.
+    fn configure_resumed(&self, request: FollowRequest) -> FollowRequest {
         match self.wait {
             None => request,
             Some(None) => request.wait(Duration::MAX),
@@ -82,30 +82,30 @@ impl What {
     }
 }
 
-/// How it ended where nothing is wrong with the resource.
+/// The end of a run without a failure.
 enum End {
     Finished {
         read: u64,
     },
-    /// Nobody reads what is printed.
-    Unread,
+    /// The reader of stdout is gone.
+    ReaderGone,
 }
 
 fn main() {
-    let Args { client, what } = shared::args::parse();
-    exit_with(PROGRAM, run(&client, &what))
+    let Args { client, follow } = shared::args::parse();
+    exit_with(PROGRAM, run(&client, &follow))
 }
 
-async fn run(args: &ClientArgs, what: &What) -> i32 {
+async fn run(args: &ClientArgs, options: &FollowArgs) -> i32 {
     let url = &args.url;
     if args.verbose {
         eprintln!("following data at {url} (ctrl-C to exit)");
     }
-    let end = match &what.output {
-        Some(path) => keep(args, what, path).await,
+    let end = match &options.output {
+        Some(path) => save(args, options, path).await,
         None => tokio::select! {
-            end = print(args, what) => end,
-            () = unread() => Ok(End::Unread),
+            end = print(args, options) => end,
+            () = reader_gone() => Ok(End::ReaderGone),
         },
     };
     match end {
@@ -115,13 +115,13 @@ async fn run(args: &ClientArgs, what: &What) -> i32 {
             }
             FINISHED
         }
-        Ok(End::Unread) => FINISHED,
+        Ok(End::ReaderGone) => FINISHED,
         Err(failure) => report(PROGRAM, &format!("could not follow {url}"), &failure),
     }
 }
 
-async fn print(args: &ClientArgs, what: &What) -> Result<End, Failure> {
-    let mut follower = what.ask(args.client()?.follow(args.url.clone())).await?;
+async fn print(args: &ClientArgs, options: &FollowArgs) -> Result<End, Failure> {
+    let mut follower = options.configure(args.client()?.follow(args.url.clone())).await?;
     let began = follower.offset();
     let mut out = stdout();
     while let Some(chunk) = follower.next_chunk().await? {
@@ -131,53 +131,59 @@ async fn print(args: &ClientArgs, what: &What) -> Result<End, Failure> {
         };
         match written {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(End::Unread),
-            Err(error) => return Err(Failure::Local(format!("stdout can't be written to: {error}"))),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(End::ReaderGone),
+            Err(error) => return Err(Failure::Local(format!("can't write to stdout: {error}"))),
         }
     }
     Ok(End::Finished { read: follower.offset() - began })
 }
 
-/// Sees to it that a file holds the resource.
-async fn keep(args: &ClientArgs, what: &What, path: &Path) -> Result<End, Failure> {
+/// Writes the resource to a file, or continues a file of an earlier run.
+async fn save(args: &ClientArgs, options: &FollowArgs, path: &Path) -> Result<End, Failure> {
     let failed = |error: io::Error| Failure::Local(format!("{} can't be written: {error}", path.display()));
     let url = args.url.to_string();
-    let place = Place::beside(path);
-    let held = match tokio::fs::metadata(path).await {
+    let record_file = RecordFile::beside(path);
+    let existing = match tokio::fs::metadata(path).await {
         Ok(metadata) => metadata.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(error) => return Err(failed(error)),
     };
     let request = args.client()?.follow(args.url.clone());
-    let request = match place.load(&url)? {
-        // What was begun without a byte may begin elsewhere.
-        _ if held == 0 => what.ask(request),
+    let request = match record_file.load(&url)? {
+        // Without a byte in the file, an earlier start position doesn't matter.
+        _ if existing == 0 => options.configure(request),
         Some(Record { life: Some(life), base, .. }) => {
-            what.ask_again(request).life(life).offset(base.saturating_add(held))
+            options.configure_resumed(request).life(life).offset(base.saturating_add(existing))
         }
         _ => {
-            let detail = format!("{} holds something, and no record tells of what; remove it", path.display());
+            let detail = format!("{} is not empty, and no record says what it holds; remove it", path.display());
             return Err(Failure::Local(detail));
         }
     };
     let mut follower = request.await?;
     let began = follower.offset();
     let file = OpenOptions::new().append(true).create(true).open(path).await.map_err(failed)?.into_std().await;
-    let taken = matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock));
-    if taken || file.metadata().map_err(failed)?.len() != held {
-        return Err(Failure::Local(format!("{} is written by another program", path.display())));
+    let locked = matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock));
+    if locked || file.metadata().map_err(failed)?.len() != existing {
+        return Err(Failure::Local(format!("{} is being written by another program", path.display())));
     }
     let mut file = tokio::fs::File::from_std(file);
     let copied = async {
         while let Some(chunk) = follower.next_chunk().await? {
-            if held == 0 && chunk.next_offset == began + chunk.bytes.len() as u64 {
-                // Before the first byte is there, and not earlier: only now the life is certain.
+            if existing == 0 && chunk.next_offset == began + chunk.bytes.len() as u64 {
+                // The record has to exist before the first byte is written. It isn't saved earlier, since the life is
+                // certain only now.
                 match follower.life() {
                     Some(life) => {
-                        place.save(&Record { url: url.clone(), life: Some(life), base: began, ..Record::default() })?;
+                        record_file.save(&Record {
+                            url: url.clone(),
+                            life: Some(life),
+                            base: began,
+                            ..Record::default()
+                        })?;
                     }
-                    // It can't be resumed later, and must not look as if it could.
-                    None => place.remove()?,
+                    // Without a life the file can't be resumed, so there must be no record.
+                    None => record_file.remove()?,
                 }
             }
             file.write_all(&chunk.bytes).await.map_err(failed)?;
@@ -186,18 +192,18 @@ async fn keep(args: &ClientArgs, what: &What, path: &Path) -> Result<End, Failur
         Ok::<_, Failure>(())
     }
     .await;
-    // Whatever ended it: what is there stays there.
+    // Also after a failure, so that a later run can resume.
     file.sync_all().await.map_err(failed)?;
     copied?;
     Ok(End::Finished { read: follower.offset() - began })
 }
 
-/// Waits until whoever reads stdout is gone, which no write would tell while there is nothing to print.
+/// Waits until the reader of stdout is gone. While there is nothing to print, no write would fail for it.
 #[cfg(unix)]
-async fn unread() {
+async fn reader_gone() {
     use rustix::event::{PollFd, PollFlags, poll};
-    let (gone, told) = tokio::sync::oneshot::channel();
-    // A thread that lasts as long as the program.
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    // The thread lives as long as the program.
     std::thread::spawn(move || {
         let stdout = io::stdout();
         let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
@@ -205,18 +211,18 @@ async fn unread() {
             match poll(&mut fds, None) {
                 Err(rustix::io::Errno::INTR) => {}
                 Ok(_) if fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) => break,
-                // It can't be watched.
+                // Stdout can't be watched.
                 _ => return,
             }
         }
-        let _ = gone.send(());
+        let _ = sender.send(());
     });
-    if told.await.is_err() {
+    if receiver.await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
 #[cfg(not(unix))]
-async fn unread() {
+async fn reader_gone() {
     std::future::pending::<()>().await;
 }

@@ -1,46 +1,51 @@
-//! Whatever servers say to the client.
+//! The client against servers that send anything.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::peer::{Answer, LIFE, Lines, Said, Script, decode, set_servers};
+use super::peer::{LIFE, PeerEvent, Response, Script, ScriptedPeer, decode, set_servers};
 use super::{Input, run};
 use crate::client::Client;
 use crate::error::ErrorKind;
 use crate::state::State;
 
-/// The largest message that is accepted, in bytes.
+/// The largest message that the client accepts, in bytes.
 const MAX_MESSAGE: u64 = 100_000;
 const STATUSES: [u16; 16] = [200, 204, 302, 400, 401, 403, 404, 408, 409, 412, 413, 416, 426, 500, 503, 999];
 const TYPES: [&str; 4] = ["application/problem+json", "text/plain", "application/json", "text/html"];
 
-/// What a server's answer promises.
+/// The kind of a server, as its response shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Speaks {
+enum ServerKind {
+    /// It accepts the subprotocol.
     V1,
-    Ours,
+    /// It speaks the original's dialect, with headers that only our server sends.
+    Confirming,
+    /// It speaks the original's dialect.
     Original,
-    /// It answers with whatever, or doesn't upgrade.
-    Else,
+    /// It doesn't upgrade, or sends an arbitrary response.
+    Other,
 }
 
-/// The servers of one input, and what each says over its WebSocket.
-fn servers(input: &mut Input<'_>) -> (VecDeque<Script>, Vec<(Speaks, Vec<Said>)>) {
-    let (mut scripts, mut told) = (VecDeque::new(), Vec::new());
-    while !input.is_empty() && scripts.len() < 4 {
+/// The servers of one input, and the events that each sends over its WebSocket.
+fn servers(input: &mut Input<'_>) -> (VecDeque<ScriptedPeer>, Vec<(ServerKind, Vec<PeerEvent>)>) {
+    let (mut peers, mut servers) = (VecDeque::new(), Vec::new());
+    while !input.is_empty() && peers.len() < 4 {
         let (kind, step) = (input.byte(), input.byte());
-        let (speaks, answer, lines) = match kind % 8 {
-            0..=3 => {
-                (Speaks::V1, Answer::Upgrade("Sec-WebSocket-Protocol: httpfstream.v1\r\n"), Lines::parse(input, false))
-            }
-            4 => (
-                Speaks::Ours,
-                Answer::Upgrade("Stream-State: live\r\nUpload-Offset: 9\r\n"),
-                Lines::parse(input, false),
+        let (server, response, script) = match kind % 8 {
+            0..=3 => (
+                ServerKind::V1,
+                Response::Upgrade("Sec-WebSocket-Protocol: httpfstream.v1\r\n"),
+                Script::parse(input, false),
             ),
-            5 => (Speaks::Original, Answer::Upgrade(""), Lines::parse(input, false)),
+            4 => (
+                ServerKind::Confirming,
+                Response::Upgrade("Stream-State: live\r\nUpload-Offset: 9\r\n"),
+                Script::parse(input, false),
+            ),
+            5 => (ServerKind::Original, Response::Upgrade(""), Script::parse(input, false)),
             6 => {
                 let status = STATUSES[usize::from(kind >> 4)];
                 let kind = input.byte();
@@ -52,32 +57,32 @@ fn servers(input: &mut Input<'_>) -> (VecDeque<Script>, Vec<(Speaks, Vec<Said>)>
                     "HTTP/1.1 {status} x\r\nContent-Type: {media}\r\n{len}\r\nStream-State: interrupted\r\n\r\n"
                 );
                 let body = input.take(input.0.len());
-                (Speaks::Else, Answer::Head([head.as_bytes(), body].concat()), Lines::default())
+                (ServerKind::Other, Response::Raw([head.as_bytes(), body].concat()), Script::default())
             }
             _ => {
                 let len = input.byte();
                 let head = input.take(usize::from(len) << 2).to_vec();
-                (Speaks::Else, Answer::Head(head), Lines::default())
+                (ServerKind::Other, Response::Raw(head), Script::default())
             }
         };
-        told.push((speaks, decode(&lines.bytes, false, MAX_MESSAGE)));
-        scripts.push_back(Script::new(lines, Some(answer), step));
+        servers.push((server, decode(&script.bytes, false, MAX_MESSAGE)));
+        peers.push_back(ScriptedPeer::new(script, Some(response), step));
     }
-    (scripts, told)
+    (peers, servers)
 }
 
-/// A client that comes back at once, but not for ever.
+/// A client that retries, but not for ever.
 fn client() -> Client {
     let builder = Client::builder().retry_for(Duration::from_secs(60)).max_message_size(MAX_MESSAGE);
     builder.retry_delays(Duration::from_secs(1), Duration::from_secs(30)).build().expect("a client")
 }
 
-/// Runs with these servers in the place of the network.
-fn with_servers<F: Future>(scripts: VecDeque<Script>, future: F) -> F::Output {
-    set_servers(Some(scripts));
+/// Runs a future with these servers in the place of the network.
+fn with_servers<F: Future>(peers: VecDeque<ScriptedPeer>, future: F) -> F::Output {
+    set_servers(Some(peers));
     let output = run(async {
         let output = future.await;
-        // Connections that are still closing.
+        // Lets connections finish closing.
         tokio::time::sleep(Duration::from_secs(60)).await;
         output
     });
@@ -85,11 +90,11 @@ fn with_servers<F: Future>(scripts: VecDeque<Script>, future: F) -> F::Output {
     output
 }
 
-/// A follower hands out what servers sent, each byte once, and says that it is the end only where a server said so.
+/// A follower returns each byte that servers sent once, and reports an end only if a server did.
 pub fn client_follow(data: &[u8]) -> bool {
     let mut input = Input(data);
     let options = input.byte();
-    let (scripts, told) = servers(&mut input);
+    let (peers, servers) = servers(&mut input);
     let skip = u64::from(options & 3);
     let mut request = client().follow("http://h/x");
     if skip > 0 {
@@ -98,7 +103,7 @@ pub fn client_follow(data: &[u8]) -> bool {
     if options & 4 != 0 {
         request = request.wait(Duration::from_secs(100));
     }
-    let (read, begin, end) = with_servers(scripts, async {
+    let (read, begin, end) = with_servers(peers, async {
         let mut follower = match request.await {
             Ok(follower) => follower,
             Err(error) => return (Vec::new(), None, Err(error.kind())),
@@ -116,24 +121,25 @@ pub fn client_follow(data: &[u8]) -> bool {
                 Err(error) => break Err(error.kind()),
             }
         };
-        // However often it is asked.
+        // The result stays the same.
         assert_eq!(follower.next_chunk().await.map_err(|error| error.kind()).map(|_| ()), end.map(|_| ()));
         (read, Some(begin), end)
     });
-    // Those that were refused before it began are passed over.
-    let began = told.iter().position(|(speaks, _)| *speaks != Speaks::Else);
-    let Some((first, (speaks, said))) = began.map(|at| (at, &told[at])) else {
+    // Servers that refused the follower are skipped.
+    let began = servers.iter().position(|(kind, _)| *kind != ServerKind::Other);
+    let Some((first, (kind, events))) = began.map(|at| (at, &servers[at])) else {
         return !read.is_empty();
     };
-    match speaks {
-        // Whether it is this server or a plain answer before it that was read can't be told here.
-        Speaks::Else => {}
+    match kind {
+        // The data may come from this server or from a plain response before it: that can't be decided here.
+        ServerKind::Other => {}
         _ if first > 0 => {}
-        Speaks::V1 => {
-            // The others have nothing that a follower of this one would take.
-            let servers = told.iter().filter(|(speaks, _)| *speaks == Speaks::V1).map(|(_, said)| sent(said));
+        ServerKind::V1 => {
+            // A follower that began here takes nothing from servers of another kind.
+            let connections =
+                servers.iter().filter(|(kind, _)| *kind == ServerKind::V1).map(|(_, events)| sent(events));
             let (mut whole, mut ends) = (Vec::new(), vec![(0, false)]);
-            for (data, end) in servers {
+            for (data, end) in connections {
                 whole.extend_from_slice(&data);
                 ends.push((whole.len(), end == Some(begin.unwrap_or(0) + whole.len() as u64)));
             }
@@ -142,29 +148,30 @@ pub fn client_follow(data: &[u8]) -> bool {
             assert!(here.clone().next().is_some(), "{} bytes of {ends:?}", read.len());
             assert!(end.is_err() && end != Err(ErrorKind::Interrupted) || here.clone().any(|(_, ended)| *ended));
         }
-        Speaks::Ours | Speaks::Original => {
+        ServerKind::Confirming | ServerKind::Original => {
             let mut whole = Vec::new();
-            said.iter().for_each(|said| {
-                if let Said::Part { payload, .. } = said {
+            events.iter().for_each(|event| {
+                if let PeerEvent::Part { payload, .. } = event {
                     whole.extend_from_slice(payload)
                 }
             });
             let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(whole.len());
             assert!(read == whole[skipped..]);
-            let clean = matches!(said.last(), Some(Said::Close { code: Some(1000), .. })) && skipped as u64 == skip;
+            let clean =
+                matches!(events.last(), Some(PeerEvent::Close { code: Some(1000), .. })) && skipped as u64 == skip;
             assert_eq!(end.is_ok(), clean, "{end:?}");
         }
     }
-    end.is_ok() && !read.is_empty() && told.len() > 1
+    end.is_ok() && !read.is_empty() && servers.len() > 1
 }
 
-/// The data of a connection up to where it ends or breaks, and the length at which it was said to end.
-fn sent(said: &[Said]) -> (Vec<u8>, Option<u64>) {
+/// The data of a connection up to its end or failure, and the final length if the server reported the end.
+fn sent(events: &[PeerEvent]) -> (Vec<u8>, Option<u64>) {
     let (mut data, mut message, mut begun) = (Vec::new(), Vec::new(), false);
-    for said in said {
-        match said {
-            Said::Part { text: false, payload, .. } if begun => data.extend_from_slice(payload),
-            Said::Part { text: true, payload, end } => {
+    for event in events {
+        match event {
+            PeerEvent::Part { text: false, payload, .. } if begun => data.extend_from_slice(payload),
+            PeerEvent::Part { text: true, payload, end } => {
                 message.extend_from_slice(payload);
                 if message.len() > 16 * 1024 {
                     break;
@@ -186,25 +193,25 @@ fn sent(said: &[Said]) -> (Vec<u8>, Option<u64>) {
                     }
                 }
             }
-            Said::Ping(_) | Said::Pong(_) => {}
+            PeerEvent::Ping(_) | PeerEvent::Pong(_) => {}
             _ => break,
         }
     }
     (data, None)
 }
 
-/// An appender that is told anything believes nothing but what can be, and that it is done only where a server said so.
+/// An appender accepts no impossible acknowledgement, and reports success only if a server confirmed the end.
 pub fn client_append(data: &[u8]) -> bool {
     let mut input = Input(data);
     let (options, len) = (input.byte(), input.byte());
-    let (scripts, told) = servers(&mut input);
+    let (peers, servers) = servers(&mut input);
     let mut request = client().open_append("http://h/x");
     if options & 1 != 0 {
         request = request.appender_id("abcdefghijklmnopqrstuv".parse().expect("an id"));
         request = request.resume(LIFE.parse().expect("a life"), u64::from(options >> 4));
     }
     let seal = options & 2 != 0;
-    let ended = with_servers(scripts, async {
+    let ended = with_servers(peers, async {
         let mut appender = request.await.map_err(|error| error.kind())?;
         let begin = appender.offset();
         for part in vec![7; len.into()].chunks(100) {
@@ -225,11 +232,11 @@ pub fn client_append(data: &[u8]) -> bool {
         Ok::<u64, ErrorKind>(end)
     });
     let Ok(end) = ended else { return false };
-    let confirmed = told.iter().any(|(speaks, said)| match speaks {
-        Speaks::V1 => {
+    let confirmed = servers.iter().any(|(kind, events)| match kind {
+        ServerKind::V1 => {
             let mut text = Vec::new();
-            said.iter().any(|said| match said {
-                Said::Part { text: true, payload, end: last } => {
+            events.iter().any(|event| match event {
+                PeerEvent::Part { text: true, payload, end: last } => {
                     text.extend_from_slice(payload);
                     let message = last.then(|| serde_json::from_slice::<Value>(&std::mem::take(&mut text)).ok());
                     let message = message.flatten().unwrap_or_default();
@@ -238,9 +245,11 @@ pub fn client_append(data: &[u8]) -> bool {
                 _ => false,
             })
         }
-        Speaks::Ours | Speaks::Original => !seal && matches!(said.last(), Some(Said::Close { code: Some(1000), .. })),
-        Speaks::Else => false,
+        ServerKind::Confirming | ServerKind::Original => {
+            !seal && matches!(events.last(), Some(PeerEvent::Close { code: Some(1000), .. }))
+        }
+        ServerKind::Other => false,
     });
-    assert!(confirmed, "finished without a word");
+    assert!(confirmed, "finished without a confirmation");
     end > 0
 }

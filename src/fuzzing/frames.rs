@@ -1,4 +1,4 @@
-//! Frames into the append loop.
+//! Frames sent to the append loop.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::peer::{Lines, Said, Script, decode};
+use super::peer::{PeerEvent, Script, ScriptedPeer, decode};
 use super::{Input, run};
 use crate::error::Result;
 use crate::hub::{AttachRequest, Attached};
@@ -17,8 +17,8 @@ use crate::state::{End, Life, Stat, State};
 use crate::storage::{Append, ByteStream, MemoryStorage, Open, Storage, stream};
 use crate::streams::Streams;
 
-/// A peer says anything to the append loop, in either dialect, in steps of any size: what is stored, how it ended and
-/// what the peer is told is what a simple decoder of all its bytes says.
+/// A peer sends any bytes to the append loop, in either dialect, in steps of any size. The stored data, the final state and
+/// the messages to the peer are those that a simple decoder of all its bytes expects.
 pub fn frames(data: &[u8]) -> bool {
     let mut input = Input(data);
     let (kind, sizes, step) = (input.byte(), input.byte(), input.byte());
@@ -33,14 +33,14 @@ pub fn frames(data: &[u8]) -> bool {
         max_resource: [20, 3000, 300_000, u64::MAX][usize::from(sizes / 4 % 4)],
         until: None,
     };
-    let lines = Lines::parse(&mut input, true);
-    let said = decode(&lines.bytes, true, limits.max_message);
-    let expected = Expected::of(&said, dialect, limits.max_resource);
-    // How often the storage makes wait for an append: the loop reads on meanwhile.
-    let waits = sizes / 16 % 4;
-    let got = run(append_all(Script::new(lines, None, step), limits, dialect, waits));
+    let script = Script::parse(&mut input, true);
+    let events = decode(&script.bytes, true, limits.max_message);
+    let expected = Expected::of(&events, dialect, limits.max_resource);
+    // How often the storage yields in each append, while the loop reads on.
+    let yields = sizes / 16 % 4;
+    let got = run(append_all(ScriptedPeer::new(script, None, step), limits, dialect, yields));
     if expected.overflows {
-        // How much of a stream fits depends on how it came.
+        // How much of the stream is stored depends on how it was split.
         assert!(dialect == AppendDialect::V1 { resumed: false }, "messages are stored whole");
         assert!(expected.stored.starts_with(&got.stored) && got.stored.len() as u64 <= limits.max_resource);
     } else {
@@ -49,7 +49,7 @@ pub fn frames(data: &[u8]) -> bool {
     let finished = matches!(got.state, Some(State::Finished | State::Sealed));
     assert_eq!(finished, expected.finished, "{:?}", got.state);
     assert!(finished || got.stored.is_empty() == got.state.is_none(), "{:?}", got.state);
-    check_told(&got, &expected, dialect, &said);
+    check_sent(&got, &expected, dialect, &events);
     finished && !got.stored.is_empty()
 }
 
@@ -58,20 +58,20 @@ struct Expected {
     finished: bool,
     /// The resource has no room for all of it.
     overflows: bool,
-    /// So many pings come before the end.
+    /// The number of pings before the end.
     pings: usize,
-    /// What it is closed with, if there is somebody to tell.
+    /// The close code, if the peer is still there to get one.
     code: Option<u16>,
 }
 
 impl Expected {
-    fn of(said: &[Said], dialect: AppendDialect, max: u64) -> Self {
+    fn of(events: &[PeerEvent], dialect: AppendDialect, max: u64) -> Self {
         let mut expected = Self { stored: Vec::new(), finished: false, overflows: false, pings: 0, code: None };
         let v1 = matches!(dialect, AppendDialect::V1 { .. });
         let mut message = Vec::new();
-        for said in said {
-            match said {
-                Said::Part { text: true, payload, end } if v1 => {
+        for event in events {
+            match event {
+                PeerEvent::Part { text: true, payload, end } if v1 => {
                     message.extend_from_slice(payload);
                     if message.len() > 16 * 1024 {
                         expected.code = Some(1009);
@@ -83,7 +83,7 @@ impl Expected {
                         return expected;
                     }
                 }
-                Said::Part { payload, end, .. } => {
+                PeerEvent::Part { payload, end, .. } => {
                     message.extend_from_slice(payload);
                     if *end || v1 {
                         let too_much = (expected.stored.len() + message.len()) as u64 > max;
@@ -99,18 +99,18 @@ impl Expected {
                         }
                     }
                 }
-                Said::Ping(_) => expected.pings += 1,
-                Said::Pong(_) => {}
-                Said::Close { code: Some(1000), between: false } => expected.code = Some(1002),
-                Said::Close { code: None, between: false } if !v1 => expected.code = Some(1002),
-                Said::Close { code: None, .. } if v1 => expected.code = Some(1001),
-                Said::Close { code: None | Some(1000), .. } => {
+                PeerEvent::Ping(_) => expected.pings += 1,
+                PeerEvent::Pong(_) => {}
+                PeerEvent::Close { code: Some(1000), between: false } => expected.code = Some(1002),
+                PeerEvent::Close { code: None, between: false } if !v1 => expected.code = Some(1002),
+                PeerEvent::Close { code: None, .. } if v1 => expected.code = Some(1001),
+                PeerEvent::Close { code: None | Some(1000), .. } => {
                     expected.finished = true;
                     expected.code = Some(1000);
                 }
-                Said::Close { code, .. } => expected.code = *code,
-                Said::ProtocolError(code) => expected.code = Some(*code),
-                Said::Eof { between } => {
+                PeerEvent::Close { code, .. } => expected.code = *code,
+                PeerEvent::ProtocolError(code) => expected.code = Some(*code),
+                PeerEvent::Eof { between } => {
                     expected.finished = *between && dialect == AppendDialect::Original { bare: true };
                     expected.code = expected.finished.then_some(1000);
                 }
@@ -128,26 +128,27 @@ fn is_finish(message: &[u8]) -> bool {
 struct Got {
     stored: Vec<u8>,
     state: Option<State>,
-    told: Vec<u8>,
+    /// What the peer received.
+    sent: Vec<u8>,
 }
 
-/// A storage whose appends take a while.
+/// A storage whose appends yield several times.
 #[derive(Clone)]
 struct Slow {
     inner: MemoryStorage,
-    waits: u8,
+    yields: u8,
 }
 
 struct SlowAppend {
     inner: <MemoryStorage as Storage>::Appender,
-    waits: u8,
+    yields: u8,
 }
 
 impl Storage for Slow {
     type Appender = SlowAppend;
 
     async fn open(&self, key: &Key, how: Open) -> Result<SlowAppend> {
-        Ok(SlowAppend { inner: self.inner.open(key, how).await?, waits: self.waits })
+        Ok(SlowAppend { inner: self.inner.open(key, how).await?, yields: self.yields })
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
@@ -171,7 +172,7 @@ impl Append for SlowAppend {
     }
 
     async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
-        for _ in 0..self.waits {
+        for _ in 0..self.yields {
             tokio::task::yield_now().await;
         }
         self.inner.append(data).await
@@ -186,56 +187,55 @@ impl Append for SlowAppend {
     }
 }
 
-async fn append_all(io: Script, limits: AppendLimits, dialect: AppendDialect, waits: u8) -> Got {
-    let streams = Streams::new(Slow { inner: MemoryStorage::new(u64::MAX), waits });
+async fn append_all(io: ScriptedPeer, limits: AppendLimits, dialect: AppendDialect, yields: u8) -> Got {
+    let streams = Streams::new(Slow { inner: MemoryStorage::new(u64::MAX), yields });
     let (hub, key) = (&streams.hub, Key::new("a").expect("a key"));
     let Ok(Attached::Open { lease, .. }) = hub.attach(&key, AttachRequest::new(Open::Continue)).await else {
-        panic!("not let in")
+        panic!("attach was refused")
     };
-    let heard = Arc::clone(&io.heard);
+    let received = Arc::clone(&io.received);
     websocket::run(Arc::clone(hub), io, lease, limits, dialect).await;
     hub.tasks.close();
     hub.tasks.wait().await;
-    let mut got = Got { stored: Vec::new(), state: None, told: std::mem::take(&mut heard.lock().unwrap()) };
-    if let Some(stat) = hub.storage.stat(&key).await.expect("to look") {
+    let mut got = Got { stored: Vec::new(), state: None, sent: std::mem::take(&mut received.lock().unwrap()) };
+    if let Some(stat) = hub.storage.stat(&key).await.expect("a stat") {
         got.state = Some(stat.state);
-        let mut pieces = hub.storage.read(&key, stat.life, 0..stat.len).await.expect("to read");
+        let mut pieces = hub.storage.read(&key, stat.life, 0..stat.len).await.expect("a read");
         while let Some(piece) = stream::next(&mut pieces).await {
-            got.stored.extend_from_slice(&piece.expect("to read"));
+            got.stored.extend_from_slice(&piece.expect("a read"));
         }
         assert_eq!(got.stored.len() as u64, stat.len);
     }
     got
 }
 
-/// What the peer was told is frames, with answers to its pings, acknowledgements of nothing but what is stored, and a
-/// close frame.
-fn check_told(got: &Got, expected: &Expected, dialect: AppendDialect, said: &[Said]) {
+/// The peer was sent valid frames: answers to its pings, acknowledgements of stored bytes only, and a close frame.
+fn check_sent(got: &Got, expected: &Expected, dialect: AppendDialect, received: &[PeerEvent]) {
     let v1 = matches!(dialect, AppendDialect::V1 { .. });
     let (mut pongs, mut acked, mut closed, mut finished) = (Vec::new(), None, None, false);
-    for said in decode(&got.told, false, u64::MAX) {
-        match said {
-            Said::Pong(payload) => pongs.push(payload),
-            Said::Part { text: true, payload, end: true } if v1 => {
+    for event in decode(&got.sent, false, u64::MAX) {
+        match event {
+            PeerEvent::Pong(payload) => pongs.push(payload),
+            PeerEvent::Part { text: true, payload, end: true } if v1 => {
                 let message: Value = serde_json::from_slice(&payload).expect("JSON");
                 let offset = message[if acked.is_none() { "offset" } else { "ack" }].as_u64().expect("an offset");
                 assert!(acked <= Some(offset) && offset <= got.stored.len() as u64, "acknowledged {offset}");
                 acked = Some(offset);
                 finished |= message["finished"] == Value::Bool(true);
             }
-            Said::Close { code, between: true } => closed = code,
-            Said::Eof { between: true } => {}
-            // The peer was silent for a while.
-            Said::Ping(payload) if payload.is_empty() && dialect != (AppendDialect::Original { bare: true }) => {}
-            other => panic!("the server said {other:?}"),
+            PeerEvent::Close { code, between: true } => closed = code,
+            PeerEvent::Eof { between: true } => {}
+            // A keepalive, since the peer was silent for a while.
+            PeerEvent::Ping(payload) if payload.is_empty() && dialect != (AppendDialect::Original { bare: true }) => {}
+            other => panic!("the server sent {other:?}"),
         }
     }
     assert_eq!(closed, expected.code);
     assert_eq!(finished, v1 && expected.finished);
     assert!(!finished || acked == Some(got.stored.len() as u64));
-    // What was pinged while something failed is answered too; where nobody is told anything any more, the last pings
-    // needn't be.
-    let pings = said.iter().filter_map(|said| if let Said::Ping(payload) = said { Some(payload) } else { None });
+    // Pings may be answered even after a failure. Without a close frame the last pings may stay unanswered.
+    let pings =
+        received.iter().filter_map(|event| if let PeerEvent::Ping(payload) = event { Some(payload) } else { None });
     assert!(pings.take(pongs.len()).eq(&pongs));
     assert!(closed.is_none() || expected.overflows || pongs.len() >= expected.pings);
 }

@@ -1,4 +1,4 @@
-//! What a request's head asks for.
+//! The interpretation of a request's head.
 
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header};
 
@@ -9,8 +9,8 @@ use crate::protocol::StartPosition;
 use crate::server::intent::{Intent, Rules};
 use crate::server::parameters::{FollowHeaders, Parameters, Range};
 
-/// Makes a request of text that looks like one: a method, a target and a version in the first line, then headers. Lines
-/// that can't be headers are left out. `None` if hyper would not let it through either.
+/// Parses a request from text: a method, a target and a version in the first line, then headers. Lines that can't be headers
+/// are skipped. `None` if hyper would refuse the request as well.
 pub(super) fn request(text: &[u8]) -> Option<Request<()>> {
     let mut lines = text.split(|byte| *byte == b'\n');
     let mut first = lines.next()?.split(|byte| *byte == b' ');
@@ -36,7 +36,7 @@ pub(super) fn request(text: &[u8]) -> Option<Request<()>> {
     Some(request)
 }
 
-/// A request means the same to the layer as to one who collects all that it says and compares.
+/// The layer interprets a request like this simple implementation, which collects all values and compares them.
 pub fn intent(data: &[u8]) -> bool {
     let Some((&options, text)) = data.split_first() else { return false };
     let Some(request) = request(text) else { return false };
@@ -60,7 +60,7 @@ pub fn intent(data: &[u8]) -> bool {
     let intent = rules.intent(&request);
     match &intent {
         Intent::Pass => {
-            // Nothing is passed on that names one of our verbs, and nothing else.
+            // A request is not passed on if it has a verb of ours and no contradiction.
             let ours = key.is_some() && !verbs.is_empty() && agree && verb.is_some();
             let over_http2 = request.method() == Method::CONNECT;
             assert!(!ours || !(rules.plain || over_http2), "{request:?} passed");
@@ -104,7 +104,7 @@ fn is(key: &Option<crate::Result<Key>>, at: &Key) -> bool {
     matches!(key, Some(Ok(key)) if key == at)
 }
 
-/// Whether options were given and understood.
+/// Checks the parsed parameters. Returns whether there were any valid ones.
 fn check_options(request: Request<()>) -> bool {
     let number = |name: &str, header: Option<&str>| {
         let values = values(&request, name, header);
@@ -120,35 +120,35 @@ fn check_options(request: Request<()>) -> bool {
     let (head, ()) = request.into_parts();
     let mut understood = false;
     match Parameters::for_append(&head) {
-        Ok(asked) => {
-            assert_eq!((asked.offset.map(Some), asked.finish.map(Some)), (offset, finish));
-            assert!(asked.finish.is_none() || asked.life.is_some());
-            understood |= asked.offset.is_some();
+        Ok(parameters) => {
+            assert_eq!((parameters.offset.map(Some), parameters.finish.map(Some)), (offset, finish));
+            assert!(parameters.finish.is_none() || parameters.life.is_some());
+            understood |= parameters.offset.is_some();
         }
         Err(error) => assert_eq!(error.kind(), ErrorKind::BadRequest),
     }
     match Parameters::for_follow(&head) {
-        Ok(asked) => {
+        Ok(parameters) => {
             let begin = match (offset, tail, lines) {
                 (None, None, None) => StartPosition::Beginning,
                 (Some(Some(offset)), None, None) => StartPosition::Offset(offset),
                 (None, Some(Some(tail)), None) => StartPosition::Tail(tail),
                 (None, None, Some(Some(lines))) => StartPosition::Lines(lines),
-                other => panic!("{other:?} was taken for {:?}", asked.start),
+                other => panic!("{other:?} was parsed as {:?}", parameters.start),
             };
-            assert_eq!(asked.start, begin);
-            assert!(wait.is_none() || asked.wait.map(|wait| Some(wait.as_secs())) == wait);
-            understood |= asked.start != StartPosition::Beginning;
+            assert_eq!(parameters.start, begin);
+            assert!(wait.is_none() || parameters.wait.map(|wait| Some(wait.as_secs())) == wait);
+            understood |= parameters.start != StartPosition::Beginning;
         }
         Err(error) => assert_eq!(error.kind(), ErrorKind::BadRequest),
     }
     for verb in [Verb::Append, Verb::Follow] {
-        if let Ok(asked) = Parameters::from_upgrade(&head, verb) {
+        if let Ok(parameters) = Parameters::from_upgrade(&head, verb) {
             let offered = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().any(|offer| {
                 offer.as_bytes().split(|byte| *byte == b',').any(|name| name.trim_ascii() == b"httpfstream.v1")
             });
-            assert_eq!(asked.v1, offered);
-            assert!(asked.v1 || asked == Parameters::default());
+            assert_eq!(parameters.v1, offered);
+            assert!(parameters.v1 || parameters == Parameters::default());
         }
     }
     match FollowHeaders::from_head(&head) {
@@ -168,7 +168,7 @@ fn check_options(request: Request<()>) -> bool {
     understood
 }
 
-/// All values of an option: of its header trimmed, then of the query decoded once.
+/// All values of a parameter: of its header, trimmed, then of the query, decoded once.
 fn values(request: &Request<()>, name: &str, header: Option<&str>) -> Vec<Vec<u8>> {
     let headers = header.into_iter().flat_map(|header| request.headers().get_all(header));
     let mut values: Vec<Vec<u8>> = headers.map(|value| value.as_bytes().trim_ascii().to_vec()).collect();
@@ -181,7 +181,7 @@ fn values(request: &Request<()>, name: &str, header: Option<&str>) -> Vec<Vec<u8
     values
 }
 
-/// As far as there is something to decode.
+/// Decodes percent escapes, and leaves malformed ones as they are.
 fn unescape(text: &str) -> Vec<u8> {
     let (bytes, mut at, mut out) = (text.as_bytes(), 0, Vec::new());
     while at < bytes.len() {

@@ -1,8 +1,8 @@
-//! What the fuzz targets in `tests/fuzz` run: one function per target, which panics where something doesn't hold.
+//! The fuzz targets of `tests/fuzz`: one function per target, which panics if a property doesn't hold.
 //!
-//! Built for cargo-fuzz and for tests only. What is right is told here a second time, by other and simpler code: a
-//! decoder that has all bytes at once, a path that is looked at character by character. Each function returns whether
-//! the input came to where it gets interesting, so that a corpus that leads nowhere is noticed.
+//! Built for cargo-fuzz and for tests only. The expected results come from a second, simpler implementation: a decoder
+//! that has all bytes at once, a path checked character by character. Each function returns whether the input reached the
+//! interesting code, so that a useless corpus is noticed.
 
 mod client;
 mod frames;
@@ -24,7 +24,7 @@ pub use self::text::text;
 #[cfg(unix)]
 pub use crate::storage::fuzz::{record, root};
 
-/// Takes an input apart. At its end everything is zero and empty.
+/// A reader of a fuzz input. Beyond the end it returns zeros and empty slices.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -41,7 +41,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Runs to the end on this thread's runtime, whose time passes at once. What hangs is a failure.
+/// Runs a future on this thread's runtime, whose clock is paused and advances by itself. A future that hangs is a failure.
 fn run<F: Future>(future: F) -> F::Output {
     use std::time::Duration;
 
@@ -74,7 +74,7 @@ mod tests {
         ("root", super::root),
     ];
 
-    /// The corpora are regression tests for machines without a fuzzer.
+    /// The corpora serve as regression tests without a fuzzer.
     #[test]
     fn all_corpora_hold() {
         for (name, target) in TARGETS {
@@ -86,7 +86,7 @@ mod tests {
                 inputs += 1;
                 interesting += usize::from(target(&std::fs::read(&path).expect("an input")));
             }
-            assert!(inputs > 10 && interesting > 0, "{name}: {interesting} of {inputs} inputs get anywhere");
+            assert!(inputs > 10 && interesting > 0, "{name}: {interesting} of {inputs} inputs are interesting");
         }
     }
 }

@@ -8,8 +8,8 @@ use crate::error::ErrorKind;
 use crate::key::Key;
 use crate::server::intent::{Intent, Rules};
 
-/// A path becomes the key that its decoded characters say, or is refused for what they say; and a request for it gets to
-/// that key, behind a prefix on segment boundaries only.
+/// A path becomes the key that its decoded characters spell, or is refused because of them. A request for the path reaches
+/// that key, behind a prefix at segment boundaries only.
 pub fn path(data: &[u8]) -> bool {
     let Some((&prefix, path)) = data.split_first() else { return false };
     let path = String::from_utf8_lossy(path);
@@ -19,7 +19,7 @@ pub fn path(data: &[u8]) -> bool {
     let key = Key::from_url_path(&path).map_err(|error| error.kind());
     check_key(&path, key.clone(), decoded.as_deref());
     if let Ok(key) = &key {
-        // One resource has one path, but for escapes that needn't be: all of them are, here.
+        // A resource has one path, apart from redundant escapes: here all characters are escaped.
         let escaped: String = key.segments().map(escape).collect::<Vec<_>>().join("/");
         assert_eq!(Key::from_url_path(&escaped).expect("its own path").as_str(), key.as_str());
     }
@@ -33,9 +33,9 @@ pub fn path(data: &[u8]) -> bool {
         _ => None,
     };
     let expected = rest.and_then(|rest| Key::from_url_path(rest).ok());
-    let asks = uri.query().is_some_and(|query| query.contains("verb") || query.contains('%'));
+    let has_verb = uri.query().is_some_and(|query| query.contains("verb") || query.contains('%'));
     match rules.intent(&request) {
-        _ if asks => {}
+        _ if has_verb => {}
         Intent::Read { key } => assert_eq!(Some(key), expected),
         Intent::Pass => assert_eq!(expected, None),
         other => panic!("{other:?}"),
@@ -43,7 +43,7 @@ pub fn path(data: &[u8]) -> bool {
     key.is_ok_and(|key| key.as_str() != bare) && !prefix.is_empty() && expected.is_some()
 }
 
-/// Checks a verdict over a name, which is `None` where it can't be decoded.
+/// Checks the verdict on a name; `decoded` is `None` if it can't be decoded.
 fn check_key(path: &str, verdict: Result<Key, ErrorKind>, decoded: Option<&[u8]>) {
     let name = decoded.and_then(|decoded| std::str::from_utf8(decoded).ok());
     let good = name.is_some_and(|name| {
@@ -57,7 +57,7 @@ fn check_key(path: &str, verdict: Result<Key, ErrorKind>, decoded: Option<&[u8]>
         Ok(key) => {
             assert!(good, "{path:?} became {key:?}");
             assert_eq!(Some(key.as_str()), name);
-            // A file below the root, by as many steps as it has segments.
+            // As a path it is below the root, with one component per segment.
             let components: Vec<_> = Path::new(key.as_str()).components().collect();
             assert_eq!(components.len(), key.segments().count());
             assert!(components.iter().all(|component| matches!(component, Component::Normal(_))));
@@ -68,7 +68,7 @@ fn check_key(path: &str, verdict: Result<Key, ErrorKind>, decoded: Option<&[u8]>
     }
 }
 
-/// `None` for a stray percent sign and for an escaped slash.
+/// Decodes percent escapes. `None` for a malformed escape or an escaped slash.
 fn decode(path: &str) -> Option<Vec<u8>> {
     let mut decoded = Vec::new();
     let mut bytes = path.bytes();

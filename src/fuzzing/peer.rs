@@ -1,4 +1,4 @@
-//! A peer that says what it was made to say, and what it means to one who has all of it at once.
+//! A scripted peer, and a simple decoder of everything it sends.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -14,11 +14,11 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::Input;
 
-/// The most that one input is blown up to, in bytes.
-const MOST: usize = 600_000;
-/// The mask of all small frames of clients. Large ones have zeros, which take no time.
+/// The most bytes that a script sends, about.
+const MAX_LEN: usize = 600_000;
+/// The mask of clients' small frames. Large ones are masked with zeros, which takes no time.
 const MASK: [u8; 4] = [0x11, 0x80, 0xff, 0x07];
-/// In the place of an opcode: no frame but bytes as they are, in a large frame, a wait for the other side, a control
+/// Instructions in the place of an opcode: raw bytes instead of a frame, a large frame, a wait for the other side, a control
 /// message of `httpfstream.v1`, the end of the connection.
 const RAW: u8 = 0x70;
 const LARGE: u8 = 0x71;
@@ -26,46 +26,46 @@ const GATE: u8 = 0x72;
 const CONTROL: u8 = 0x73;
 const END: u8 = 0x74;
 
-/// What a peer says.
+/// What a peer sends.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(super) struct Script {
     pub(super) bytes: Vec<u8>,
-    /// Here it waits until it has heard something new.
+    /// Positions at which the peer waits until it receives something new, or for a second.
     pub(super) gates: Vec<usize>,
 }
 
-impl Lines {
-    /// Takes the lines of one connection out of an input.
+impl Script {
+    /// Parses the script of one connection.
     pub(super) fn parse(input: &mut Input<'_>, masked: bool) -> Self {
-        let mut lines = Self::default();
-        while !input.is_empty() && lines.bytes.len() < MOST {
+        let mut script = Self::default();
+        while !input.is_empty() && script.bytes.len() < MAX_LEN {
             match input.byte() {
                 RAW => {
                     let len = input.byte();
-                    lines.bytes.extend_from_slice(input.take(len.into()));
+                    script.bytes.extend_from_slice(input.take(len.into()));
                 }
                 LARGE => {
                     let (first, len) = (input.byte(), usize::from(input.byte()) << 10);
                     let seed = input.byte();
                     let mut payload = vec![seed; len];
                     payload.iter_mut().step_by(509).enumerate().for_each(|(i, byte)| *byte = i as u8);
-                    lines.frame(first, &payload, masked.then_some([0; 4]));
+                    script.frame(first, &payload, masked.then_some([0; 4]));
                 }
-                // Whoever is silent for longer is given up.
-                GATE if lines.gates.len() < 40 => lines.gates.push(lines.bytes.len()),
+                // Each gate may last for a second, and a peer that is silent for too long is given up.
+                GATE if script.gates.len() < 40 => script.gates.push(script.bytes.len()),
                 GATE => {}
                 CONTROL => {
                     let message = control(input);
-                    lines.frame(0x81, message.as_bytes(), masked.then_some(MASK));
+                    script.frame(0x81, message.as_bytes(), masked.then_some(MASK));
                 }
                 END => break,
                 first => {
                     let len = input.byte();
-                    lines.frame(first, input.take(len.into()), masked.then_some(MASK));
+                    script.frame(first, input.take(len.into()), masked.then_some(MASK));
                 }
             }
         }
-        lines
+        script
     }
 
     fn frame(&mut self, first: u8, payload: &[u8], mask: Option<[u8; 4]>) {
@@ -90,10 +90,10 @@ impl Lines {
     }
 }
 
-/// The life that all servers tell.
+/// The life in the messages of all servers.
 pub(super) const LIFE: &str = "0123456789abcdef0123456789abcdef";
 
-/// A control message of either side.
+/// A control message of a server or a client.
 fn control(input: &mut Input<'_>) -> String {
     let (kind, number) = (input.byte(), u64::from(input.byte()));
     let number = if number == 255 { i64::MAX as u64 + u64::from(kind & 64) } else { number };
@@ -110,53 +110,53 @@ fn control(input: &mut Input<'_>) -> String {
     }
 }
 
-/// A connection to such a peer, which ends once all is said.
+/// A connection to a peer that follows a script and then closes.
 #[derive(Debug)]
-pub(crate) struct Script {
-    lines: Lines,
+pub(crate) struct ScriptedPeer {
+    script: Script,
     at: usize,
-    /// So many bytes arrive at once.
+    /// The most bytes that a read returns.
     step: usize,
-    /// Nothing is there at every other look.
+    /// Whether every other read is pending.
     pauses: bool,
     paused: bool,
-    /// How much had been heard when it came to a gate, and when it has waited long enough.
+    /// While it waits at a gate: the number of bytes received before, and the end of the wait.
     gate: Option<(usize, Pin<Box<Sleep>>)>,
-    /// It is a server, and its lines stand behind this answer to a request that it waits for.
-    answer: Option<Answer>,
+    /// For a server: how it answers the request that it waits for, before the script.
+    response: Option<Response>,
     waker: Option<Waker>,
-    pub(super) heard: Arc<Mutex<Vec<u8>>>,
+    pub(super) received: Arc<Mutex<Vec<u8>>>,
 }
 
 /// How a server answers the request.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum Response {
     /// With these bytes.
-    Head(Vec<u8>),
-    /// With an upgrade, and these header lines.
+    Raw(Vec<u8>),
+    /// With an upgrade, and these additional header lines.
     Upgrade(&'static str),
 }
 
-impl Script {
-    pub(super) fn new(lines: Lines, answer: Option<Answer>, step: u8) -> Self {
+impl ScriptedPeer {
+    pub(super) fn new(script: Script, response: Option<Response>, step: u8) -> Self {
         let (pauses, step) = (step & 1 == 1, usize::from(step >> 1));
-        // Not in a million steps.
-        let step = if step == 0 { usize::MAX } else { (step * step).max(lines.bytes.len() / 200) };
-        let heard = Arc::default();
-        Self { lines, at: 0, step, pauses, paused: false, gate: None, answer, waker: None, heard }
+        // At most about 200 reads.
+        let step = if step == 0 { usize::MAX } else { (step * step).max(script.bytes.len() / 200) };
+        let received = Arc::default();
+        Self { script, at: 0, step, pauses, paused: false, gate: None, response, waker: None, received }
     }
 
-    /// Answers once the request is there.
-    fn greet(&mut self) {
-        let heard = self.heard.lock().unwrap();
-        if !heard.ends_with(b"\r\n\r\n") {
+    /// Answers once the request is complete.
+    fn respond(&mut self) {
+        let received = self.received.lock().unwrap();
+        if !received.ends_with(b"\r\n\r\n") {
             return;
         }
-        let mut bytes = match self.answer.take() {
+        let mut bytes = match self.response.take() {
             None => return,
-            Some(Answer::Head(head)) => head,
-            Some(Answer::Upgrade(more)) => {
-                let request = std::str::from_utf8(&heard).expect("a request is ASCII");
+            Some(Response::Raw(head)) => head,
+            Some(Response::Upgrade(more)) => {
+                let request = std::str::from_utf8(&received).expect("a request is ASCII");
                 let key = request.lines().find_map(|line| line.strip_prefix("sec-websocket-key: "));
                 let accept = derive_accept_key(key.expect("a key").as_bytes());
                 format!(
@@ -165,15 +165,15 @@ impl Script {
                 .into_bytes()
             }
         };
-        self.lines.gates.iter_mut().for_each(|gate| *gate += bytes.len());
-        bytes.append(&mut self.lines.bytes);
-        self.lines.bytes = bytes;
+        self.script.gates.iter_mut().for_each(|gate| *gate += bytes.len());
+        bytes.append(&mut self.script.bytes);
+        self.script.bytes = bytes;
     }
 }
 
-impl AsyncRead for Script {
+impl AsyncRead for ScriptedPeer {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.answer.is_some() {
+        if self.response.is_some() {
             self.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -185,22 +185,22 @@ impl AsyncRead for Script {
             }
         }
         let at = self.at;
-        if self.lines.gates.first() == Some(&at) {
-            let heard = self.heard.lock().unwrap().len();
-            let gate = self.gate.get_or_insert_with(|| (heard, Box::pin(sleep(Duration::from_secs(1)))));
-            if gate.0 == heard && gate.1.as_mut().poll(cx).is_pending() {
+        if self.script.gates.first() == Some(&at) {
+            let received = self.received.lock().unwrap().len();
+            let gate = self.gate.get_or_insert_with(|| (received, Box::pin(sleep(Duration::from_secs(1)))));
+            if gate.0 == received && gate.1.as_mut().poll(cx).is_pending() {
                 self.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
             self.gate = None;
-            self.lines.gates.remove(0);
+            self.script.gates.remove(0);
         }
-        let next = self.lines.gates.first().copied().unwrap_or(usize::MAX).max(at);
-        let most = self.step.min(next - at).min(buf.remaining()).min(self.lines.bytes.len() - at);
-        buf.put_slice(&self.lines.bytes[at..at + most]);
+        let next = self.script.gates.first().copied().unwrap_or(usize::MAX).max(at);
+        let most = self.step.min(next - at).min(buf.remaining()).min(self.script.bytes.len() - at);
+        buf.put_slice(&self.script.bytes[at..at + most]);
         self.at += most;
-        if most == 0 && self.at < self.lines.bytes.len() {
-            // Two gates at one place: not the end.
+        if most == 0 && self.at < self.script.bytes.len() {
+            // Two gates at one position: this is not the end.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -208,10 +208,10 @@ impl AsyncRead for Script {
     }
 }
 
-impl AsyncWrite for Script {
+impl AsyncWrite for ScriptedPeer {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.heard.lock().unwrap().extend_from_slice(data);
-        self.greet();
+        self.received.lock().unwrap().extend_from_slice(data);
+        self.respond();
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -229,24 +229,24 @@ impl AsyncWrite for Script {
 }
 
 thread_local! {
-    static SERVERS: RefCell<Option<VecDeque<Script>>> = const { RefCell::new(None) };
+    static SERVERS: RefCell<Option<VecDeque<ScriptedPeer>>> = const { RefCell::new(None) };
 }
 
-/// Puts servers in the place of the network for this thread: one for each connection that is made.
-pub(super) fn set_servers(servers: Option<VecDeque<Script>>) {
+/// Replaces the network of this thread by these servers, one for each connection.
+pub(super) fn set_servers(servers: Option<VecDeque<ScriptedPeer>>) {
     SERVERS.set(servers);
 }
 
-/// The next connection, if there are such servers; the last one was all there is.
-pub(crate) fn dial() -> Option<io::Result<Script>> {
+/// A connection to the next of these servers, refused after the last one. `None` if the network isn't replaced.
+pub(crate) fn dial() -> Option<io::Result<ScriptedPeer>> {
     let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
     SERVERS.with_borrow_mut(|servers| Some(servers.as_mut()?.pop_front().ok_or_else(refused)))
 }
 
-/// What a frame means, in its order.
+/// An event in what a peer sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    /// A frame of a message, or what has arrived of it.
+pub(super) enum PeerEvent {
+    /// The payload of a data frame, or the part of it that has arrived.
     Part {
         text: bool,
         payload: Vec<u8>,
@@ -254,9 +254,9 @@ pub(super) enum Said {
     },
     Ping(Vec<u8>),
     Pong(Vec<u8>),
-    /// Whether it stands between two messages.
     Close {
         code: Option<u16>,
+        /// Whether it comes between two messages.
         between: bool,
     },
     ProtocolError(u16),
@@ -265,29 +265,29 @@ pub(super) enum Said {
     },
 }
 
-/// Decodes all that one side said, by RFC 6455 section 5, up to the first thing that ends it.
-pub(super) fn decode(mut bytes: &[u8], masked: bool, max_message: u64) -> Vec<Said> {
-    let mut said = Vec::new();
+/// Decodes everything that one side sent by RFC 6455 section 5, up to the first event that ends the connection.
+pub(super) fn decode(mut bytes: &[u8], masked: bool, max_message: u64) -> Vec<PeerEvent> {
+    let mut events = Vec::new();
     // The message that is arriving: whether it is text, and its length.
     let mut message: Option<(bool, u64)> = None;
     loop {
         let between = message.is_none();
-        let eof = Said::Eof { between: between && bytes.is_empty() };
+        let eof = PeerEvent::Eof { between: between && bytes.is_empty() };
         let Some(header) = header(bytes) else {
-            said.push(eof);
-            return said;
+            events.push(eof);
+            return events;
         };
         bytes = &bytes[header.size..];
-        let breach = match (header.opcode, message) {
+        let violation = match (header.opcode, message) {
             _ if header.reserved != 0 || header.mask.is_some() != masked => Some(1002),
             (3..=7 | 11.., _) | (0, None) | (1 | 2, Some(_)) => Some(1002),
             (8.., _) if !header.fin || header.len > 125 => Some(1002),
             (..=2, _) if header.len.saturating_add(message.map_or(0, |m| m.1)) > max_message => Some(1009),
             _ => None,
         };
-        if let Some(code) = breach {
-            said.push(Said::ProtocolError(code));
-            return said;
+        if let Some(code) = violation {
+            events.push(PeerEvent::ProtocolError(code));
+            return events;
         }
         let arrived = usize::try_from(header.len).unwrap_or(usize::MAX).min(bytes.len());
         let mut payload = bytes[..arrived].to_vec();
@@ -298,30 +298,30 @@ pub(super) fn decode(mut bytes: &[u8], masked: bool, max_message: u64) -> Vec<Sa
             0..=2 => {
                 let (text, len) = message.unwrap_or((header.opcode == 1, 0));
                 let end = header.fin && whole;
-                said.push(Said::Part { text, payload, end });
+                events.push(PeerEvent::Part { text, payload, end });
                 message = if end { None } else { Some((text, len + header.len)) };
                 if !whole {
-                    said.push(Said::Eof { between: false });
-                    return said;
+                    events.push(PeerEvent::Eof { between: false });
+                    return events;
                 }
             }
             _ if !whole => {
-                said.push(Said::Eof { between: false });
-                return said;
+                events.push(PeerEvent::Eof { between: false });
+                return events;
             }
-            9 => said.push(Said::Ping(payload)),
-            10 => said.push(Said::Pong(payload)),
+            9 => events.push(PeerEvent::Ping(payload)),
+            10 => events.push(PeerEvent::Pong(payload)),
             _ => {
                 let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
-                said.push(match code {
-                    None if payload.is_empty() => Said::Close { code, between },
+                events.push(match code {
+                    None if payload.is_empty() => PeerEvent::Close { code, between },
                     Some(1000..=1003 | 1007..=1014 | 3000..=4999) => match std::str::from_utf8(&payload[2..]) {
-                        Ok(_) => Said::Close { code, between },
-                        Err(_) => Said::ProtocolError(1007),
+                        Ok(_) => PeerEvent::Close { code, between },
+                        Err(_) => PeerEvent::ProtocolError(1007),
                     },
-                    _ => Said::ProtocolError(1002),
+                    _ => PeerEvent::ProtocolError(1002),
                 });
-                return said;
+                return events;
             }
         }
     }

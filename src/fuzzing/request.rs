@@ -1,4 +1,4 @@
-//! Whole requests to the whole layer, but for sockets.
+//! Complete requests to the whole layer, without sockets.
 
 use bytes::Bytes;
 use http::header;
@@ -10,11 +10,11 @@ use crate::HttpFStream;
 use crate::error::ErrorKind;
 use crate::storage::MemoryStorage;
 
-/// What is there before the request.
+/// The contents of the resource before the request.
 const STORED: &[u8] = b"one\ntwo\r\n\xe2\x82\xac\n\xff";
 
-/// Whatever is asked of the layer without an upgrade, it answers: never with a failure of its own, and with no bytes but
-/// those that are there. What stands after a body was appended is what stood before, or that and a prefix of the body.
+/// The layer answers every request without an upgrade, never with an internal error, and only with bytes that are stored.
+/// Afterwards the resource holds its former contents, and possibly a prefix of the request's body.
 pub fn request(data: &[u8]) -> bool {
     let mut input = Input(data);
     let (kind, len) = (input.byte(), input.byte());
@@ -43,7 +43,7 @@ pub fn request(data: &[u8]) -> bool {
         let Ok(response) = service.oneshot(request).await;
         let (head, answer) = response.into_parts();
         let status = head.status.as_u16();
-        // 501 is what an upgrade is told where there is no connection to upgrade.
+        // 501 answers an upgrade on a connection that can't be upgraded.
         assert!(status < 500 || matches!(status, 501 | 505), "{head:?}");
         assert!(status != 304 || conditional, "{head:?}");
         // The body of a live resource ends when the resource does.
@@ -63,8 +63,8 @@ pub fn request(data: &[u8]) -> bool {
                     stored.extend_from_slice(&chunk.bytes);
                 }
                 let rest = stored.strip_prefix(STORED);
-                // Deleted and made anew by nobody here.
-                let rest = rest.expect("what was there");
+                // Nothing here deletes and recreates the resource.
+                let rest = rest.expect("the former contents");
                 assert!(body.starts_with(rest), "{rest:?} was appended");
                 appended = !rest.is_empty();
             }

@@ -67,7 +67,7 @@ impl Tail {
         let start = usize::try_from(from.checked_sub(self.start)?).ok()?;
         let end = usize::try_from(to.checked_sub(self.start)?).ok().filter(|end| *end <= self.bytes.len())?;
         let mut found = ByteQueue::default();
-        found.expect(0, end - start);
+        found.reserve(0, end - start);
         self.bytes.copy_range(start, end, &mut found);
         Some(found)
     }

@@ -6,7 +6,7 @@ use crate::buffer::ByteQueue;
 use crate::state::{End, Life, State};
 use crate::websocket::frame::{Kind, put_header};
 
-/// Queues a TEXT message of the server's.
+/// Queues a TEXT message from the server.
 pub(crate) fn queue(out: &mut ByteQueue, message: &str) {
     out.write_with(|buf| {
         put_header(buf, Kind::Text, message.len(), None);
@@ -14,7 +14,7 @@ pub(crate) fn queue(out: &mut ByteQueue, message: &str) {
     });
 }
 
-/// An appender's first message.
+/// The server's first message to an appender.
 pub(crate) fn appending(offset: u64, life: Life, resumed: bool) -> String {
     format!(r#"{{"offset":{offset},"life":"{life}","resumed":{resumed}}}"#)
 }
@@ -27,7 +27,7 @@ pub(crate) fn finished(len: u64) -> String {
     format!(r#"{{"ack":{len},"finished":true}}"#)
 }
 
-/// A follower's first message.
+/// The server's first message to a follower.
 pub(crate) fn following(offset: u64, life: Life, state: State) -> String {
     format!(r#"{{"offset":{offset},"life":"{life}","state":"{state}"}}"#)
 }
@@ -40,7 +40,7 @@ pub(crate) fn ended(state: State, len: u64) -> String {
     format!(r#"{{"state":"{state}","length":{len}}}"#)
 }
 
-/// What an appender says: so far only that this was all. `None` for what is not known.
+/// Parses an appender's message, of which there is one so far: the finish. `None` for anything else.
 pub(crate) fn finish(message: &[u8]) -> Option<End> {
     let message: Value = serde_json::from_slice(message).ok()?;
     let message = message.as_object()?;
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_finish_is_known_and_nothing_else_is() {
+    fn only_a_finish_is_recognized() {
         assert_eq!(finish(br#" {"x":[{}], "finish" : true} "#), Some(End::Finished));
         assert_eq!(finish(br#"{"finish":true,"seal":false}"#), Some(End::Finished));
         assert_eq!(finish(br#"{"seal":true,"finish":true}"#), Some(End::Sealed));

@@ -1,5 +1,5 @@
-//! What server and client both speak: header names, the messages of `httpfstream.v1`, where a follow begins, and how bytes
-//! become server-sent events.
+//! The protocol that server and client share: header names, the messages of `httpfstream.v1`, the start position of a
+//! follower, and the encoding of bytes as server-sent events.
 
 pub(crate) mod events;
 pub(crate) mod headers;

@@ -1,8 +1,9 @@
-//! Where a follow begins.
+//! The start position of a follower.
 
-/// Where a follower begins.
+/// Where a follower begins to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum StartPosition {
+    /// At the first byte.
     #[default]
     Beginning,
     /// At this byte.

@@ -1,17 +1,19 @@
-// Text as a terminal would show it, made into lines with styles: SGR colours, carriage returns, backspaces, tabs. Escape
-// sequences that mean nothing in a log are swallowed; one that is cut by a chunk's end waits for its rest.
+// Renders text as a terminal would, into lines with styles: SGR colours, carriage returns, backspaces, tabs. Escape
+// sequences that mean nothing in a log are dropped; one that is split between two chunks is held back until it is
+// complete.
 
-// Longer lines go on as another one: looking for a place in a line costs as much as the line is long.
-const LONGEST = 16384;
-// What an escape sequence may hold before it is taken for noise.
-const LONGEST_ESCAPE = 4096;
-// Behind so many styles, new ones have fewer colours: so many levels a channel.
+// Longer lines are split, in UTF-16 units: finding a position in a line takes time in proportion to its length.
+const MAX_LINE = 16384;
+// Longer escape sequences are taken for noise.
+const MAX_ESCAPE = 4096;
+// Colour levels per channel for new styles, by the number of existing styles: it bounds how many styles there can be.
 const LEVELS = [[4096, 256], [16384, 6], [Infinity, 2]];
-const MOST_CHANGES = 8192;
+// The cache of SGR changes is cleared after this many.
+const MAX_CHANGES = 8192;
 
 const CONTROL = /[\x00-\x1f\x7f-\x9f]/;
 const PLAIN = /[^\x00-\x1f\x7f-\x9f]+/y;
-// CSI; OSC and other strings, which also end where a line does; what has intermediates; two characters.
+// CSI; OSC and other strings, which also end at the end of a line; sequences with intermediates; two characters.
 const ESCAPE =
     /\x1b(?:\[([0-?]*)[ -/]*([@-~])|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\|(?=\n|\x1b[^\\]))|[ -/]+[0-~]|[0-OQ-WYZ\\`-~])/y;
 const ESCAPE_BEGUN = /\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]*)$/y;
@@ -22,11 +24,11 @@ const TWO_WIDE = /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\u
 
 const WHITE_AND_BLACK = { 'var(--c0)': '#000', 'var(--c7)': '#eee', 'var(--c15)': '#fff' };
 
-/** Lines, the last of which is still being written. `runs` of a line is null, or `[start, style, start, style, …]`. */
+/** Lines of text. `runs` of a line is null, or `[start, style, start, style, …]`. */
 export class Lines {
     texts = [];
     runs = [];
-    /** Style 0 is none. */
+    /** Style 0 is the default. */
     styles = [{}];
     #known = new Map([['', 0]]);
     #states = new Map();
@@ -38,12 +40,12 @@ export class Lines {
     #state = this.#stateOf({});
     #held = '';
 
-    /** The line that is being written: it is not among the others yet. */
+    /** The last line, which has no line feed yet. It is not among `texts` and `runs`. */
     get open() {
         return { text: this.#text, runs: this.#runs };
     }
 
-    /** Takes more text. */
+    /** Adds text. */
     write(chunk) {
         const text = this.#held + chunk;
         this.#held = '';
@@ -51,37 +53,33 @@ export class Lines {
         for (;;) {
             const feed = text.indexOf('\n', at);
             const end = feed < 0 ? text.length : feed;
-            // Most lines have nothing in them that needs a look at each character.
+            // Fast path: most lines have no control characters.
             const stop = feed > at && text.charCodeAt(feed - 1) === 13 ? feed - 1 : end;
             const piece = text.slice(at, stop);
             if (piece && !CONTROL.test(piece)) this.#put(piece);
             else if (piece) this.#controlled(text, at, end);
-            if (feed < 0) {
-                // A carriage return at the end of all is one of a pair, or begins to write over the line.
-                if (stop < end) this.#column = 0;
-                return;
-            }
+            if (feed < 0) return;
             this.#feed();
             at = feed + 1;
         }
     }
 
-    /** Ends the last line: nothing more comes. */
+    /** Ends the last line. There is no more text. */
     end() {
         this.#held = '';
         if (this.#text) this.#feed();
     }
 
-    /** Forgets the first lines. */
+    /** Drops the first lines. */
     drop(count) {
         this.texts = this.texts.slice(count);
         this.runs = this.runs.slice(count);
-        this.#forgetChanges(); // A browser keeps the text that they are a part of.
+        this.#forgetChanges(); // Its keys are slices, which keep the whole text of the dropped lines alive.
     }
 
     #feed() {
         this.texts.push(this.#text);
-        this.runs.push(this.#runs?.slice() ?? null); // What was pushed to has room for more.
+        this.runs.push(this.#runs?.slice() ?? null); // A copy, since an array that was pushed to has spare capacity.
         this.#text = '';
         this.#runs = null;
         this.#column = 0;
@@ -114,7 +112,7 @@ export class Lines {
         else this.#column = to;
     }
 
-    // Returns where the text goes on.
+    // Handles the escape sequence at `at`. Returns the position behind it.
     #escape(text, at) {
         ESCAPE.lastIndex = at;
         const found = ESCAPE.exec(text);
@@ -123,7 +121,7 @@ export class Lines {
             return ESCAPE.lastIndex;
         }
         ESCAPE_BEGUN.lastIndex = at;
-        if (ESCAPE_BEGUN.test(text) && text.length - at < LONGEST_ESCAPE) {
+        if (ESCAPE_BEGUN.test(text) && text.length - at < MAX_ESCAPE) {
             this.#held = text.slice(at);
             return text.length;
         }
@@ -131,11 +129,11 @@ export class Lines {
     }
 
     #csi(parameters, final) {
-        const count = Math.min(parseInt(parameters, 10) || 0, LONGEST);
+        const count = Math.min(parseInt(parameters, 10) || 0, MAX_LINE);
         if (final === 'm') this.#sgr(parameters);
-        // What progress bars do besides a carriage return.
+        // Cursor movements of progress bars.
         else if (final === 'G') this.#column = Math.max(0, count - 1);
-        else if (final === 'C') this.#column = Math.min(LONGEST, this.#column + (count || 1));
+        else if (final === 'C') this.#column = Math.min(MAX_LINE, this.#column + (count || 1));
         else if (final === 'D') this.#column = Math.max(0, this.#column - (count || 1));
         else if (final === 'K') this.#erase(count);
     }
@@ -155,11 +153,11 @@ export class Lines {
         }
     }
 
-    // Writes where the cursor is: at the line's end, or over what is there.
+    // Writes at the cursor: appends to the line, or overwrites it.
     #put(piece) {
-        while (this.#column + piece.length > LONGEST) {
-            const room = LONGEST - this.#column;
-            // Never between the halves of a character.
+        while (this.#column + piece.length > MAX_LINE) {
+            const room = MAX_LINE - this.#column;
+            // Never splits a surrogate pair.
             const part = /[\ud800-\udbff]/.test(piece[room - 1] ?? '') ? room - 1 : room;
             if (part > 0) this.#put(piece.slice(0, part));
             piece = piece.slice(Math.max(part, 0));
@@ -179,18 +177,18 @@ export class Lines {
         if (column === this.#text.length) {
             this.#text += piece;
         } else {
-            // The second half of a character whose first one was written over goes with it.
+            // If the first half of a surrogate pair is overwritten, a space replaces the second half.
             const half = /[\udc00-\udfff]/.test(this.#text[to] ?? '') && /[\ud800-\udbff]/.test(this.#text[to - 1]);
             this.#text = this.#text.slice(0, column) + piece + (half ? ' ' : '') + this.#text.slice(to + (half ? 1 : 0));
         }
         this.#column = to;
     }
 
-    // Logs have few styles and many changes between them: each change is worked out once.
+    // Logs have few styles but change between them often, so the effect of each change is cached.
     #sgr(parameters) {
         let next = this.#state.next.get(parameters);
         if (!next) {
-            if (this.#changes++ > MOST_CHANGES) this.#forgetChanges();
+            if (this.#changes++ > MAX_CHANGES) this.#forgetChanges();
             next = this.#stateOf(changed(this.#state.sgr, parameters));
             this.#state.next.set(parameters, next);
         }
@@ -216,7 +214,7 @@ export class Lines {
 
     #intern(sgr) {
         let { fore, back } = sgr;
-        // The theme's white and black are made to be read on its own background; on another one they are themselves.
+        // The theme's white and black are chosen for its own background; on another one they are plain white and black.
         if (back && WHITE_AND_BLACK[fore]) fore = WHITE_AND_BLACK[fore];
         if (sgr.inverse) [fore, back] = [back ?? 'var(--back)', fore ?? 'var(--text)'];
         const classes = ['bold', 'dim', 'italic', 'underline', 'strike'].filter((name) => sgr[name]).join(' ');
@@ -235,7 +233,7 @@ export class Lines {
     }
 }
 
-// What SGR parameters make of a state. `38:2::r:g:b` is one parameter, `38;2;r;g;b` is five.
+// Applies SGR parameters to a state. `38:2::r:g:b` is one parameter, `38;2;r;g;b` is five.
 function changed(before, parameters) {
     const sgr = { ...before };
     const list = parameters.split(';');
@@ -282,14 +280,14 @@ function rgb(parts) {
     return `rgb(${parts.map((part) => Math.min(255, part)).join(' ')})`;
 }
 
-// The nearest colour that has so many levels a channel; the theme's stay.
+// The nearest colour with this number of levels per channel. Theme colours are unchanged.
 function rounded(colour, levels) {
     if (levels === 256 || !colour?.startsWith('rgb')) return colour;
     const step = 255 / (levels - 1);
     return rgb(colour.match(/\d+/g).map((part) => Math.round(part / step) * step));
 }
 
-// The first 16 are the theme's, then a cube of colours, then greys.
+// The 256 colours of terminals: 16 of the theme, a colour cube, and greys.
 function indexed(index) {
     if (index < 16) return `var(--c${index})`;
     if (index > 255) return undefined;
@@ -297,7 +295,7 @@ function indexed(index) {
     return rgb([36, 6, 1].map((by) => Math.floor((index - 16) / by) % 6).map((level) => level && level * 40 + 55));
 }
 
-// Gives `from` to `to` a style, in runs that so far cover `length` characters.
+// Sets the style of the columns `from` to `to`, in runs that cover `length` columns so far.
 function paint(runs, from, to, style, length) {
     runs ??= from === 0 ? [] : [0, 0];
     if (from === length) {
@@ -313,28 +311,28 @@ function paint(runs, from, to, style, length) {
     return painted.concat(runs.slice(at));
 }
 
-// The runs that begin before a column.
+// The runs that start before a column.
 function cut(runs, column) {
     let at = 0;
     while (at < runs.length && runs[at] < column) at += 2;
     return runs.slice(0, at);
 }
 
-/** Whether columns have to be counted, since not every character takes one. */
+/** Whether a text may have characters that aren't one column wide. */
 export function isOdd(text) {
     return ODD.test(text);
 }
 
-// How many columns a character takes: an approximation of what terminals agree on.
+// The width of a character in columns: an approximation of what terminals agree on.
 function widthOf(character) {
     const code = character.codePointAt(0);
     if (code < 0x300) return 1;
-    // Most of what is not Latin is in here, and needs no closer look.
+    // Fast path for most characters that aren't Latin.
     if ((code >= 0x309b && code <= 0xa4cf) || (code >= 0xac00 && code <= 0xd7a3)) return 2;
     return NO_WIDTH.test(character) ? 0 : TWO_WIDE.test(character) ? 2 : 1;
 }
 
-/** Where the rows of a line begin if a row has so many columns; for lines that are odd. */
+/** The starts of a line's rows at this number of columns per row, for lines of characters of any width. */
 export function breaks(text, columns) {
     const starts = [0];
     let used = 0;

@@ -1,9 +1,9 @@
-//! What is given to web pages.
+//! Scripts for web pages.
 
-/// The follow module for web pages: an ES module without dependencies, whose header says how it is used.
+/// The follow module for web pages: an ES module without dependencies. Its header comment says how to use it.
 ///
-/// It reads a resource over the subprotocol `httpfstream.v1`, connects again by itself and goes on exactly where it was.
-/// The application serves it wherever it likes:
+/// It follows a resource over the subprotocol `httpfstream.v1`, reconnects by itself and resumes at the exact byte. The
+/// application serves it at any path:
 ///
 /// ```
 /// use axum::{Router, http::header, routing::get};

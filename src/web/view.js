@@ -1,21 +1,22 @@
-// The viewer: follows the resource that the page's address names, and shows of it what fits the window.
+// The viewer: follows the resource at the page's address, and draws the rows that are visible.
 //
-// What a log holds only ever becomes text: `textContent`, and colours that are made from numbers.
+// Contents of a log never become markup: they are set as `textContent`, and colours are made from numbers.
 
 import { follow } from './follow.js';
 import { Lines, breaks, isOdd } from './lines.js';
 
-// Of a longer resource the end is shown; what grows to twice of it loses its beginning.
-const MOST_BYTES = 128 * 1024 * 1024;
-// Short lines cost more than their bytes: of as many as this the same holds.
-const MOST_LINES = 5_000_000;
-// Browsers end elements at 17 or 33 million pixels. Where the rows need more, the scroll bar stands for a share of them.
-const TALLEST = 8_000_000;
-// Work is done in slices, so that the page answers in between.
+// Of a longer resource only the last bytes are loaded. Beyond twice as many, the first lines are dropped.
+const MAX_BYTES = 128 * 1024 * 1024;
+// The same for lines, since short lines cost more than their bytes.
+const MAX_LINES = 5_000_000;
+// The tallest element, in pixels. Browsers limit elements to 17 or 33 million; where the rows need more, the scroll bar
+// is scaled.
+const MAX_HEIGHT = 8_000_000;
+// Long work is done in slices of this many milliseconds, so that the page stays responsive.
 const SLICE = 8;
-const MOST_HITS = 100_000;
-// A row of more pieces than this is noise: the rest of it goes without styles.
-const MOST_PIECES = 1000;
+const MAX_HITS = 100_000;
+// The most elements in a row. A row that needs more is noise, and its rest is drawn without styles.
+const MAX_SPANS = 1000;
 
 const part = (id) => document.getElementById(id);
 const log = part('log');
@@ -23,17 +24,17 @@ const rowsElement = part('rows');
 
 let lines = new Lines();
 let bytes = 0;
-let dropped = 0; // How many lines are gone from the beginning.
+let dropped = 0; // The number of lines that were dropped at the beginning.
 
-// ---- Which row is where --------------------------------------------------------------------------------------------
+// ---- Layout --------------------------------------------------------------------------------------------------------
 
 let wrap = true;
 let columns = 80;
 let rowHeight = 20;
-let laidOut = 0; // So many lines have their place in `firstRow`, which tells where each begins.
-let firstRow = new Uint32Array(1024);
+let laidOut = 0; // The number of lines that are laid out.
+let firstRow = new Uint32Array(1024); // The first row of each line.
 let odd = new Uint8Array(1024);
-let layout = 0; // Counts layouts: rows that were drawn under another one are drawn anew.
+let layout = 0; // Changes with each layout, after which all rows are redrawn.
 
 const isWide = (text, line) => (line < laidOut ? odd[line] === 1 : isOdd(text));
 const lineText = (line) => (line < lines.texts.length ? lines.texts[line] : lines.open.text);
@@ -44,8 +45,8 @@ function rowsOf(text, wide) {
     return wide ? breaks(text, columns).length : Math.ceil(text.length / columns);
 }
 
-// Gives new lines their places.
-function place() {
+// Lays out new lines.
+function layOut() {
     const count = lines.texts.length;
     if (count + 1 > firstRow.length) {
         const grown = new Uint32Array(2 * (count + 1));
@@ -63,8 +64,8 @@ function place() {
     }
 }
 
-// Gives all lines new places, with the line at the top staying there.
-function placeAnew() {
+// Lays out all lines again, and keeps the topmost line in place.
+function layOutAgain() {
     const top = lineOf(Math.floor(position / rowHeight));
     const into = position / rowHeight - firstRow[top];
     for (let line = 0; line < laidOut; line++) {
@@ -93,22 +94,22 @@ function lineOf(row) {
 
 // ---- Scrolling -----------------------------------------------------------------------------------------------------
 
-let position = 0; // The pixel, of all rows, at the window's top.
-let height = 0; // Of all rows.
-let scaled = false;
+let position = 0; // The scroll position in pixels, among all rows.
+let height = 0; // The height of all rows, in pixels.
+let scaled = false; // Whether the scroll bar is scaled: the rows are higher than an element can be.
 let lastTop = 0;
 let following = true;
-let resting;
+let settleTimer;
 
 const windowHeight = () => log.clientHeight;
 const end = () => Math.max(0, height - windowHeight());
-const scrollEnd = () => Math.max(1, Math.min(height, TALLEST) - windowHeight());
+const scrollEnd = () => Math.max(1, Math.min(height, MAX_HEIGHT) - windowHeight());
 const scrollOf = (pixel) => (scaled ? (pixel / Math.max(1, end())) * scrollEnd() : pixel);
 
 function resize() {
     height = totalRows() * rowHeight + 8;
-    scaled = height > TALLEST;
-    part('height').style.height = `${Math.max(Math.min(height, TALLEST), 1)}px`;
+    scaled = height > MAX_HEIGHT;
+    part('height').style.height = `${Math.max(Math.min(height, MAX_HEIGHT), 1)}px`;
 }
 
 function goTo(pixel) {
@@ -124,18 +125,18 @@ log.addEventListener('scroll', () => {
         if (!scaled) position = log.scrollTop;
         else if (log.scrollTop <= 0) position = 0;
         else if (log.scrollTop >= scrollEnd() - 1) position = end();
-        // A step is taken as it is; a drag of the scroll bar goes to its share.
+        // A small step moves by that many pixels; a drag of the scroll bar goes to the proportional position.
         else if (Math.abs(by) < 2 * windowHeight()) position = Math.min(Math.max(0, position + by), end());
         else position = (log.scrollTop / scrollEnd()) * end();
-        // Whoever scrolls up wants to stay there, whoever comes back to the end wants to follow.
+        // Scrolling up stops following, and scrolling to the end resumes it.
         if (by < 0 && position < end() - rowHeight) setFollowing(false);
         else if (by > 0 && position >= end() - 2) setFollowing(true);
         lastTop = log.scrollTop;
     }
     drawSoon();
-    clearTimeout(resting);
-    // After steps the bar no longer stands for the position: it is put right once nobody moves it.
-    if (scaled) resting = setTimeout(() => goTo(position), 200);
+    clearTimeout(settleTimer);
+    // After small steps a scaled scroll bar no longer matches the position. It is corrected when scrolling ends.
+    if (scaled) settleTimer = setTimeout(() => goTo(position), 200);
 });
 
 function setFollowing(on) {
@@ -151,21 +152,21 @@ function setFollowing(on) {
 
 // ---- Drawing -------------------------------------------------------------------------------------------------------
 
-let drawn = []; // The rows in the document: { row, line, key, element }, one behind the other.
-let seenRows = 0;
-let asked = false;
+let drawn = []; // The rows in the document, in order: { row, key, element }.
+let seenRows = 0; // The number of rows when following stopped.
+let drawRequested = false;
 
 function drawSoon() {
-    if (asked) return;
-    asked = true;
+    if (drawRequested) return;
+    drawRequested = true;
     requestAnimationFrame(() => {
-        asked = false;
+        drawRequested = false;
         draw();
     });
 }
 
 function draw() {
-    place();
+    layOut();
     resize();
     if (following) goTo(end());
     const total = totalRows();
@@ -193,7 +194,7 @@ function draw() {
         }
     }
     for (const { element } of before.values()) element.remove();
-    // Rows that stay are not touched: a selection in them stays too.
+    // Rows that stay are not touched, so that a selection in them survives.
     let next = null;
     for (let at = after.length - 1; at >= 0; at--) {
         const { element } = after[at];
@@ -203,10 +204,10 @@ function draw() {
     drawn = after;
     rowsElement.style.transform = `translateY(${log.scrollTop + first * rowHeight - position}px)`;
     part('height').style.width = wrap ? '' : `${rowsElement.offsetWidth}px`;
-    tell(total);
+    showCounts(total);
 }
 
-// Where a line's rows begin.
+// The starts of a line's rows.
 function startsOf(line) {
     const text = lineText(line);
     if (!wrap || text.length <= columns / 2) return [0];
@@ -216,7 +217,7 @@ function startsOf(line) {
     return starts;
 }
 
-// Puts a row's text into its element, cut where styles and hits begin and end.
+// Fills a row's element with spans of text, split where styles and hits begin and end.
 function fill(element, line, text, from, to) {
     const runs = lineRuns(line) ?? [0, 0];
     const hits = search.hitsIn(line, text);
@@ -225,20 +226,20 @@ function fill(element, line, text, from, to) {
         let at = Math.max(from, runs[run]);
         const stop = Math.min(to, runs[run + 2] ?? text.length);
         while (at < stop) {
-            if (element.childNodes.length >= MOST_PIECES) {
+            if (element.childNodes.length >= MAX_SPANS) {
                 element.append(text.slice(at, to));
                 return;
             }
             while (hit < hits.length && hits[hit].to <= at) hit++;
             const inside = hit < hits.length && hits[hit].from <= at;
             const until = hit < hits.length ? Math.min(stop, inside ? hits[hit].to : hits[hit].from) : stop;
-            element.append(piece(text.slice(at, until), lines.styles[runs[run + 1]], inside && hits[hit]));
+            element.append(span(text.slice(at, until), lines.styles[runs[run + 1]], inside && hits[hit]));
             at = until;
         }
     }
 }
 
-function piece(text, style, hit) {
+function span(text, style, hit) {
     if (!hit && !style.classes && !style.fore && !style.back) return document.createTextNode(text);
     const element = document.createElement(hit ? 'mark' : 'span');
     element.textContent = text;
@@ -252,7 +253,7 @@ function piece(text, style, hit) {
     return element;
 }
 
-function tell(total) {
+function showCounts(total) {
     const size = part('size');
     const count = dropped + lines.texts.length + (openText() ? 1 : 0);
     size.value = bytes;
@@ -271,7 +272,7 @@ function sized(count) {
     return `${unit === 0 || count >= 100 ? Math.round(count) : count.toFixed(1)} ${units[unit]}`;
 }
 
-// A copied line is one line, however many rows it has here.
+// Copying a wrapped line gives one line.
 document.addEventListener('copy', (event) => {
     const selection = getSelection();
     if (selection.isCollapsed || !log.contains(selection.anchorNode)) return;
@@ -298,19 +299,19 @@ const search = {
     hitLines: [],
     hitColumns: [],
     here: -1,
-    searched: 0, // Lines before this one are done.
+    searched: 0, // The number of lines that were searched.
     running: false,
-    drawing: 0, // Counts what changes drawn rows.
+    drawing: 0, // Changes whenever the marked hits change, after which rows are redrawn.
 
     start(query) {
         this.pattern = query ? new RegExp(query.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'), 'gi') : null;
-        this.again();
+        this.restart();
         this.here = -1;
-        this.wants = query !== '';
+        this.wantsFirst = query !== '';
         this.go();
     },
 
-    again() {
+    restart() {
         this.hitLines = [];
         this.hitColumns = [];
         this.searched = 0;
@@ -318,12 +319,12 @@ const search = {
         drawSoon();
     },
 
-    // Searches what has not been searched yet, slice by slice.
+    // Searches the lines that were not searched yet, in slices.
     async go() {
         if (this.running) return;
         this.running = true;
         let until = performance.now() + SLICE;
-        while (this.pattern && this.searched < lines.texts.length && this.hitLines.length < MOST_HITS) {
+        while (this.pattern && this.searched < lines.texts.length && this.hitLines.length < MAX_HITS) {
             const text = lines.texts[this.searched];
             this.pattern.lastIndex = 0;
             for (let found; (found = this.pattern.exec(text)); ) {
@@ -332,24 +333,24 @@ const search = {
             }
             this.searched++;
             if (this.searched % 64 === 0 && performance.now() > until) {
-                this.tell();
-                await pauseForOthers();
+                this.showCount();
+                await yieldToPage();
                 until = performance.now() + SLICE;
             }
             this.goToFirst();
         }
         this.running = false;
-        this.tell();
+        this.showCount();
     },
 
-    // The first hit that is not above what is shown is gone to as soon as it is found.
+    // Goes to the first hit at or below the top of the window as soon as it is found; to the last hit while following.
     goToFirst() {
-        if (!this.wants || this.hitLines.length === 0) return;
+        if (!this.wantsFirst || this.hitLines.length === 0) return;
         const top = lineOf(Math.floor(position / rowHeight));
         if (following || this.hitLines.at(-1) < top) {
             if (this.searched < lines.texts.length) return;
         }
-        this.wants = false;
+        this.wantsFirst = false;
         const found = following ? this.hitLines.length - 1 : this.hitLines.findIndex((line) => line >= top);
         this.show(Math.max(0, found));
     },
@@ -357,7 +358,7 @@ const search = {
     step(by) {
         const count = this.hitLines.length;
         if (count === 0) return;
-        this.wants = false;
+        this.wantsFirst = false;
         this.show(this.here < 0 ? (by > 0 ? 0 : count - 1) : (this.here + by + count) % count);
     },
 
@@ -365,19 +366,19 @@ const search = {
         this.here = index;
         this.drawing++;
         const line = this.hitLines[index];
-        place();
+        layOut();
         const starts = startsOf(line);
         let row = 0;
         while (starts[row + 1] <= this.hitColumns[index]) row++;
         const pixel = (firstRow[line] + row) * rowHeight;
         setFollowing(false);
         if (pixel < position || pixel > position + windowHeight() - 2 * rowHeight) goTo(pixel - windowHeight() / 2);
-        this.tell();
+        this.showCount();
         drawSoon();
         if (!wrap) requestAnimationFrame(() => rowsElement.querySelector('mark.here')?.scrollIntoView({ block: 'nearest', inline: 'nearest' }));
     },
 
-    // The hits in a line, for drawing.
+    // The hits in a line that is drawn.
     hitsIn(line, text) {
         if (!this.pattern) return [];
         const here = this.hitLines[this.here] === line ? this.hitColumns[this.here] : -1;
@@ -386,25 +387,25 @@ const search = {
         });
     },
 
-    tell() {
+    showCount() {
         const count = this.hitLines.length;
-        const most = count >= MOST_HITS ? '+' : '';
-        const counted = `${this.here >= 0 ? `${(this.here + 1).toLocaleString('en')}/` : ''}${count.toLocaleString('en')}${most}`;
+        const more = count >= MAX_HITS ? '+' : '';
+        const counted = `${this.here >= 0 ? `${(this.here + 1).toLocaleString('en')}/` : ''}${count.toLocaleString('en')}${more}`;
         part('hits').textContent = this.pattern ? counted + (this.running ? '…' : '') : '';
     },
 };
 
 // ---- Following -----------------------------------------------------------------------------------------------------
 
-let openVersion = 0; // Changes with each write: the open line may have.
+let openVersion = 0; // Changes with each write, which may change the open line.
 
 const channel = new MessageChannel();
-let waiting = [];
-channel.port1.onmessage = () => waiting.splice(0).forEach((resolve) => resolve());
-// Unlike a timeout's, this task comes at once, but behind input and drawing.
-function pauseForOthers() {
+let yielded = [];
+channel.port1.onmessage = () => yielded.splice(0).forEach((resolve) => resolve());
+// Yields to input and drawing. Unlike a timeout's, this task has no minimum delay.
+function yieldToPage() {
     return new Promise((resolve) => {
-        waiting.push(resolve);
+        yielded.push(resolve);
         channel.port2.postMessage(0);
     });
 }
@@ -420,18 +421,18 @@ function show(state, note = '') {
     part('note').hidden = !note;
 }
 
-// Forgets the first lines, until neither bytes nor lines are too many.
-function forget() {
-    place();
+// Drops the first lines, until bytes and lines are within their limits.
+function dropFirst() {
+    layOut();
     const { texts } = lines;
     const weight = (line) => texts[line].length + 1;
     let all = 0;
     for (let line = 0; line < texts.length; line++) all += weight(line);
-    const share = MOST_BYTES / kept;
+    const share = MAX_BYTES / kept;
     let left = all;
     let count = 0;
-    for (; count < texts.length && (left > all * share || texts.length - count > MOST_LINES); count++) left -= weight(count);
-    kept = all && (kept * left) / all; // Where there are no lines, all was written over.
+    for (; count < texts.length && (left > all * share || texts.length - count > MAX_LINES); count++) left -= weight(count);
+    kept = all && (kept * left) / all; // Without lines, all bytes were overwritten in the open line.
     if (count === 0) return;
     lines.drop(count);
     dropped += count;
@@ -443,13 +444,13 @@ function forget() {
     position = Math.max(0, position - rows * rowHeight);
     seenRows = Math.max(0, seenRows - rows);
     search.here = -1;
-    search.again();
+    search.restart();
     resize();
     goTo(position);
 }
 
-let kept = 0; // About so many bytes are still shown.
-let skipped = 0; // So many bytes at the beginning were never asked for.
+let kept = 0; // Approximately the number of bytes in the lines that are kept.
+let skipped = 0; // The number of bytes at the beginning that were never loaded.
 
 function note() {
     const missing = [];
@@ -465,27 +466,27 @@ async function run(url) {
         lines.write(text);
         openVersion++;
     };
-    for await (const event of follow(url, { tail: MOST_BYTES })) {
+    for await (const event of follow(url, { tail: MAX_BYTES })) {
         if (event.type === 'data') {
             bytes += event.bytes.length;
-            // What comes in one piece can be large.
+            // An event can be large.
             for (let at = 0; at < event.bytes.length; at += 65536) {
                 const some = event.bytes.subarray(at, at + 65536);
                 write(decoder.decode(some, { stream: true }));
                 kept += some.length;
-                if (kept > 2 * MOST_BYTES || lines.texts.length > 2 * MOST_LINES) {
-                    forget();
+                if (kept > 2 * MAX_BYTES || lines.texts.length > 2 * MAX_LINES) {
+                    dropFirst();
                     show(part('state').dataset.state, note());
                 }
                 if (performance.now() > until) {
                     drawSoon();
-                    await pauseForOthers();
+                    await yieldToPage();
                     until = performance.now() + SLICE;
                 }
             }
             search.go();
         } else if (event.state === 'connecting') {
-            show('connecting', event.attempt > 1 ? `Trying again: ${event.reason}.` : note());
+            show('connecting', event.attempt > 1 ? `Reconnecting: ${event.reason}.` : note());
         } else {
             if (event.offset > 0 && bytes === 0) {
                 bytes = skipped = event.offset;
@@ -496,7 +497,7 @@ async function run(url) {
                 lines.end();
                 search.go();
                 part('state').dataset.whole = '';
-                part('state').title = 'This is the end.';
+                part('state').title = 'The end of the log.';
             }
         }
         drawSoon();
@@ -517,7 +518,7 @@ function measure() {
     if (fits !== columns || tall !== rowHeight) {
         columns = fits;
         rowHeight = tall;
-        placeAnew();
+        layOutAgain();
     }
     drawSoon();
 }
@@ -526,7 +527,7 @@ function setWrap(on) {
     wrap = on;
     part('wrap').setAttribute('aria-pressed', String(on));
     log.scrollLeft = 0;
-    placeAnew();
+    layOutAgain();
 }
 
 function setTheme(theme) {
@@ -534,7 +535,7 @@ function setTheme(theme) {
     try {
         localStorage.setItem('httpfstream-theme', theme);
     } catch {
-        // Not allowed to keep anything: it is for this page only.
+        // Storage is not allowed, so the theme holds for this page only.
     }
 }
 
@@ -542,7 +543,7 @@ function keys(event) {
     const typing = event.target instanceof HTMLInputElement;
     const command = event.ctrlKey || event.metaKey;
     if (command && event.key.toLowerCase() === 'f' && !typing) {
-        // The browser's own search sees only what is drawn. Pressed again, it comes.
+        // The browser's own search finds only visible rows. Pressing the keys again opens it.
         part('query').focus();
         part('query').select();
     } else if (event.key === 'F3') {
@@ -570,7 +571,8 @@ function keys(event) {
     event.preventDefault();
 }
 
-// The same address without `view`; the rest of the query may hold what the server asks for.
+// The same address without `view`. The rest of the query may hold parameters that the server needs, such as
+// credentials.
 const query = location.search.slice(1).split('&').filter((pair) => pair && pair.split('=')[0] !== 'view').join('&');
 const resource = location.pathname + (query && `?${query}`);
 
@@ -585,7 +587,7 @@ try {
     const theme = localStorage.getItem('httpfstream-theme');
     if (theme === 'light' || theme === 'dark') document.documentElement.dataset.theme = theme;
 } catch {
-    // As above.
+    // Storage is not allowed.
 }
 part('theme').addEventListener('click', () => {
     const dark = getComputedStyle(document.documentElement).colorScheme.trim();
@@ -621,10 +623,10 @@ log.focus();
 run(resource).catch((error) => {
     const absent = error.code === 'absent' || error.code === 'life';
     const notes = {
-        absent: 'It was deleted.',
-        life: 'It was deleted, and made anew since: load the page again to see the new one.',
-        unauthorized: 'The server wants credentials: load the page again.',
-        forbidden: 'The server does not allow this.',
+        absent: 'The resource was deleted.',
+        life: 'The resource was deleted and recreated: reload the page to see the new one.',
+        unauthorized: 'The server requires credentials: reload the page.',
+        forbidden: 'The server does not allow access.',
     };
     show(absent ? 'absent' : 'error', notes[error.code] ?? `Following ended: ${error.message}.`);
 });

@@ -10,15 +10,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::frame::Kind;
 use super::{Conn, Inbound};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// The suite sends up to 16 MiB.
 pub(crate) const MAX_MESSAGE: u64 = 64 << 20;
 
-/// Echoes every message if `back` is set, until the peer closes. Returns the last message.
-pub(crate) async fn echo<IO: AsyncRead + AsyncWrite + Unpin>(mut conn: Conn<IO>, back: bool) -> Vec<u8> {
+/// Receives messages until the peer closes, and echoes each if `reply` is set. Returns the last message.
+pub(crate) async fn echo<IO: AsyncRead + AsyncWrite + Unpin>(mut conn: Conn<IO>, reply: bool) -> Vec<u8> {
     let mut message = Vec::new();
-    let mut whole = Vec::new();
-    // So many bytes of the message are whole characters.
+    let mut last = Vec::new();
+    // Length of the prefix of the message that is known to be UTF-8.
     let mut checked = 0;
     loop {
         let (code, reason) = match conn.inbound().await {
@@ -38,12 +38,12 @@ pub(crate) async fn echo<IO: AsyncRead + AsyncWrite + Unpin>(mut conn: Conn<IO>,
                     continue;
                 }
                 if valid {
-                    whole = std::mem::take(&mut message);
+                    last = std::mem::take(&mut message);
                     checked = 0;
-                    if back {
-                        conn.put(if text { Kind::Text } else { Kind::Binary }, &whole);
-                        if conn.flush(PATIENCE).await.is_err() {
-                            return whole;
+                    if reply {
+                        conn.queue(if text { Kind::Text } else { Kind::Binary }, &last);
+                        if conn.flush(TIMEOUT).await.is_err() {
+                            return last;
                         }
                     }
                     continue;
@@ -53,9 +53,9 @@ pub(crate) async fn echo<IO: AsyncRead + AsyncWrite + Unpin>(mut conn: Conn<IO>,
             Inbound::Pong => continue,
             Inbound::Close(code) => (code.unwrap_or(1000), "".into()),
             Inbound::ProtocolError { code, reason } => (code, reason),
-            Inbound::Eof { .. } | Inbound::Broken(_) => return whole,
+            Inbound::Eof { .. } | Inbound::Broken(_) => return last,
         };
-        conn.close(code, &reason, PATIENCE).await;
-        return whole;
+        conn.close(code, &reason, TIMEOUT).await;
+        return last;
     }
 }

@@ -1,4 +1,4 @@
-//! Frames in and out, without I/O.
+//! Decoding and encoding of frames, without I/O.
 
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -10,23 +10,23 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpC
 /// The longest payload of a control frame (RFC 6455 section 5.5).
 const MAX_CONTROL: u64 = 125;
 
-/// What a peer sent, in the smallest steps that can be told apart.
+/// An event in the bytes from a peer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A piece of a message's payload, never a whole one by promise.
+    /// A part of a message's payload, cut anywhere.
     Data {
         payload: Bytes,
         end: bool,
-        /// Whether the message is TEXT, which its first frame says.
+        /// Whether the message is TEXT: the opcode of its first frame says so.
         text: bool,
     },
     Ping(Bytes),
     Pong,
-    /// With its code, if it had one.
+    /// A close frame, with its code if it has one.
     Close(Option<u16>),
 }
 
-/// A breach of the protocol, with the close code that answers it.
+/// A violation of the protocol, and the close code to answer with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ProtocolError {
     pub(crate) code: u16,
@@ -39,27 +39,27 @@ impl ProtocolError {
     }
 }
 
-/// Which end of the connection decodes: a server gets masked frames and a client unmasked ones, always.
+/// The decoding end of the connection: a server always gets masked frames, a client unmasked ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Server,
     Client,
 }
 
-/// Turns bytes into [`Event`]s. Holds no payload itself.
+/// Turns bytes into [`Event`]s. Holds no payload of messages itself.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     role: Role,
     max_message: u64,
-    /// The data frame whose payload is arriving.
+    /// The data frame whose payload is being decoded.
     frame: Option<DataFrame>,
-    /// A message has begun and not ended.
+    /// Whether a message has begun and not ended.
     in_message: bool,
-    /// That message is TEXT.
+    /// Whether that message is TEXT.
     text: bool,
-    /// Payload bytes that the message's frames have declared so far.
+    /// Payload length of the message's frames so far, as their headers declare it.
     message_len: u64,
-    /// Of the close frame: UTF-8, at most 123 bytes.
+    /// The reason in the peer's close frame: UTF-8, at most 123 bytes.
     close_reason: Bytes,
 }
 
@@ -71,7 +71,7 @@ struct DataFrame {
 }
 
 impl Decoder {
-    /// `max_message` bounds the payload of one message, in bytes.
+    /// `max_message` limits the payload of a message, in bytes.
     pub(crate) fn new(role: Role, max_message: u64) -> Self {
         Self {
             role,
@@ -84,26 +84,27 @@ impl Decoder {
         }
     }
 
-    /// Whether the stream stands between two messages, so that an end here cuts nothing.
+    /// Whether the decoder is between two messages, so that an end here truncates nothing.
     pub(crate) fn between_messages(&self) -> bool {
         self.frame.is_none() && !self.in_message
     }
 
-    /// What the peer's close frame gave as its reason, empty if nothing. It is the peer's text: not to be trusted.
+    /// The reason in the peer's close frame, or an empty string. This is untrusted text.
     pub(crate) fn close_reason(&self) -> &str {
         std::str::from_utf8(&self.close_reason).unwrap_or_default()
     }
 
-    /// The next event, or `None` if `buf` has to grow first. `spent`: once it is empty its memory is of no more use.
-    pub(crate) fn decode(&mut self, buf: &mut BytesMut, spent: bool) -> Result<Option<Event>, ProtocolError> {
+    /// The next event, or `None` if `buf` needs more bytes. `take_buf` allows to take the whole buffer as payload, where
+    /// the caller wouldn't reuse its memory.
+    pub(crate) fn decode(&mut self, buf: &mut BytesMut, take_buf: bool) -> Result<Option<Event>, ProtocolError> {
         loop {
             if let Some(frame) = &mut self.frame {
                 if frame.remaining > 0 && buf.is_empty() {
                     return Ok(None);
                 }
                 let take = frame.remaining.min(buf.len() as u64) as usize;
-                // Of what goes whole nobody has to count who has parts of it, which would be another allocation.
-                let whole = spent && take == buf.len();
+                // Taking the whole buffer avoids the reference-count allocation of `split_to`.
+                let whole = take_buf && take == buf.len();
                 let mut payload = if whole { std::mem::take(buf) } else { buf.split_to(take) };
                 frame.remaining -= take as u64;
                 if let Some(mask) = &mut frame.mask {
@@ -193,7 +194,7 @@ impl Decoder {
                 1 => Err(ProtocolError::protocol("close frame of one byte")),
                 _ => {
                     let code = payload.get_u16();
-                    // RFC 6455 section 7.4: these are never sent, or not registered.
+                    // RFC 6455 section 7.4: all others are reserved, or must not be sent.
                     if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
                         return Err(ProtocolError::protocol("close code that must not be sent"));
                     }
@@ -209,7 +210,7 @@ impl Decoder {
     }
 }
 
-/// What a frame to be sent is.
+/// The kind of a frame to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Text,
@@ -236,7 +237,7 @@ pub(crate) fn put_header(buf: &mut BytesMut, kind: Kind, len: usize, mask: Optio
     buf.extend_from_slice(&bytes[..written.unwrap_or(0)]);
 }
 
-/// How long the header of an unmasked frame is.
+/// The length of an unmasked frame's header, in bytes.
 pub(crate) fn header_len(payload: usize) -> usize {
     match payload {
         0..=125 => 2,
@@ -245,7 +246,7 @@ pub(crate) fn header_len(payload: usize) -> usize {
     }
 }
 
-/// The payload of a close frame. The reason is cut to what a control frame holds.
+/// The payload of a close frame. The reason is truncated to fit into a control frame.
 pub(crate) fn close_payload(code: u16, reason: &str) -> Bytes {
     let mut end = reason.len().min(MAX_CONTROL as usize - 2);
     while !reason.is_char_boundary(end) {
@@ -257,7 +258,7 @@ pub(crate) fn close_payload(code: u16, reason: &str) -> Bytes {
     payload.into()
 }
 
-/// Masks or unmasks (RFC 6455 section 5.3): the same operation. Tungstenite has it, but keeps it to itself.
+/// Masks or unmasks, which is the same operation (RFC 6455 section 5.3). Tungstenite's is private.
 pub(crate) fn apply_mask(data: &mut [u8], mask: [u8; 4]) {
     let wide = u64::from_ne_bytes([mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3]]);
     let (words, rest) = data.as_chunks_mut::<8>();
@@ -293,7 +294,7 @@ mod tests {
         out
     }
 
-    /// Feeds the bytes in steps and gathers whole messages and control events.
+    /// Decodes the bytes in steps of this size. Returns the messages and the control events.
     fn run(input: &[u8], step: usize, max: u64) -> (Vec<Vec<u8>>, Vec<Event>, Result<(), ProtocolError>) {
         let (mut messages, mut controls, mut message) = (Vec::new(), Vec::new(), Vec::new());
         let mut decoder = Decoder::new(Role::Server, max);
@@ -310,7 +311,7 @@ mod tests {
                     }
                     Ok(Some(event)) => controls.push(event),
                     Ok(None) => break,
-                    Err(breach) => return (messages, controls, Err(breach)),
+                    Err(error) => return (messages, controls, Err(error)),
                 }
             }
         }
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_survive_any_cut() {
+    fn messages_are_decoded_in_chunks_of_any_size() {
         let long: Vec<u8> = (0..70_000u32).map(|i| (i * 7) as u8).collect();
         let mut input = frame(0x81, b"hello");
         input.extend(frame(0x82, &long));
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_20_breaches_are_1002() {
+    fn fault_20_protocol_errors_are_1002() {
         let long = frame(0x89, &[0; 126]);
         let mut nested = frame(0x01, b"a");
         nested.extend(frame(0x81, b"b"));
@@ -355,14 +356,14 @@ mod tests {
         for (name, input) in cases {
             for step in [1, usize::MAX] {
                 let (messages, _, result) = run(input, step, 1 << 20);
-                assert_eq!(result.map_err(|b| b.code), Err(1002), "{name}");
+                assert_eq!(result.map_err(|error| error.code), Err(1002), "{name}");
                 assert!(messages.is_empty(), "{name}");
             }
         }
         for payload in [&[3][..], &[3, 237], &[3, 236], &[0, 5]] {
-            assert_eq!(run(&frame(0x88, payload), 99, 1).2.map_err(|b| b.code), Err(1002), "{payload:?}");
+            assert_eq!(run(&frame(0x88, payload), 99, 1).2.map_err(|error| error.code), Err(1002), "{payload:?}");
         }
-        assert_eq!(run(&frame(0x88, &[3, 232, 0xff]), 99, 1).2.map_err(|b| b.code), Err(1007));
+        assert_eq!(run(&frame(0x88, &[3, 232, 0xff]), 99, 1).2.map_err(|error| error.code), Err(1007));
     }
 
     #[test]
@@ -371,15 +372,15 @@ mod tests {
             let mut input = vec![0x82, 0x80 | 127];
             input.extend_from_slice(&len.to_be_bytes());
             input.extend_from_slice(&MASK);
-            assert_eq!(run(&input, 3, 100).2.map_err(|b| b.code), Err(1009));
+            assert_eq!(run(&input, 3, 100).2.map_err(|error| error.code), Err(1009));
         }
         let mut split = frame(0x02, &[0; 60]);
         split.extend(frame(0x80, &[0; 41]));
-        assert_eq!(run(&split, 9, 100).2.map_err(|b| b.code), Err(1009));
+        assert_eq!(run(&split, 9, 100).2.map_err(|error| error.code), Err(1009));
         assert_eq!(run(&split, 9, 101).2, Ok(()));
     }
 
-    /// All that is in the bytes, one event after the other, and whether they end between two messages.
+    /// All events in the bytes, and whether they end between two messages.
     fn decode(role: Role, input: &[u8]) -> (Vec<Result<Event, ProtocolError>>, bool) {
         let mut decoder = Decoder::new(role, 1 << 20);
         let mut buf = BytesMut::from(input);
@@ -395,11 +396,11 @@ mod tests {
     fn an_end_is_between_messages_or_inside_one() {
         assert_eq!(decode(Role::Server, b""), (vec![], true));
         assert_eq!(decode(Role::Server, &frame(0x82, b"whole")), (vec![data(b"whole", true, false)], true));
-        // Its head only; some of it; some of the message.
+        // Only the header; a part of the frame; a part of the message.
         assert_eq!(decode(Role::Server, &frame(0x82, b"whole")[..6]), (vec![], false));
         assert_eq!(decode(Role::Server, &frame(0x81, b"whole")[..7]), (vec![data(b"w", false, true)], false));
         assert_eq!(decode(Role::Server, &frame(0x01, b"some")), (vec![data(b"some", false, true)], false));
-        // Nothing of a frame is nothing to tell, but that a message has ended is.
+        // An empty frame is no event unless it ends a message.
         assert_eq!(decode(Role::Server, &frame(0x02, b"")), (vec![], false));
         assert_eq!(decode(Role::Server, &frame(0x81, b"")), (vec![data(b"", true, true)], true));
         let fragments = [frame(0x01, b"te"), frame(0x80, b"xt"), frame(0x82, b"b")].concat();
@@ -422,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_side_writes_the_other_reads() {
+    fn each_side_decodes_what_the_other_encodes() {
         for (mask, reads, other) in [(Some(MASK), Role::Server, Role::Client), (None, Role::Client, Role::Server)] {
             for (kind, event) in [
                 (Kind::Text, data(b"hello", true, true)),
@@ -438,13 +439,13 @@ mod tests {
                 assert_eq!(decode(reads, &buf), (vec![event], true), "{kind:?}");
                 // A server's frames are not masked, a client's are.
                 let refused = decode(other, &buf).0.remove(0);
-                assert_eq!(refused.map_err(|breach| breach.code), Err(1002), "{kind:?}");
+                assert_eq!(refused.map_err(|error| error.code), Err(1002), "{kind:?}");
             }
         }
     }
 
     #[test]
-    fn close_reasons_are_cut_on_a_character() {
+    fn close_reasons_are_cut_on_a_character_boundary() {
         let payload = close_payload(1011, &"é".repeat(100));
         assert_eq!(payload.len(), 2 + 122);
         assert!(std::str::from_utf8(&payload[2..]).is_ok());

@@ -1,4 +1,4 @@
-//! Notices a peer that is gone: pings, and gives up after too much silence.
+//! Detects a dead peer: sends pings, and gives up after too long a silence.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,14 +9,15 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Watches whether a peer is alive. The only timer of a connection.
 pub(crate) struct Keepalive {
     sleep: Pin<Box<Sleep>>,
-    every: Duration,
-    /// Silent ticks after which the peer is given up.
-    patience: u32,
-    heard: u64,
-    silent: u32,
+    interval: Duration,
+    /// Number of successive ticks without activity after which the peer is given up.
+    max_silent_ticks: u32,
+    silent_ticks: u32,
+    /// The connection's activity counter at the last tick.
+    last_activity: u64,
 }
 
-/// What a tick calls for.
+/// What to do after a tick.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum KeepaliveAction {
     Ping,
@@ -24,34 +25,37 @@ pub(crate) enum KeepaliveAction {
 }
 
 impl Keepalive {
-    /// Pings every so often, and gives up after so much silence.
-    pub(crate) fn new(every: Duration, silence: Duration) -> Self {
-        let patience = silence.as_nanos().div_ceil(every.as_nanos().max(1)).clamp(1, u32::MAX.into());
-        // A tick may come just after a ping was answered: the silence is full one tick later.
-        Self::with_patience(every, u32::try_from(patience).unwrap_or(u32::MAX))
+    /// Ticks every `interval`, and gives up once the peer was silent for `silence`, which is rounded up to whole intervals.
+    pub(crate) fn new(interval: Duration, silence: Duration) -> Self {
+        // The tick that notices activity may come right behind it, and isn't counted: only the ones after it are.
+        let ticks = silence.as_nanos().div_ceil(interval.as_nanos().max(1)).clamp(1, u32::MAX.into());
+        Self {
+            sleep: Box::pin(sleep_until(Instant::now() + interval)),
+            interval,
+            max_silent_ticks: u32::try_from(ticks).unwrap_or(u32::MAX),
+            silent_ticks: 0,
+            last_activity: 0,
+        }
     }
 
-    fn with_patience(every: Duration, patience: u32) -> Self {
-        let sleep = Box::pin(sleep_until(Instant::now() + every));
-        Self { sleep, every, patience, heard: 0, silent: 0 }
-    }
-
-    /// Waits for the next tick; `heard` is the connection's count of signs of life at that time.
+    /// Waits for the next tick, after which [`on_tick`](Self::on_tick) is to be called.
     ///
+    /// # Cancel safety
     /// Cancel safe.
     pub(crate) async fn tick(&mut self) {
         std::future::poll_fn(|cx| self.sleep.as_mut().poll(cx)).await;
     }
 
-    /// Says what the tick calls for.
-    pub(crate) fn on_tick(&mut self, heard: u64) -> KeepaliveAction {
-        self.sleep.as_mut().reset(Instant::now() + self.every);
-        if heard != self.heard {
-            self.heard = heard;
-            self.silent = 0;
+    /// Starts the next interval and returns what to do now. `activity` is the connection's counter, which grows whenever
+    /// something arrives.
+    pub(crate) fn on_tick(&mut self, activity: u64) -> KeepaliveAction {
+        self.sleep.as_mut().reset(Instant::now() + self.interval);
+        if activity != self.last_activity {
+            self.last_activity = activity;
+            self.silent_ticks = 0;
         } else {
-            self.silent += 1;
+            self.silent_ticks += 1;
         }
-        if self.silent >= self.patience { KeepaliveAction::GiveUp } else { KeepaliveAction::Ping }
+        if self.silent_ticks >= self.max_silent_ticks { KeepaliveAction::GiveUp } else { KeepaliveAction::Ping }
     }
 }

@@ -1,10 +1,10 @@
-//! WebSocket (RFC 6455) on tungstenite's frame headers and handshake, with frames of our own.
+//! WebSocket (RFC 6455): a codec of our own on tungstenite's frame headers and handshake.
 //!
 //! # Why not `WebSocketStream`
-//! The original's clients send arbitrary bytes as TEXT, which tungstenite's reader refuses; it buffers whole
-//! messages, allocates 128 KiB per connection, and copies what it writes. This codec takes bytes as they are, hands
-//! payload on as it arrives, allocates nothing for an idle connection, and writes a frame's header and its pieces
-//! with one `writev`.
+//! The original's clients send arbitrary bytes as TEXT, which tungstenite's reader refuses; it also buffers whole
+//! messages, allocates 128 KiB per connection, and copies what it writes. This codec accepts any bytes, returns
+//! payload as it arrives, allocates nothing for an idle connection, and writes a frame's header and payload with one
+//! `writev`.
 
 #[cfg(test)]
 pub(crate) mod autobahn;

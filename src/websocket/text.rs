@@ -1,4 +1,4 @@
-//! How the original's followers are given bytes as text: where to cut, and when it is no text.
+//! Framing of bytes as text for followers without a subprotocol: where to split, and when to switch to BINARY.
 
 use std::str::from_utf8;
 
@@ -7,9 +7,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::frame::{Kind, header_len, put_header};
 use crate::buffer::{ByteQueue, Segments};
 
-/// The original's follower loses what is longer than its read buffer.
+/// The largest frame for the original's follower, which loses what exceeds its read buffer, in bytes.
 const MAX_ORIGINAL_FRAME: usize = 10 * 1024;
-/// A frame to anybody else. Larger frames save nothing.
+/// The largest frame for other followers, in bytes. Larger frames save nothing.
 const MAX_FRAME: usize = 256 * 1024;
 
 /// Frames a resource's bytes for a follower without a subprotocol (protocol section 3).
@@ -17,112 +17,113 @@ const MAX_FRAME: usize = 256 * 1024;
 pub(crate) struct Framer {
     text: Text,
     /// The first bytes of a character whose rest has not arrived: at most three.
-    held: Vec<u8>,
+    incomplete: Vec<u8>,
 }
 
+/// When frames are TEXT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Text {
-    /// The verb came by `X-Verb`, as from the original's client: always text, in small frames.
+    /// Always, in small frames: the follower gave its verb in `X-Verb`, as the original's client does.
     Always,
-    /// The verb came by query, as from a browser: text while the bytes are UTF-8.
+    /// While the bytes are UTF-8: the follower gave its verb in the query, as a browser does.
     WhileValid,
-    /// It was not UTF-8.
+    /// No more: the bytes were not UTF-8.
     No,
 }
 
 impl Framer {
-    /// `original` if the follower gave its verb by header.
+    /// `original`: the follower gave its verb in a header.
     pub(crate) fn new(original: bool) -> Self {
-        Self { text: if original { Text::Always } else { Text::WhileValid }, held: Vec::new() }
+        Self { text: if original { Text::Always } else { Text::WhileValid }, incomplete: Vec::new() }
     }
 
-    /// Where nothing is held back, this is all that tells how the next bytes are framed.
+    /// The state that decides how the next bytes are framed, unless a part of a character is held back.
     pub(crate) fn text(&self) -> Option<Text> {
-        self.held.is_empty().then_some(self.text)
+        self.incomplete.is_empty().then_some(self.text)
     }
 
-    /// In this state, with nothing held back.
+    /// A framer in this state that holds nothing back.
     pub(crate) fn with(text: Text) -> Self {
-        Self { text, held: Vec::new() }
+        Self { text, incomplete: Vec::new() }
     }
 
-    /// Puts the bytes into `out` as frames; holds back a character that isn't complete yet.
+    /// Writes the bytes to `out` as frames. Holds back an incomplete character at the end.
     pub(crate) fn push(&mut self, mut data: Segments, out: &mut ByteQueue) {
-        if !(self.held.is_empty() && data.len() == 1) {
-            // Bytes have no boundaries: small pieces become one frame.
-            let mut pieces = ByteQueue::default();
-            pieces.push(Bytes::from(std::mem::take(&mut self.held)));
-            for piece in data {
-                pieces.push(piece);
+        if !(self.incomplete.is_empty() && data.len() == 1) {
+            // The boundaries of segments mean nothing, so small segments are joined into one frame.
+            let mut joined = ByteQueue::default();
+            joined.push(Bytes::from(std::mem::take(&mut self.incomplete)));
+            for segment in data {
+                joined.push(segment);
             }
-            data = pieces.take_all();
+            data = joined.take_all();
         }
-        for mut piece in data {
-            if !self.held.is_empty() {
-                let mut joined = BytesMut::with_capacity(self.held.len() + piece.len());
-                joined.extend_from_slice(&self.held);
-                joined.extend_from_slice(&piece);
-                self.held.clear();
-                piece = joined.freeze();
+        for mut segment in data {
+            if !self.incomplete.is_empty() {
+                let mut joined = BytesMut::with_capacity(self.incomplete.len() + segment.len());
+                joined.extend_from_slice(&self.incomplete);
+                joined.extend_from_slice(&segment);
+                self.incomplete.clear();
+                segment = joined.freeze();
             }
-            self.push_piece(piece, out);
+            self.push_segment(segment, out);
         }
     }
 
-    /// Puts what was held back: the data has ended inside a character.
+    /// Writes what was held back, since the data ends inside a character.
     pub(crate) fn end(&mut self, out: &mut ByteQueue) {
-        if !self.held.is_empty() {
+        if !self.incomplete.is_empty() {
             if self.text == Text::WhileValid {
                 self.text = Text::No;
             }
-            let held = Bytes::from(std::mem::take(&mut self.held));
-            self.frame(held, out);
+            let incomplete = Bytes::from(std::mem::take(&mut self.incomplete));
+            self.frame(incomplete, out);
         }
     }
 
-    fn push_piece(&mut self, mut piece: Bytes, out: &mut ByteQueue) {
+    fn push_segment(&mut self, mut segment: Bytes, out: &mut ByteQueue) {
         if self.text == Text::WhileValid {
-            match from_utf8(&piece) {
+            match from_utf8(&segment) {
                 Ok(_) => {}
                 Err(error) => {
-                    let valid = piece.split_to(error.valid_up_to());
+                    let valid = segment.split_to(error.valid_up_to());
                     self.frames(valid, out);
                     if error.error_len().is_none() {
-                        self.held = piece.to_vec();
+                        self.incomplete = segment.to_vec();
                         return;
                     }
                     self.text = Text::No;
                 }
             }
         } else if self.text == Text::Always {
-            let whole = piece.len() - incomplete(&piece);
-            self.held = piece.split_off(whole).to_vec();
+            let whole = segment.len() - incomplete_suffix(&segment);
+            self.incomplete = segment.split_off(whole).to_vec();
         }
-        self.frames(piece, out);
+        self.frames(segment, out);
     }
 
-    fn frames(&self, mut piece: Bytes, out: &mut ByteQueue) {
+    fn frames(&self, mut payload: Bytes, out: &mut ByteQueue) {
         let max = if self.text == Text::Always { MAX_ORIGINAL_FRAME } else { MAX_FRAME };
-        while piece.len() > max {
-            let cut = if self.text == Text::No { max } else { max - incomplete(&piece[..max]) };
-            let part = piece.split_to(cut);
+        while payload.len() > max {
+            let cut = if self.text == Text::No { max } else { max - incomplete_suffix(&payload[..max]) };
+            let part = payload.split_to(cut);
             self.frame(part, out);
         }
-        if piece.has_remaining() {
-            self.frame(piece, out);
+        if payload.has_remaining() {
+            self.frame(payload, out);
         }
     }
 
     fn frame(&self, payload: Bytes, out: &mut ByteQueue) {
         let kind = if self.text == Text::No { Kind::Binary } else { Kind::Text };
-        out.expect(header_len(payload.len()), payload.len());
+        out.reserve(header_len(payload.len()), payload.len());
         out.write_with(|buf| put_header(buf, kind, payload.len(), None));
         out.push(payload);
     }
 }
 
-/// How many bytes at the end are the beginning of a character that is not complete; 0 where they are no UTF-8 at all.
-pub(crate) fn incomplete(bytes: &[u8]) -> usize {
+/// The length of an incomplete character at the end, in bytes; 0 if the end is not UTF-8 at all.
+pub(crate) fn incomplete_suffix(bytes: &[u8]) -> usize {
     let tail = &bytes[bytes.len().saturating_sub(3)..];
     (1..=tail.len())
         .find(|back| {
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn original_clients_get_text_even_if_it_is_none() {
+    fn original_clients_get_text_even_if_it_is_not_utf8() {
         let bytes: Vec<u8> = (0..60_000u32).map(|i| ((i * 31) >> 3) as u8).collect();
         for cut in [1, 7, 60_000] {
             let chunks: Vec<&[u8]> = bytes.chunks(cut).collect();
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn browsers_get_text_until_it_is_none() {
+    fn browsers_get_text_until_it_is_not_utf8() {
         let got = frames(&mut Framer::new(false), &["aé".as_bytes(), b"\xe2\x82", b"\xac", b"b\xffc", b"d"]);
         let expected: [(bool, &[u8]); 5] =
             [(true, "aé".as_bytes()), (true, "€".as_bytes()), (true, b"b"), (false, b"\xffc"), (false, b"d")];
@@ -198,19 +199,19 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_as_large_as_they_may_be() {
+    fn frames_are_as_large_as_allowed() {
         let lens = |original, bytes: Vec<u8>| -> Vec<usize> {
             frames(&mut Framer::new(original), &[&bytes]).iter().map(|frame| frame.1.len()).collect()
         };
         assert_eq!(lens(true, vec![b'x'; 10_241]), [10_240, 1]);
         assert_eq!(lens(false, vec![b'x'; 262_145]), [262_144, 1]);
-        // Only one beginning of a character is held back, and one behind which more would fit is no reason to cut.
+        // Only the last incomplete character is held back; one followed by other bytes doesn't split a frame.
         let odd = [&[b'x'; 10_238][..], b"\xe2\x82\xe2\x82"].concat();
         assert_eq!(lens(true, odd), [10_240, 2]);
     }
 
     #[test]
-    fn only_the_beginning_of_a_character_is_incomplete() {
+    fn only_the_start_of_a_character_is_incomplete() {
         for (bytes, expected) in [
             (&b""[..], 0),
             (b"a", 0),
@@ -224,7 +225,7 @@ mod tests {
             (b"\xff", 0),
             (b"\xc3\x28", 0),
         ] {
-            assert_eq!(incomplete(bytes), expected, "{bytes:?}");
+            assert_eq!(incomplete_suffix(bytes), expected, "{bytes:?}");
         }
     }
 }

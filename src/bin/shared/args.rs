@@ -1,28 +1,28 @@
-//! Command lines as Go's `flag` package takes them, made into what clap takes.
+//! Conversion of command lines in the style of Go's `flag` package for clap.
 
 use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, Command, CommandFactory, Parser};
 
-/// Parses the command line; ends the program with its help, its version, or exit code 2 and a usage error.
+/// Parses the command line. Exits for `--help` and `--version`, and with code 2 after a usage error.
 pub(crate) fn parse<A: Parser>() -> A {
     A::parse_from(normalize(A::command(), std::env::args_os()))
 }
 
-/// [`parse`], for arguments that are at hand.
+/// Parses these arguments.
 pub(crate) fn try_parse<A: Parser + CommandFactory>(
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<A, clap::Error> {
     A::try_parse_from(normalize(A::command(), args))
 }
 
-/// Rewrites Go's way of giving flags into clap's; what is clap's already stays as it is.
+/// Rewrites flags in Go's style for clap. Flags in clap's style are unchanged.
 ///
-/// - `-root` for a known long flag is `--root`, before it could be read as `-r -o -o -t`.
-/// - A flag that takes a value takes what comes next, even if it begins with a dash.
-/// - A flag that can do without a value takes one only behind `=`.
-/// - `-v=true` and `--v=1` are `-v`; `-v=false` is nothing.
-/// - `--` ends the flags, and `-` is no flag.
+/// - `-root`, for a known long flag, is `--root` and not `-r -o -o -t`.
+/// - A flag with a value takes the next argument, even if that begins with a dash.
+/// - A flag with an optional value takes it only behind `=`.
+/// - `-v=true` and `--v=1` are `-v`; `-v=false` is dropped.
+/// - `--` ends the flags, and `-` is not a flag.
 ///
 /// The first argument is the program's name.
 pub(crate) fn normalize(mut command: Command, args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -43,7 +43,7 @@ pub(crate) fn normalize(mut command: Command, args: impl IntoIterator<Item = OsS
                 needs.then(|| args.next()).flatten()
             }) {
                 Some(value) => normal.push(flag.with(&value)),
-                // clap says what is missing, if anything is.
+                // clap reports the missing value, if one is required.
                 None => normal.push(flag.name.into()),
             },
             Some(flag) => match &flag.value {
@@ -51,7 +51,7 @@ pub(crate) fn normalize(mut command: Command, args: impl IntoIterator<Item = OsS
                 Some(value) => match boolean(value) {
                     Some(true) => normal.push(flag.name.into()),
                     Some(false) => normal.extend(flag.without_last()),
-                    // clap says that no value is wanted.
+                    // clap reports that the flag takes no value.
                     None => normal.push(flag.with(value)),
                 },
             },
@@ -60,17 +60,17 @@ pub(crate) fn normalize(mut command: Command, args: impl IntoIterator<Item = OsS
     normal
 }
 
-/// One flag of a command line.
+/// A flag on the command line.
 struct Flag<'a> {
     arg: &'a Arg,
-    /// As clap wants it: `--root`, or `-vH` where shorts are combined.
+    /// In clap's style: `--root`, or `-vH` for combined short flags.
     name: String,
-    /// What was given behind `=`, or right behind a short.
+    /// The value behind `=`, or right behind a short flag.
     value: Option<OsString>,
 }
 
 impl<'a> Flag<'a> {
-    /// The known flag that `given` is.
+    /// The known flag that this argument is, if any.
     fn find(command: &'a Command, given: &OsStr) -> Option<Self> {
         let bytes = given.as_encoded_bytes();
         let split = bytes.iter().position(|byte| *byte == b'=').unwrap_or(bytes.len());
@@ -86,7 +86,7 @@ impl<'a> Flag<'a> {
         Self::short(command, bare, value)
     }
 
-    /// As one argument.
+    /// The flag and a value as one argument.
     fn with(&self, value: &OsStr) -> OsString {
         let mut joined = OsString::from(&self.name);
         joined.push("=");
@@ -94,14 +94,14 @@ impl<'a> Flag<'a> {
         joined
     }
 
-    /// The combined shorts before the last one, if there are any.
+    /// The combined short flags before the last one, if there are any.
     fn without_last(&self) -> Option<OsString> {
         let mut shorts = self.name.strip_prefix('-').filter(|shorts| !shorts.starts_with('-'))?.chars();
         shorts.next_back();
         Some(shorts.as_str()).filter(|shorts| !shorts.is_empty()).map(|shorts| format!("-{shorts}").into())
     }
 
-    /// The last of combined shorts: only that may have a value.
+    /// The last of combined short flags: only that may have a value.
     fn short(command: &'a Command, shorts: &str, value: Option<OsString>) -> Option<Self> {
         for (at, short) in shorts.char_indices() {
             let arg = command.get_arguments().find(|arg| arg.get_short() == Some(short))?;
@@ -124,7 +124,7 @@ impl<'a> Flag<'a> {
     }
 }
 
-/// What comes from `at` on.
+/// The part of an argument from `at` on.
 #[cfg(unix)]
 fn tail(given: &OsStr, at: usize) -> Option<OsString> {
     use std::os::unix::ffi::OsStrExt;
@@ -136,7 +136,7 @@ fn tail(given: &OsStr, at: usize) -> Option<OsString> {
     given.to_str()?.get(at..).map(OsString::from)
 }
 
-/// What Go's `flag` package takes for a boolean.
+/// A boolean as Go's `flag` package accepts it.
 fn boolean(value: &OsStr) -> Option<bool> {
     match value.to_str()? {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn go_and_clap_mean_the_same() {
+    fn both_styles_mean_the_same() {
         for line in [
             &["-root=/x", "-v", "u"][..],
             &["-root", "/x", "-v=true", "u"],
@@ -226,14 +226,14 @@ mod tests {
     }
 
     #[test]
-    fn dashes_alone() {
+    fn single_and_double_dashes() {
         let rest = |rest: &[&str]| args(|a| a.rest = rest.iter().map(|r| (*r).into()).collect());
         assert_eq!(parsed(&["-"]), rest(&["-"]));
         assert_eq!(parsed(&["--", "-v", "-root", "--", "-"]), rest(&["-v", "-root", "--", "-"]));
     }
 
     #[test]
-    fn help_and_version_and_errors_are_claps() {
+    fn help_version_and_errors_come_from_clap() {
         use clap::error::ErrorKind::{DisplayHelp, DisplayVersion, InvalidValue, TooManyValues, UnknownArgument};
         for line in [&["-h"][..], &["-help"], &["--help"], &["-vh"]] {
             assert_eq!(parsed(line), Err(DisplayHelp), "{line:?}");
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     #[cfg(unix)]
-    fn values_that_are_no_unicode_survive() {
+    fn values_that_are_not_unicode_are_kept() {
         use std::os::unix::ffi::OsStringExt;
         let given = OsString::from_vec(b"-root=/\xff".to_vec());
         let normal = normalize(Args::command(), [OsString::from("test"), given]);

@@ -1,4 +1,4 @@
-//! What both client programs can be told about their connection.
+//! The connection options of both client programs.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,51 +9,51 @@ use http::uri::Uri;
 use httpfstream::client::Client;
 use httpfstream::{Error, ErrorKind, Result};
 
-/// The options of a client program.
+/// The connection options of a client program.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ClientArgs {
-    /// Say on stderr what happens
+    /// Log to stderr
     #[arg(short, long, env = "HTTPFSTREAM_VERBOSE", value_parser = FalseyValueParser::new())]
     pub(crate) verbose: bool,
 
-    /// A header of the request, "Name: value"; may be repeated
+    /// Send this header, "Name: value"; may be repeated
     #[arg(short = 'H', long, value_name = "HEADER", value_parser = header)]
     header: Vec<(HeaderName, HeaderValue)>,
 
-    /// A bearer token; better given by the environment, which other users can't see
+    /// Send this bearer token; prefer the environment variable, which other users can't see
     #[arg(long, env = "HTTPFSTREAM_TOKEN", hide_env_values = true)]
     token: Option<String>,
 
-    /// A file of PEM certificates to trust beside the system's
+    /// Trust the PEM certificates in this file besides the system's
     #[arg(long, value_name = "FILE", env = "HTTPFSTREAM_CA_FILE")]
     ca_file: Option<PathBuf>,
 
-    /// Seconds that connecting may take
+    /// Time limit for connecting, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10, env = "HTTPFSTREAM_CONNECT_TIMEOUT")]
     connect_timeout: u32,
 
-    /// Seconds that a broken connection is tried to be replaced without progress; 0 gives up at once
+    /// How long to retry after a broken connection while there is no progress, in seconds; 0 gives up at once
     #[arg(long, value_name = "SECONDS", default_value_t = 120, env = "HTTPFSTREAM_RETRY_FOR")]
     retry_for: u32,
 
-    /// Speak HTTP/2 in clear text too; over TLS it is spoken anyway if the server wants it
+    /// Use HTTP/2 without TLS too; over TLS it is used whenever the server offers it
     #[arg(long, conflicts_with = "http1")]
     http2_prior_knowledge: bool,
 
-    /// Speak HTTP/1.1 only
+    /// Use only HTTP/1.1
     #[arg(long = "http1.1")]
     http1: bool,
 
-    /// Where the resource is: http://, https://, ws:// or wss://
+    /// URL of the resource: http://, https://, ws:// or wss://
     #[arg(value_parser = url)]
     pub(crate) url: Uri,
 }
 
 impl ClientArgs {
-    /// The client that was asked for.
+    /// The client for these options.
     pub(crate) fn client(&self) -> Result<Client> {
         if self.verbose {
-            // What the library says: that a connection broke, or that none can be resumed.
+            // The library logs that a connection broke, or that it can't be resumed.
             let events = tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_target(false);
             let _ = events.with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
         }
@@ -66,7 +66,7 @@ impl ClientArgs {
         if self.http1 {
             builder = builder.http1_only();
         }
-        // A variable that is set to nothing is not set.
+        // An empty variable counts as unset.
         if let Some(token) = self.token.as_deref().filter(|token| !token.is_empty()) {
             builder = builder.header(AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -88,12 +88,12 @@ fn url(given: &str) -> Result<Uri, String> {
     let uri: Uri = given.parse().map_err(|error| format!("{error}"))?;
     match (uri.scheme_str(), uri.host()) {
         (Some("http" | "https" | "ws" | "wss"), Some(_)) => Ok(uri),
-        _ => Err("it has to begin with http://, https://, ws:// or wss:// and a host".to_owned()),
+        _ => Err("a URL starts with http://, https://, ws:// or wss://, and has a host".to_owned()),
     }
 }
 
 fn header(given: &str) -> Result<(HeaderName, HeaderValue), String> {
-    let (name, value) = given.split_once(':').ok_or("it has to be \"Name: value\"")?;
+    let (name, value) = given.split_once(':').ok_or("a header has the form \"Name: value\"")?;
     let name = name.trim().parse().map_err(|error| format!("{error}"))?;
     let value = value.trim().parse().map_err(|error| format!("{error}"))?;
     Ok((name, value))

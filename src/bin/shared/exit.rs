@@ -1,26 +1,27 @@
-//! Exit codes and the last line on stderr.
+//! Exit codes, and the error message on stderr.
 
 use std::fmt::Write as _;
 use std::process::exit;
 
 use httpfstream::{Error, ErrorKind};
 
-/// Everything went well.
+/// Success.
 pub(crate) const FINISHED: i32 = 0;
-/// Something failed.
+/// Failure.
 pub(crate) const FAILED: i32 = 1;
-/// The command line is wrong: what clap exits with.
+/// Wrong usage: clap's exit code.
 pub(crate) const USAGE: i32 = 2;
-/// The resource's appender was lost.
+/// The resource was interrupted, or a signal stopped the program before the end.
 pub(crate) const INTERRUPTED: i32 = 3;
-/// There is no such resource.
+/// The resource is absent.
 pub(crate) const ABSENT: i32 = 4;
 
-/// What ended a program before its time.
+/// The reason why a program failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Something on this side, in a sentence.
+    /// A local failure, described in a sentence.
     Local(String),
+    /// An error of the stream or its connection.
     Stream(Error),
 }
 
@@ -30,19 +31,19 @@ impl From<Error> for Failure {
     }
 }
 
-/// Runs a program to its end, and exits with the code that it gives.
+/// Runs a program and exits with the code that it returns.
 pub(crate) fn exit_with(program: &str, run: impl Future<Output = i32>) -> ! {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        // Exits while the runtime is there: dropping it would wait for a thread that is blocked in stdin or stdout.
+        // Exits without dropping the runtime, which would wait for threads that are blocked on stdin or stdout.
         Ok(runtime) => exit(runtime.block_on(run)),
         Err(error) => {
-            eprintln!("{program}: the system gives too little to start: {error}");
+            eprintln!("{program}: the runtime can't be started: {error}");
             exit(FAILED)
         }
     }
 }
 
-/// Says on stderr, in one line, what failed and what to do about it. Returns the exit code.
+/// Prints a failure and a hint to stderr, in one line. Returns the exit code.
 pub(crate) fn report(program: &str, doing: &str, failure: &Failure) -> i32 {
     let error = match failure {
         Failure::Local(why) => {
@@ -59,7 +60,7 @@ pub(crate) fn report(program: &str, doing: &str, failure: &Failure) -> i32 {
     }
 }
 
-/// What failed, with everything underneath, and what to do.
+/// The message for an error, with its causes and a hint.
 fn explanation(doing: &str, error: &Error) -> String {
     let mut line = format!("{doing}: {}", causes(error));
     if let Some(hint) = hint(error.kind()) {
@@ -68,12 +69,12 @@ fn explanation(doing: &str, error: &Error) -> String {
     line
 }
 
-/// An error with everything underneath, in one line.
+/// An error with its causes, in one line.
 pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        // Some errors repeat what is underneath them.
+        // Some errors repeat their cause.
         let cause_text = cause.to_string();
         if !line.contains(&cause_text) {
             let _ = write!(line, ": {cause_text}");
@@ -89,23 +90,23 @@ fn hint(kind: ErrorKind) -> Option<&'static str> {
         ErrorKind::NotFound => "check the URL, or start the appender first",
         ErrorKind::Busy => "wait until the other appender has ended, or append to another URL",
         ErrorKind::Sealed | ErrorKind::Exists | ErrorKind::Conflict => "append to another URL",
-        ErrorKind::Unauthorized => "set HTTPFSTREAM_TOKEN, or give a --header",
-        ErrorKind::Forbidden => "use credentials that may do this",
+        ErrorKind::Unauthorized => "set HTTPFSTREAM_TOKEN, or use --header",
+        ErrorKind::Forbidden => "use credentials with permission",
         ErrorKind::Connection => "check that the server is running and reachable, then try again",
         ErrorKind::Overloaded | ErrorKind::ShuttingDown | ErrorKind::TimedOut => "try again later",
-        ErrorKind::Redirect => "if you trust that address, give it as the URL",
+        ErrorKind::Redirect => "if you trust that address, use it as the URL",
         ErrorKind::UpgradeRequired | ErrorKind::NotUpgradable => {
-            "have the proxies in between pass WebSocket upgrades on"
+            "let the proxies in between forward WebSocket upgrades"
         }
-        ErrorKind::Protocol | ErrorKind::Status => "check that the URL is a httpfstream server's",
-        ErrorKind::Full | ErrorKind::Storage => "look into the server's log",
+        ErrorKind::Protocol | ErrorKind::Status => "check that the URL belongs to an httpfstream server",
+        ErrorKind::Full | ErrorKind::Storage => "see the server's log",
         ErrorKind::TooLarge => "raise the server's limit, or append to another URL",
         ErrorKind::Life | ErrorKind::Diverged | ErrorKind::Offset => {
-            "somebody else changed the resource: look at what it holds, then append or follow anew"
+            "somebody else changed the resource: check its contents, then start again"
         }
-        ErrorKind::Fenced => "if it was not deleted, somebody else appends with the same id",
-        ErrorKind::PastEnd => "ask for less, or for another offset",
-        ErrorKind::Interrupted => "run the appender again to have the whole",
+        ErrorKind::Fenced => "the resource was deleted, or somebody else appends with the same id",
+        ErrorKind::PastEnd => "use a smaller offset",
+        ErrorKind::Interrupted => "run the appender again for the complete data",
         _ => return None,
     })
 }

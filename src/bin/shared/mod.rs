@@ -1,4 +1,4 @@
-//! What the programs have in common. None of them uses everything.
+//! Code that the programs share. None of them uses all of it.
 #![allow(dead_code)]
 
 pub(crate) mod args;

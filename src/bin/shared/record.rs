@@ -1,4 +1,4 @@
-//! What a program keeps beside a file to go on with it later: `FILE.httpfstream`.
+//! The record beside a file, `FILE.httpfstream`, from which a later run resumes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,33 +9,34 @@ use httpfstream::Life;
 
 use super::exit::Failure;
 
-/// One line for each of these, its name and its value.
+/// The state of a transfer. Stored as one line for each field: its name and its value.
 #[derive(Debug, Default)]
 pub(crate) struct Record {
     pub(crate) url: String,
-    /// Of an appender.
+    /// The appender's id, if this is an appender's record.
     pub(crate) id: Option<AppenderId>,
     pub(crate) life: Option<Life>,
-    /// The resource's offset of the file's first byte.
+    /// The offset in the resource of the file's first byte.
     pub(crate) base: u64,
-    /// Up to this offset an appender's bytes are certainly stored.
+    /// The offset up to which an appender's bytes are acknowledged.
     pub(crate) acknowledged: u64,
-    /// An appender is about to end the resource at this length, or did.
+    /// The length at which an appender is finishing the resource, or has finished it.
     pub(crate) finishing: Option<u64>,
 }
 
-/// Where the record of a file is.
+/// The path of a file's record.
 #[derive(Debug)]
-pub(crate) struct Place(PathBuf);
+pub(crate) struct RecordFile(PathBuf);
 
-impl Place {
+impl RecordFile {
+    /// The record of this file.
     pub(crate) fn beside(file: &Path) -> Self {
         let mut path = file.as_os_str().to_owned();
         path.push(".httpfstream");
         Self(path.into())
     }
 
-    /// What is kept for a stream of this URL; nothing if there is no record.
+    /// The stored record, which has to be for this URL. `None` if there is none.
     pub(crate) fn load(&self, url: &str) -> Result<Option<Record>, Failure> {
         let text = match fs::read_to_string(&self.0) {
             Ok(text) => text,
@@ -43,16 +44,16 @@ impl Place {
             Err(error) => return Err(self.failed("can't be read", &error)),
         };
         let record = parse(&text)
-            .ok_or_else(|| Failure::Local(format!("{} is damaged; remove it to start anew", self.0.display())))?;
+            .ok_or_else(|| Failure::Local(format!("{} is damaged; remove it to start over", self.0.display())))?;
         if record.url != url {
             let detail =
-                format!("{} belongs to {}; give that URL, or remove it to start anew", self.0.display(), record.url);
+                format!("{} belongs to {}; give that URL, or remove it to start over", self.0.display(), record.url);
             return Err(Failure::Local(detail));
         }
         Ok(Some(record))
     }
 
-    /// Replaces the record. It survives a power loss once this returns, and only its owner can read it.
+    /// Replaces the record. Once this returns it survives a power loss. Only its owner can read it.
     pub(crate) fn save(&self, record: &Record) -> Result<(), Failure> {
         self.replace(&format(record)).map_err(|error| self.failed("can't be written", &error))
     }
@@ -72,22 +73,20 @@ impl Place {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &self.0)?;
-        self.sync_folder()
+        self.sync_dir()
     }
 
     pub(crate) fn remove(&self) -> Result<(), Failure> {
         match fs::remove_file(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => {
-                removed.and_then(|()| self.sync_folder()).map_err(|error| self.failed("can't be removed", &error))
-            }
+            removed => removed.and_then(|()| self.sync_dir()).map_err(|error| self.failed("can't be removed", &error)),
         }
     }
 
-    fn sync_folder(&self) -> io::Result<()> {
-        let folder = self.0.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Elsewhere a folder can't be opened.
-        if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    fn sync_dir(&self) -> io::Result<()> {
+        let dir = self.0.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // Other systems can't open a folder.
+        if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> Failure {
@@ -132,18 +131,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_comes_back_as_it_was() {
+    fn a_saved_record_is_loaded_unchanged() {
         let folder = tempfile::tempdir().unwrap();
-        let place = Place::beside(&folder.path().join("log.txt"));
-        assert!(place.load("http://h/").unwrap().is_none());
+        let file = RecordFile::beside(&folder.path().join("log.txt"));
+        assert!(file.load("http://h/").unwrap().is_none());
         let id = AppenderId::random().unwrap();
         let life = Some(Life::from_bits(7));
         let mut record =
             Record { url: "http://h/".into(), id: Some(id.clone()), life, base: 3, acknowledged: 5, finishing: None };
-        place.save(&record).unwrap();
+        file.save(&record).unwrap();
         record.finishing = Some(9);
-        place.save(&record).unwrap();
-        let found = place.load("http://h/").unwrap().unwrap();
+        file.save(&record).unwrap();
+        let found = file.load("http://h/").unwrap().unwrap();
         assert_eq!((found.id, found.life, found.base, found.acknowledged), (Some(id), life, 3, 5));
         assert_eq!(found.finishing, Some(9));
         #[cfg(unix)]
@@ -152,19 +151,19 @@ mod tests {
             let mode = fs::metadata(folder.path().join("log.txt.httpfstream")).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
-        assert!(matches!(place.load("http://other/"), Err(Failure::Local(why)) if why.contains("http://h/")));
-        place.remove().unwrap();
-        assert!(place.load("http://h/").unwrap().is_none());
+        assert!(matches!(file.load("http://other/"), Err(Failure::Local(why)) if why.contains("http://h/")));
+        file.remove().unwrap();
+        assert!(file.load("http://h/").unwrap().is_none());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn a_damaged_record_is_said_to_be() {
+    fn a_damaged_record_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         for text in ["life x\n", "what\n", "id short\n", "base -1\n", "\n"] {
             fs::write(folder.path().join("f.httpfstream"), text).unwrap();
-            let place = Place::beside(&folder.path().join("f"));
-            assert!(matches!(place.load("u"), Err(Failure::Local(why)) if why.contains("damaged")), "{text}");
+            let file = RecordFile::beside(&folder.path().join("f"));
+            assert!(matches!(file.load("u"), Err(Failure::Local(why)) if why.contains("damaged")), "{text}");
         }
     }
 }

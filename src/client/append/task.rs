@@ -198,13 +198,13 @@ impl AppendTask {
                 self.guard.end(Ok(()));
                 match dialect {
                     Dialect::V1 => conn.close(1000, "", CLOSE_TIMEOUT).await,
-                    _ => conn.end(CLOSE_TIMEOUT).await,
+                    _ => conn.shutdown(CLOSE_TIMEOUT).await,
                 }
                 return Outcome::Done;
             }
             End::Abandoned => {
                 if finishing {
-                    conn.end(CLOSE_TIMEOUT).await;
+                    conn.shutdown(CLOSE_TIMEOUT).await;
                 } else {
                     conn.close(1001, "", CLOSE_TIMEOUT).await;
                 }
@@ -219,7 +219,7 @@ impl AppendTask {
                 let error = close_error(code, conn.close_reason(), Verb::Append);
                 tokio::spawn(async move {
                     if finishing && dialect != Dialect::V1 {
-                        conn.end(CLOSE_TIMEOUT).await;
+                        conn.shutdown(CLOSE_TIMEOUT).await;
                     } else {
                         conn.close(code.unwrap_or(1000), "", CLOSE_TIMEOUT).await;
                     }
@@ -312,7 +312,7 @@ impl Connection {
             // The original's server reads no control frames, so it can't answer a ping.
             if self.dialect != Dialect::Original && pin!(self.keepalive.tick()).poll(cx).is_ready() {
                 match self.keepalive.on_tick(self.conn.activity()) {
-                    KeepaliveAction::Ping => self.conn.put(Kind::Ping, b""),
+                    KeepaliveAction::Ping => self.conn.queue(Kind::Ping, b""),
                     KeepaliveAction::GiveUp => return Poll::Ready(End::Silent),
                 }
                 continue;
@@ -321,13 +321,13 @@ impl Connection {
             let (conn, dialect) = (&mut self.conn, self.dialect);
             // The original's server drops BINARY messages, and accepts any bytes as TEXT.
             let kind = if dialect == Dialect::Original { Kind::Text } else { Kind::Binary };
-            match ready!(buffer.poll_command(cx, flushed, |data| conn.put(kind, data))) {
+            match ready!(buffer.poll_command(cx, flushed, |data| conn.queue(kind, data))) {
                 Command::Write => {}
                 Command::Finish { seal } => {
                     match (dialect, seal) {
-                        (Dialect::V1, false) => conn.put(Kind::Text, br#"{"finish":true}"#),
-                        (Dialect::V1, true) => conn.put(Kind::Text, br#"{"finish":true,"seal":true}"#),
-                        _ => conn.put(Kind::Close, &close_payload(1000, "")),
+                        (Dialect::V1, false) => conn.queue(Kind::Text, br#"{"finish":true}"#),
+                        (Dialect::V1, true) => conn.queue(Kind::Text, br#"{"finish":true,"seal":true}"#),
+                        _ => conn.queue(Kind::Close, &close_payload(1000, "")),
                     }
                     self.finishing = true;
                 }

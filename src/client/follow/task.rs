@@ -311,7 +311,7 @@ async fn inbound(conn: &mut WebSocket, silence: Duration) -> Result<Inbound> {
     for _ in 0..3 {
         match timeout(silence / 3, conn.inbound()).await {
             Ok(inbound) => return Ok(inbound),
-            Err(_) => conn.put(Kind::Ping, b""),
+            Err(_) => conn.queue(Kind::Ping, b""),
         }
     }
     let detail = format!("the server fell silent for {silence:?}");

@@ -78,7 +78,7 @@ impl BlockedAppender {
     }
 
     async fn send(&mut self, data: &[u8]) {
-        self.conn.put(Kind::Binary, data);
+        self.conn.queue(Kind::Binary, data);
         // The server has read all but what the pipe holds.
         self.conn.flush(Duration::from_secs(20)).await.expect("the server reads no more");
     }
@@ -128,9 +128,9 @@ fn a_stream_is_read_ahead_while_the_storage_is_busy_up_to_a_bound() {
             let (first, rest) = data.split_at(limit / 4 * 3);
             appender.send(first).await;
             for message in rest.chunks(BATCH) {
-                appender.conn.put(Kind::Binary, message);
+                appender.conn.queue(Kind::Binary, message);
             }
-            appender.conn.put(Kind::Text, br#"{"finish":true}"#);
+            appender.conn.queue(Kind::Text, br#"{"finish":true}"#);
             appender.flush().await;
             assert!(appender.conn.out().len() > data.len() / 2, "reading ahead is bounded");
             let (acks, code, stored) = appender.release().await;
@@ -150,8 +150,8 @@ fn nothing_is_read_ahead_without_memory_for_it() {
         let mut all = appender.streams.hub.read_ahead_budget.reservation();
         assert!(all.grow(READ_AHEAD));
         let data = numbered(2 << 20);
-        appender.conn.put(Kind::Binary, &data);
-        appender.conn.put(Kind::Text, br#"{"finish":true}"#);
+        appender.conn.queue(Kind::Binary, &data);
+        appender.conn.queue(Kind::Text, br#"{"finish":true}"#);
         appender.flush().await;
         assert!(appender.conn.out().len() > data.len() - BATCH - 3 * PIPE, "{}", appender.conn.out().len());
         let (_, code, stored) = appender.release().await;
@@ -175,7 +175,7 @@ fn memory_for_reading_ahead_is_released_once_the_storage_keeps_up() {
             tokio::task::yield_now().await;
         }
         assert!(!appender.served.is_finished());
-        appender.conn.put(Kind::Text, br#"{"finish":true}"#);
+        appender.conn.queue(Kind::Text, br#"{"finish":true}"#);
         appender.flush().await;
         let (_, code, stored) = appender.release().await;
         assert!(code == Some(1000) && stored == data);
@@ -189,7 +189,7 @@ fn fault_44_a_finish_behind_what_was_read_ahead_counts_however_long_that_takes()
         let data = numbered(3 * BATCH);
         appender.send(&data[..1000]).await;
         appender.send(&data[1000..]).await;
-        appender.conn.put(Kind::Text, br#"{"finish":true}"#);
+        appender.conn.queue(Kind::Text, br#"{"finish":true}"#);
         appender.flush().await;
         appender.block();
         appender.streams.hub.shutting_down.cancel();

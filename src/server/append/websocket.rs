@@ -90,7 +90,7 @@ pub(crate) async fn run<IO>(hub: Arc<Hub>, io: IO, mut lease: Lease, limits: App
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let conn = Conn::new(io, Role::Server, limits.max_message).sharing(&hub.message_budget);
+    let conn = Conn::new(io, Role::Server, limits.max_message).with_budget(&hub.message_budget);
     let mut socket = WebSocketSource { conn, dialect };
     if let AppendDialect::V1 { resumed } = dialect {
         lease.sync_on_request();
@@ -182,7 +182,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Source for WebSocketSource<IO> {
 
     fn ping(&mut self) {
         if self.answers_pings() {
-            self.conn.put(Kind::Ping, b"");
+            self.conn.queue(Kind::Ping, b"");
         }
     }
 

@@ -58,7 +58,7 @@ impl FrameEncoder {
         match self {
             Self::Original(framer) => framer.push(pieces.take_all(), out),
             Self::V1 => {
-                out.expect(header_len(pieces.len()), pieces.len());
+                out.reserve(header_len(pieces.len()), pieces.len());
                 out.write_with(|buf| put_header(buf, Kind::Binary, pieces.len(), None));
                 out.append(&mut pieces);
             }

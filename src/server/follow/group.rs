@@ -175,7 +175,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send> IdleMember for SharedSlot<IO> {
             let frame = framing.and_then(|framing| batch.frame(*at, framing.id(), |pieces| framing.encode(pieces)));
             let written = frame.is_some_and(|(frame, to)| {
                 *at = to;
-                connection.conn.send(&mut Context::from_waker(waker), frame)
+                connection.conn.write_shared(&mut Context::from_waker(waker), frame)
             });
             *stored = Some(connection);
             if !written {

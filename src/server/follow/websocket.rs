@@ -142,7 +142,7 @@ where
             Wakeup::Tick => match keepalive.on_tick(connection.conn.activity()) {
                 KeepaliveAction::GiveUp => return Some((connection, 4002, "no answer to pings")),
                 KeepaliveAction::Ping => {
-                    connection.conn.put(Kind::Ping, b"");
+                    connection.conn.queue(Kind::Ping, b"");
                     continue;
                 }
             },

@@ -4,11 +4,13 @@ mod server;
 mod shared;
 
 use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use clap::Parser;
@@ -16,7 +18,7 @@ use clap::builder::NonEmptyStringValueParser;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use httpfstream::storage::FsStorage;
-use httpfstream::{BoxError, Durability, HttpFStream, HttpFStreamLayer, NotFound, Streams};
+use httpfstream::{BoxError, Durability, Grant, HttpFStream, HttpFStreamLayer, NotFound, Streams};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -194,19 +196,26 @@ async fn run(args: Args) -> Result<(), BoxError> {
         .storage_timeout(Duration::from_secs(args.storage_timeout))
         .build();
     streams.recover().await?;
-    let layer = HttpFStreamLayer::from_streams(streams.clone())
+    let token: Option<Arc<str>> = args.token.clone().map(Into::into);
+    let mut layer = HttpFStreamLayer::from_streams(streams.clone())
         .mount("/")
         .verb_from_method(true)
         .read_only(args.read_only)
         .allow_origins(args.allow_origin.clone())
         .max_resource_size(args.max_resource_size);
+    if let Some(token) = &token {
+        let token = Arc::clone(token);
+        layer = layer.authorize(move |access| {
+            let carries = token::carries(&access.head.headers, &token);
+            async move { if carries { Ok(Grant::new()) } else { Err(token::required().into()) } }
+        });
+    }
     let server = Server {
-        service: layer.layer(NotFound),
+        service: layer.layer(Fallback { token: token.clone() }),
         streams: streams.clone(),
         listing: args.listing,
         hosts: addr.ip().is_loopback().then(|| args.allow_host.clone().into()),
-        token: args.token.clone().map(Into::into),
-        origins: args.allow_origin.clone().into(),
+        token,
         head_timeout: Duration::from_secs(args.head_timeout.into()),
     };
     banner(&args, addr);
@@ -249,17 +258,39 @@ async fn run(args: Args) -> Result<(), BoxError> {
 
 #[derive(Clone)]
 struct Server {
-    service: HttpFStream<NotFound>,
-    /// What the viewer and the listing are about.
+    service: HttpFStream<Fallback>,
+    /// For the viewer and the listing.
     streams: Streams,
     listing: bool,
-    /// On loopback: what `Host` may say besides loopback's own names.
+    /// On loopback: the names that `Host` may have besides the loopback names.
     hosts: Option<Arc<[String]>>,
-    /// Asked for before anything is looked up: who has none learns nothing.
     token: Option<Arc<str>>,
-    /// The origins of `--allow-origin`: their pages may read that they have no token.
-    origins: Arc<[String]>,
     head_timeout: Duration,
+}
+
+/// Answers the requests that no page and no resource answers.
+#[derive(Clone)]
+struct Fallback {
+    token: Option<Arc<str>>,
+}
+
+impl Service<Request<Incoming>> for Fallback {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        // Without the token not even that there is nothing is revealed.
+        if !token::permits(self.token.as_deref(), request.headers()) {
+            return ready(Ok(token::required().to_response().map(BodyExt::boxed_unsync)));
+        }
+        let Ok(response) = NotFound.call(request).into_inner();
+        ready(Ok(response.map(full)))
+    }
 }
 
 impl Server {
@@ -319,29 +350,16 @@ impl Server {
         let line =
             tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{} {}", request.method(), request.uri().path()));
         let head = request.method() == Method::HEAD;
-        let refused = if !self.knows(&request) {
+        let mut response = if !self.knows(&request) {
+            drain(request);
             let text = "this server listens on loopback and takes requests only for loopback names; see --allow-host\n";
-            Some((StatusCode::MISDIRECTED_REQUEST, text))
-        } else if !self.trusts(&request) {
-            Some((StatusCode::UNAUTHORIZED, "this server wants a token: as a bearer token, or as anybody's password\n"))
+            let mut response = Response::new(full(text));
+            *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+            response
         } else {
-            None
-        };
-        let mut response = match refused {
-            None => match server::answer(&request, &self.streams, self.listing).await {
-                Some(response) => response,
-                None => self.service.call(request).await?.map(|body| body.boxed_unsync()),
-            },
-            Some((status, text)) => {
-                let origin = request.headers().get(header::ORIGIN).cloned();
-                outlast(request);
-                let mut response = Response::new(full(text));
-                *response.status_mut() = status;
-                if status == StatusCode::UNAUTHORIZED {
-                    response.headers_mut().extend(token::CHALLENGES.map(|value| (header::WWW_AUTHENTICATE, value)));
-                    token::expose(response.headers_mut(), origin.as_ref(), &self.origins);
-                }
-                response
+            match self.page(&request).await {
+                Some(page) => page,
+                None => self.service.call(request).await?.map(BodyExt::boxed_unsync),
             }
         };
         if head && let Some(len @ 1..) = response.body().size_hint().exact() {
@@ -355,10 +373,12 @@ impl Server {
         Ok(response)
     }
 
-    /// Whether the request carries the token, if one is asked for.
-    fn trusts(&self, request: &Request<Incoming>) -> bool {
-        let Some(token) = &self.token else { return true };
-        token::carries(request, token) || token::is_preflight(request)
+    /// A page, if the request asks for one and carries the token.
+    async fn page(&self, request: &Request<Incoming>) -> Option<Response<Body>> {
+        if !token::permits(self.token.as_deref(), request.headers()) {
+            return None;
+        }
+        server::answer(request, &self.streams, self.listing).await
     }
 
     fn knows(&self, request: &Request<Incoming>) -> bool {
@@ -380,7 +400,7 @@ impl Server {
 }
 
 /// Takes what is still sent behind a refusal, or else most clients would never see it. As the layer does.
-fn outlast(request: Request<Incoming>) {
+fn drain(request: Request<Incoming>) {
     let waits = request.headers().contains_key(header::EXPECT);
     let mut body = request.into_body();
     if !waits && !body.is_end_stream() {

@@ -1,15 +1,25 @@
-//! The token that `--token` asks for.
+//! The token that `--token` requires.
 
-use http::{HeaderMap, HeaderValue, Method, Request, header};
+use http::{HeaderMap, HeaderValue, header};
+use httpfstream::{Error, ErrorKind};
 
-/// What is answered with 401. A browser asks its user for the second one, and sends what it is told with everything that
-/// it loads from here, WebSockets and scripts included: it can't be made to send a bearer token with those.
-pub(crate) const CHALLENGES: [HeaderValue; 2] =
-    [HeaderValue::from_static("Bearer"), HeaderValue::from_static("Basic realm=\"httpfstream\"")];
+/// The refusal of a request without the token. For the second challenge a browser asks its user, and sends the password with
+/// everything that it loads from this server, including WebSockets and scripts: it can't send a bearer token with those.
+pub(crate) fn required() -> Error {
+    Error::new(ErrorKind::Unauthorized)
+        .with_detail("this server requires a token: as a bearer token, or as the password of any user")
+        .with_challenge(HeaderValue::from_static("Bearer"))
+        .with_challenge(HeaderValue::from_static("Basic realm=\"httpfstream\""))
+}
+
+/// Whether a request is permitted: it carries the token, or none is required.
+pub(crate) fn permits(token: Option<&str>, headers: &HeaderMap) -> bool {
+    token.is_none_or(|token| carries(headers, token))
+}
 
 /// Whether a request carries the token: as a bearer token (RFC 6750), or as the password of any user (RFC 7617).
-pub(crate) fn carries<B>(request: &Request<B>, token: &str) -> bool {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+pub(crate) fn carries(headers: &HeaderMap, token: &str) -> bool {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let Some((scheme, given)) = given.and_then(|value| value.split_once(' ')) else { return false };
     let given = given.trim();
     if scheme.eq_ignore_ascii_case("bearer") {
@@ -24,32 +34,7 @@ pub(crate) fn carries<B>(request: &Request<B>, token: &str) -> bool {
     password.is_some_and(|password| same(password, token.as_bytes()))
 }
 
-/// A preflight carries no credentials, whatever the request behind it will.
-pub(crate) fn is_preflight<B>(request: &Request<B>) -> bool {
-    request.method() == Method::OPTIONS
-        && request.headers().contains_key(header::ORIGIN)
-        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-}
-
-/// Lets a page of an allowed origin read a refusal, as the layer does with its own answers: the page can't tell it from
-/// a server that isn't there otherwise.
-pub(crate) fn expose(headers: &mut HeaderMap, origin: Option<&HeaderValue>, allowed: &[String]) {
-    if allowed.iter().any(|allowed| allowed == "*") {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-        return;
-    }
-    if allowed.is_empty() {
-        return;
-    }
-    headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    let Some(origin) = origin else { return };
-    if allowed.iter().any(|allowed| origin.as_bytes().eq_ignore_ascii_case(allowed.as_bytes())) {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-    }
-}
-
-/// Takes as long for a good beginning as for a bad one.
+/// Compares in constant time, so that the time doesn't tell how much of a guess is right.
 fn same(given: &[u8], token: &[u8]) -> bool {
     given.len() == token.len() && given.iter().zip(token).fold(0, |d, (a, b)| d | (a ^ b)) == 0
 }
@@ -60,7 +45,8 @@ mod tests {
     use super::*;
 
     fn carried(authorization: &str) -> bool {
-        carries(&Request::builder().header("authorization", authorization).body(()).unwrap(), "se:cret")
+        let headers = [(header::AUTHORIZATION, authorization.parse().unwrap())];
+        carries(&HeaderMap::from_iter(headers), "se:cret")
     }
 
     #[test]
@@ -77,34 +63,5 @@ mod tests {
         for bad in ["se:cret", "", ":", ":secret", "se:cret:"] {
             assert!(!carried(&basic(bad)), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_refusal_can_be_read_by_pages_of_allowed_origins() {
-        let told = |origin: Option<&str>, allowed: &[&str]| {
-            let allowed: Vec<String> = allowed.iter().map(|origin| (*origin).into()).collect();
-            let mut headers = HeaderMap::new();
-            expose(&mut headers, origin.map(|origin| origin.parse().unwrap()).as_ref(), &allowed);
-            ["access-control-allow-origin", "access-control-allow-credentials", "vary"]
-                .map(|name| headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned())
-        };
-        let (a, b) = ("https://a.example", "https://b.example");
-        assert_eq!(told(Some(a), &[b, a]), [a, "true", "Origin"]);
-        assert_eq!(told(Some("https://c.example"), &[b, a]), ["", "", "Origin"]);
-        assert_eq!(told(Some("https://a.example.evil"), &[b, a]), ["", "", "Origin"]);
-        assert_eq!(told(None, &[a]), ["", "", "Origin"]);
-        assert_eq!(told(Some(a), &[a, "*"]), ["*", "", ""]);
-        assert_eq!(told(Some(a), &[]), ["", "", ""]);
-    }
-
-    #[test]
-    fn only_a_whole_preflight_is_one() {
-        let asked = |method: &str, headers: &[(&str, &str)]| {
-            let builder = Request::builder().method(method);
-            is_preflight(&headers.iter().fold(builder, |b, (name, value)| b.header(*name, *value)).body(()).unwrap())
-        };
-        let whole = [("origin", "https://a.example"), ("access-control-request-method", "PUT")];
-        assert!(asked("OPTIONS", &whole));
-        assert!(!asked("PUT", &whole) && !asked("OPTIONS", &whole[..1]) && !asked("OPTIONS", &whole[1..]));
     }
 }

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::read_ahead::{MAX_READ_AHEAD, ReadAhead};
-use super::checks::{expired, expiry};
+use super::checks::{deadline, expired, expiry};
 use super::config::{Options, Times};
 use super::parameters::Parameters;
 use super::response::problem_with_stat;
@@ -64,7 +64,7 @@ impl AppendLimits {
             times: options.times,
             max_message: options.max_message,
             max_resource: options.max_resource,
-            until: left.map(|left| Instant::now() + left),
+            until: deadline(left),
         }
     }
 

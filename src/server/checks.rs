@@ -65,6 +65,11 @@ pub(crate) fn closing(hub: &Hub) -> Duration {
     Duration::from_secs(if hub.shutting_down.is_cancelled() { 1 } else { 5 })
 }
 
+/// When a grant expires that is valid for `left` from now.
+pub(crate) fn deadline(left: Option<Duration>) -> Option<Instant> {
+    left.map(|left| Instant::now() + left)
+}
+
 /// Waits until a grant expires, forever if it doesn't.
 ///
 /// Cancel safe.

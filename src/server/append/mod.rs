@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::read_ahead::{MAX_READ_AHEAD, ReadAhead};
-use super::checks::{expired, expiry};
+use super::checks::{deadline, expired, expiry};
 use super::config::{Options, Times};
 use super::parameters::Parameters;
 use super::response::problem_with_stat;
@@ -49,8 +49,9 @@ const MAX_QUEUED_ACKS: usize = 4 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AppendLimits {
     pub(crate) times: Times,
-    /// In bytes, as `max_resource`.
+    /// The largest message, in bytes.
     pub(crate) max_message: u64,
+    /// The largest resource, in bytes.
     pub(crate) max_resource: u64,
     /// When the grant expires.
     pub(crate) until: Option<Instant>,
@@ -63,7 +64,7 @@ impl AppendLimits {
             times: options.times,
             max_message: options.max_message,
             max_resource: options.max_resource,
-            until: left.map(|left| Instant::now() + left),
+            until: deadline(left),
         }
     }
 
@@ -131,7 +132,9 @@ pub(crate) trait Source {
     async fn send_acks(&mut self, limit: Duration) -> std::io::Result<()>;
 }
 
-/// Appends what the source delivers, until it ends or the loop is stopped.
+/// The append loop: stores what the source delivers, until it ends or the server stops.
+///
+/// Not cancel safe: dropping it during an append poisons the lease.
 pub(crate) async fn append_from<S: Source>(
     hub: &Hub,
     source: &mut S,

@@ -18,7 +18,7 @@ use crate::key::Key;
 use crate::protocol::StartPosition;
 use crate::protocol::events::{self, Encoder};
 use crate::protocol::headers::STREAM_OFFSET;
-use crate::server::checks::{authorize, expired, expiry};
+use crate::server::checks::{authorize, deadline, expired, expiry};
 use crate::server::config::Options;
 use crate::server::parameters::{EventId, FollowHeaders, Parameters, Range, UNBOUNDED, bad_request, malformed};
 use crate::server::read::{content_type, serve};
@@ -90,7 +90,7 @@ pub(crate) async fn follow(
     }
     let limits = FollowLimits {
         heartbeat: follow_headers.accepts_events.then_some(options.times.ping),
-        until: left.map(|left| Instant::now() + left),
+        until: deadline(left),
         stall: options.times.stall,
         len,
     };

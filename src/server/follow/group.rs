@@ -22,11 +22,13 @@ pub(super) struct Connection<IO> {
     pub(super) encoder: FrameEncoder,
 }
 
-/// Why a follower's task goes on.
+/// What a follower's task has to handle next.
 pub(super) enum Wakeup {
+    /// The cursor found something.
     Step(Result<Step>),
     /// Something has changed: the cursor has to be looked at again, or the rest of a write flushed.
     Recheck,
+    /// The peer did something.
     Inbound(Inbound),
     /// The grant has expired.
     Expired,
@@ -52,8 +54,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> IdleFollower<IO> {
     }
 
     /// Leaves the connection to the group's writer, until there is anything else to do than to write what is appended.
-    /// Whether this returns or is dropped, the connection stays in the slot, from where it has to be [taken
-    /// back](Self::take_connection).
+    /// Whether this returns or is dropped, the connection stays in the slot: see
+    /// [`take_connection`](Self::take_connection).
     pub(super) async fn wait(
         &mut self,
         connection: Box<Connection<IO>>,
@@ -157,7 +159,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> SharedSlot<IO> {
         slot.connection = Some(connection);
         match inbound {
             Poll::Ready(inbound) => Poll::Ready(Wakeup::Inbound(inbound)),
-            // A writer that came during the read found no connection.
+            // A group write during the read found no connection here.
             Poll::Pending if !slot.is_idle(cursor) => Poll::Ready(Wakeup::Recheck),
             Poll::Pending => Poll::Pending,
         }
@@ -168,7 +170,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send> IdleMember for SharedSlot<IO> {
     fn write(&self, batch: &mut GroupWrite<'_>) {
         let mut slot = self.slot();
         let Slot { connection: stored, at, woken, waker } = &mut *slot;
-        // A follower without a connection here is skipped before it is counted, so that it delays none of the others.
+        // In this order, so that a follower whose connection is not here doesn't end the batch for the others.
         while stored.is_some() && !*woken && batch.is_behind(*at) && batch.may_write_now(*at) {
             let Some(mut connection) = stored.take() else { return };
             let framing = connection.encoder.shared_framing();
@@ -203,19 +205,11 @@ mod tests {
     use tokio::io::{DuplexStream, ReadBuf, duplex};
 
     use super::*;
-    use crate::hub::Found;
-    use crate::key::Key;
     use crate::server::follow::dialect::FollowDialect;
+    use crate::server::follow::tests::cursor;
     use crate::storage::MemoryStorage;
     use crate::streams::Streams;
     use crate::websocket::frame::Role;
-
-    async fn cursor(streams: &Streams) -> Cursor {
-        match streams.hub.follow(&Key::new("a").unwrap()).await.unwrap() {
-            Some(Found::Open(cursor)) => cursor,
-            _ => panic!("the resource is closed"),
-        }
-    }
 
     fn shared<IO>(connection: Connection<IO>) -> SharedSlot<IO> {
         let connection = Some(Box::new(connection));

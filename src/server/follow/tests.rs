@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::dialect::{FollowDialect, SharedFraming};
 use super::websocket::{FollowLimits, run};
 use crate::buffer::ByteQueue;
-use crate::hub::Found;
+use crate::hub::{Cursor, Found};
 use crate::key::Key;
 use crate::server::config::Times;
 use crate::storage::MemoryStorage;
@@ -49,11 +49,8 @@ fn a_small_message_is_framed_in_one_allocation() {
 async fn an_idle_follower_takes_little_memory() {
     let streams = Streams::new(MemoryStorage::new(1 << 20));
     let _appender = streams.open_append("a").await.unwrap();
-    let Some(Found::Open(cursor)) = streams.hub.follow(&Key::new("a").unwrap()).await.unwrap() else {
-        panic!("the resource is closed")
-    };
     let limits = FollowLimits { times: Times::default(), until: None, dialect: FollowDialect::V1 };
-    let following = run(Arc::clone(&streams.hub), tokio::io::duplex(1).0, cursor, limits);
+    let following = run(Arc::clone(&streams.hub), duplex(1).0, cursor(&streams).await, limits);
     assert!(size_of_val(&following) < 1600, "{}", size_of_val(&following));
 }
 
@@ -61,12 +58,16 @@ async fn follow<IO>(streams: &Streams, io: IO, dialect: FollowDialect) -> JoinHa
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let hub = Arc::clone(&streams.hub);
-    let Some(Found::Open(cursor)) = hub.follow(&Key::new("a").unwrap()).await.unwrap() else {
-        panic!("the resource is closed")
-    };
     let limits = FollowLimits { times: Times::default(), until: None, dialect };
-    tokio::spawn(run(hub, io, cursor, limits))
+    tokio::spawn(run(Arc::clone(&streams.hub), io, cursor(streams).await, limits))
+}
+
+/// A cursor over the resource `a`, which must be open.
+pub(super) async fn cursor(streams: &Streams) -> Cursor {
+    match streams.hub.follow(&Key::new("a").unwrap()).await.unwrap() {
+        Some(Found::Open(cursor)) => cursor,
+        _ => panic!("the resource is closed"),
+    }
 }
 
 /// The peer of a follow: reads frames and collects their data.

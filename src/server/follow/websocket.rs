@@ -15,7 +15,7 @@ use crate::error::{ErrorKind, Result};
 use crate::hub::{Cursor, Found, Hub, Step};
 use crate::key::Key;
 use crate::protocol::messages;
-use crate::server::checks::{authorize, closing, expiry};
+use crate::server::checks::{authorize, closing, deadline, expiry};
 use crate::server::config::{Options, Times};
 use crate::server::handshake::AcceptedUpgrade;
 use crate::server::intent::Upgrade;
@@ -61,7 +61,7 @@ pub(crate) async fn follow(
     let (mut response, pending) = accepted.split()?;
     describe(response.headers_mut(), &stat);
     let dialect = if parameters.v1 { FollowDialect::V1 } else { FollowDialect::Original { by_header } };
-    let limits = FollowLimits { times: options.times, until: left.map(|left| Instant::now() + left), dialect };
+    let limits = FollowLimits { times: options.times, until: deadline(left), dialect };
     let task_hub = Arc::clone(hub);
     hub.tasks.spawn(async move {
         if let Some(io) = pending.connection().await {

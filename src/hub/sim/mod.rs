@@ -19,7 +19,7 @@
 //! - A follower gets the bytes of one life, from where it began.
 //! - There is one holder at a time. During the grace of a lost appender no other is let in, and the resource isn't
 //!   interrupted before its grace is over.
-//! - No call hangs. A shutdown waits for nothing but ends that must be waited for. Nothing is left in the hub at the end.
+//! - No call hangs. A shutdown waits only for what must end. Nothing is left in the hub at the end.
 //!
 //! # Files
 //! `appender`, `follower` and `disruptor` are the actors, `store` is the storage, `world` has the seed and the clock, and
@@ -132,7 +132,7 @@ async fn run_process(world: &World, last: bool) -> Ending {
         return ending;
     }
     let all = tokio::time::timeout(Duration::from_secs(20_000), join(world, &mut others)).await;
-    world.check(all.is_ok(), format_args!("the appenders don't come to an end"));
+    world.check(all.is_ok(), format_args!("an appender hangs"));
     world.lock().plan.faults = 0;
     stop.cancel();
     let all = tokio::time::timeout(Duration::from_secs(60), join(world, &mut followers)).await;

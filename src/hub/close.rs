@@ -75,7 +75,7 @@ impl Hub {
         let mut state = resource.lock();
         // Slow followers may keep the resource for long.
         state.tail.trim();
-        // What an absent appender left is up to the storage now. It is dropped outside the locks.
+        // The storage appender of an absent appender is dropped, outside the locks: to the storage it is lost.
         let append = match &mut state.holder {
             Holder::Absent(append) => append.take(),
             _ => None,

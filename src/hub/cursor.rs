@@ -14,6 +14,16 @@ use crate::protocol::StartPosition;
 use crate::state::{Life, Stat, State};
 use crate::storage::{ByteStream, stream};
 
+/// How many bytes are read at once to find lines.
+const LINE_SCAN_CHUNK: u64 = 64 * 1024;
+/// How far back from the end lines are looked for. Bounds what one request can cost.
+const LINE_SCAN_LIMIT: u64 = 16 * 1024 * 1024;
+/// How many bytes a follower takes from the tail at once. A stalled follower holds that much memory, and more where the bytes
+/// are copied into events.
+pub(super) const MAX_STEP: u64 = 128 * 1024;
+/// How long a follower waits before it retries a read that the storage was too busy for.
+const READ_RETRY_DELAY: Duration = Duration::from_secs(1);
+
 /// A follower's position in a resource, and how it reads on from there.
 pub(crate) struct Cursor {
     hub: Arc<Hub>,
@@ -30,16 +40,6 @@ pub(crate) struct Cursor {
     /// Counts this follower.
     _permit: Option<FollowerPermit>,
 }
-
-/// How many bytes are read at once to find lines.
-const LINE_SCAN_CHUNK: u64 = 64 * 1024;
-/// How far back from the end lines are looked for. Bounds what one request can cost.
-const LINE_SCAN_LIMIT: u64 = 16 * 1024 * 1024;
-/// How many bytes a follower takes from the tail at once. A stalled follower holds that much memory, and more where the bytes
-/// are copied into events.
-pub(super) const MAX_STEP: u64 = 128 * 1024;
-/// How long a follower waits before it retries a read that the storage was too busy for.
-const READ_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// What a follower gets next.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use crate::storage::erased::{DynAppend, unresponsive};
 use crate::storage::stream;
 
 impl Hub {
-    /// Gives the resources that an earlier process left lost their grace. Done once, before anything else.
+    /// Gives the lost resources of an earlier process their grace. Done once, before anything else.
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<()> {
         let recovery = async || {
             let mut lost = self.storage.lost();

@@ -55,7 +55,7 @@ impl Hub {
         since.is_none_or(|since| since.elapsed() >= self.config.storage_timeout)
     }
 
-    /// Waits until a storage call of somebody else is done, which cancels this token; an error if that takes too long.
+    /// Waits for a token that is cancelled when another request's storage call is done; an error if that takes too long.
     ///
     /// # Cancel safety
     /// Cancel safe.

@@ -354,7 +354,7 @@ impl Drop for Lease {
             }
             Holder::Attached => {
                 if let Some(append) = append.as_ref().filter(|_| hub.config.durability != Durability::Process) {
-                    // Nobody waits for an acknowledgement any more, but the bytes should not stay unsynced for the grace.
+                    // No acknowledgement depends on this sync, but the bytes should not stay unsynced during the grace.
                     let sync = append.sync();
                     self.runtime.spawn(async move {
                         if let Err(error) = sync.await {

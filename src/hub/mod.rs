@@ -13,7 +13,7 @@
 //! | `takeover` | an appender that comes back while its older connection may still be there |
 //! | `key_lock` | the exclusive use of a key while the storage opens or deletes its resource |
 //! | `lease` | the appender's side: append, sync, finish, park |
-//! | `grace` | resources whose appender is absent, and recovery of those that an earlier process left so |
+//! | `grace` | resources whose appender is absent, and the recovery of those from an earlier process |
 //! | `close` | all the ways in which a resource closes: finish, interruption, delete, shutdown, a failed storage |
 //! | `resource` | an open resource, as its lease and its followers share it |
 //! | `progress`, `tail` | its length and phase, and the cache of its last bytes |
@@ -94,7 +94,7 @@ pub(crate) struct Hub {
     pub(crate) message_budget: Arc<Budget>,
     /// Bytes that appenders sent while the storage was busy.
     pub(crate) read_ahead_budget: Arc<Budget>,
-    /// Set once the resources that an earlier process left lost are [recovered](Self::recover).
+    /// Set once the lost resources of an earlier process are [recovered](Self::recover).
     recovered: OnceCell<()>,
     events: broadcast::Sender<Event>,
     /// Cancelled when a shutdown begins: no new work is accepted.

@@ -48,7 +48,8 @@ pub(super) struct ResourceState {
 pub(super) enum Holder {
     /// A [`Lease`](super::Lease).
     Attached,
-    /// Nobody until the appender comes back. Its storage appender is kept here; `None` after a restart, or if it failed.
+    /// No lease, until the appender comes back. Its storage appender is kept here; `None` after a restart, or if an append
+    /// failed.
     Absent(Option<Box<dyn DynAppend>>),
     /// The appender comes back on a new connection while its older lease may still be attached.
     TakingOver {

@@ -58,7 +58,7 @@ impl Takeover {
         if request.rejects_len(stat.len) {
             return Err(ErrorKind::Offset.into());
         }
-        // A storage that doesn't keep owners reports none, but bytes that came since the open are this owner's.
+        // For a storage that keeps no owners: bytes appended since the resource was opened here are this owner's.
         let resumed = stat.owner == resource.owner || resource.len_at_open.is_some_and(|len| len < stat.len);
         Ok(Some(Attached::Open { lease, resumed }))
     }
@@ -71,7 +71,7 @@ impl Drop for Takeover {
             if let Holder::TakingOver { predecessor, .. } = &mut state.holder {
                 match std::mem::replace(predecessor, Predecessor::Attached) {
                     Predecessor::Attached => state.holder = Holder::Attached,
-                    // Closed meanwhile: the storage looks after what the predecessor left.
+                    // Closed meanwhile: it is not kept any more, and its storage appender is dropped.
                     Predecessor::Absent(_) if self.resource.closed.is_cancelled() => state.holder = Holder::Closing,
                     Predecessor::Absent(append) => {
                         self.hub.keep(&self.resource, &mut state, append, Phase::Lost, &self.runtime);

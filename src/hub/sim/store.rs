@@ -1,44 +1,44 @@
-//! A storage that keeps the contract, barely: everything takes its time, what can fail does, and a call that was given
-//! up goes on.
+//! A storage that barely keeps the contract: every call takes a random time, calls fail, and a cancelled append goes on.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_core::future::BoxFuture;
 
-use super::world::{Inner, Told, World};
+use super::model::LifeRecord;
+use super::world::{Inner, World};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Owner;
 use crate::key::Key;
 use crate::state::{End, Life, Stat, State};
 use crate::storage::{Append, ByteStream, EntryStream, Open, Storage, check_range, stream};
-use futures_core::future::BoxFuture;
 
-/// What is stored of one resource.
-pub(super) struct Res {
+/// A resource in the storage.
+pub(super) struct StoredResource {
     pub(super) life: Life,
     pub(super) bytes: Vec<u8>,
     pub(super) durable: u64,
-    /// At rest.
+    /// The state that it has once no appender is attached.
     pub(super) state: State,
-    /// Who appended, from where on.
+    /// The appenders' owners, each with the offset of its first byte.
     owners: Vec<(u64, Option<Owner>)>,
-    real: bool,
+    /// Whether it exists even without an appender: it has bytes, or was finished.
+    exists: bool,
     pub(super) lease: Option<u64>,
     pub(super) poisoned: bool,
-    /// Appends that run.
-    pub(super) busy: u32,
-    /// The length, state and reality before the appender that has not ended yet.
+    pub(super) running_appends: u32,
+    /// `len`, `state` and `exists` before the appender that has not ended yet.
     base: Option<(u64, State, bool)>,
 }
 
-impl Res {
+impl StoredResource {
     fn len(&self) -> u64 {
         self.bytes.len() as u64
     }
 
-    /// Whose the last byte is.
+    /// The owner of the last byte.
     pub(super) fn owner(&self) -> Option<Owner> {
         self.owners.last().and_then(|(_, owner)| *owner)
     }
@@ -67,71 +67,71 @@ impl SimStore {
     }
 
     fn failed(&self, what: &str, key: &Key) -> Error {
-        self.world.say(format_args!("store: {what} {key} fails"));
+        self.world.log(format_args!("store: {what} {key} fails"));
         self.world.lock().count("storage failures");
-        self.world.lock().shaken(key);
+        self.world.lock().storage_failed(key);
         Error::storage("injected")
     }
 }
 
-/// The process is gone; `power`: and with it whatever was not durable.
-pub(super) fn crash(world: &World, power: bool) {
+/// The process died. If the power was lost, so were bytes that were not durable.
+pub(super) fn crash(world: &World, power_lost: bool) {
     let mut inner = world.lock();
-    inner.say(format_args!("crash{}", if power { ", power lost" } else { "" }));
+    inner.log(format_args!("crash{}", if power_lost { ", power lost" } else { "" }));
     let keys: Vec<Key> = inner.store.keys().cloned().collect();
     for key in keys {
-        settle(&mut inner, &key);
-        if power {
+        detach(&mut inner, &key);
+        if power_lost {
             cut(&mut inner, &key);
         }
     }
 }
 
-/// Nobody holds it any more.
-fn settle(inner: &mut Inner, key: &Key) {
-    let Some(res) = inner.store.get_mut(key) else { return };
-    (res.lease, res.poisoned, res.busy) = (None, false, 0);
-    if !res.real {
+/// Detaches the appender.
+fn detach(inner: &mut Inner, key: &Key) {
+    let Some(stored) = inner.store.get_mut(key) else { return };
+    (stored.lease, stored.poisoned, stored.running_appends) = (None, false, 0);
+    if !stored.exists {
         inner.store.remove(key);
         return;
     }
-    let (life, len, state) = (res.life, res.len(), res.state);
+    let (life, len, state) = (stored.life, stored.len(), stored.state);
     if state == State::Interrupted {
-        inner.ended(life, len, state);
+        inner.record_end(life, len, state);
     }
 }
 
-/// What is not durable is gone.
+/// Cuts a resource to its durable length, which is a new life if bytes are lost.
 fn cut(inner: &mut Inner, key: &Key) {
-    let Some(res) = inner.store.get_mut(key) else { return };
-    if res.durable == res.len() {
+    let Some(stored) = inner.store.get_mut(key) else { return };
+    if stored.durable == stored.len() {
         return;
     }
-    let (life, durable) = (res.life, res.durable);
+    let (life, durable) = (stored.life, stored.durable);
     inner.count("cuts");
-    let fresh = inner.cut(life, durable);
-    let Some(res) = inner.store.get_mut(key) else { return };
-    res.life = fresh;
-    res.bytes.truncate(durable as usize);
-    res.owners.retain(|(from, _)| *from < durable);
-    if let Some((len, state, real)) = res.base
+    let new_life = inner.cut_life(life, durable);
+    let Some(stored) = inner.store.get_mut(key) else { return };
+    stored.life = new_life;
+    stored.bytes.truncate(durable as usize);
+    stored.owners.retain(|(from, _)| *from < durable);
+    if let Some((len, state, exists)) = stored.base
         && durable <= len
     {
-        (res.state, res.real, res.base) = (state, real, None);
+        (stored.state, stored.exists, stored.base) = (state, exists, None);
     }
-    let (state, real, free) = (res.state, res.real, res.lease.is_none());
+    let (state, exists, free) = (stored.state, stored.exists, stored.lease.is_none());
     if state == State::Interrupted {
-        inner.ended(fresh, durable, state);
+        inner.record_end(new_life, durable, state);
     }
-    inner.say(format_args!("store: {key} is cut to {durable}, now {fresh:?}"));
-    if !real && free {
+    inner.log(format_args!("store: {key} is cut to {durable}, now {new_life:?}"));
+    if !exists && free {
         inner.store.remove(key);
     }
-    // An acknowledgement is for ever.
+    // Acknowledged bytes must survive.
     let broken = inner.sessions.iter().find(|s| s.key == *key && s.life == Some(life) && s.acked > durable.max(s.base));
     if let Some(session) = broken {
         let (id, acked) = (session.id, session.acked);
-        inner.fail(format_args!("session {id} has {acked} acknowledged, and {durable} are left"));
+        inner.fail(format_args!("session {id} has {acked} acknowledged, and {durable} are durable"));
     }
 }
 
@@ -144,21 +144,21 @@ impl Storage for SimStore {
             return Err(self.failed("open", key));
         }
         let wait = self.world.chance(50);
-        let (held, stat) = loop {
+        let (lease, stat) = loop {
             {
                 let mut inner = self.world.lock();
-                let busy = inner.store.get(key).is_some_and(|res| res.busy > 0);
-                // What is in flight is waited for, or has no effect any more.
+                let busy = inner.store.get(key).is_some_and(|stored| stored.running_appends > 0);
+                // An append in flight is waited for, or fenced.
                 if !(busy && wait && how == Open::Takeover) {
                     let lease = open(&mut inner, key, how)?;
-                    let stat = inner.store.get(key).map(Res::stat).ok_or(ErrorKind::Storage)?;
-                    break (Held(Grip { store: self.clone(), key: key.clone(), lease }), stat);
+                    let stat = inner.store.get(key).map(StoredResource::stat).ok_or(ErrorKind::Storage)?;
+                    break (DetachOnDrop(LeaseRef { store: self.clone(), key: key.clone(), lease }), stat);
                 }
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         };
         self.world.pause().await;
-        Ok(SimAppend { held: Arc::new(held), stat, claimed: None })
+        Ok(SimAppend { lease: Arc::new(lease), stat, claimed: None })
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
@@ -166,7 +166,7 @@ impl Storage for SimStore {
         if self.fault() {
             return Err(self.failed("stat", key));
         }
-        let stat = self.world.lock().store.get(key).map(Res::stat);
+        let stat = self.world.lock().store.get(key).map(StoredResource::stat);
         self.world.pause().await;
         Ok(stat)
     }
@@ -178,8 +178,8 @@ impl Storage for SimStore {
         }
         {
             let inner = self.world.lock();
-            let res = inner.store.get(key).filter(|res| res.life == life).ok_or(ErrorKind::NotFound)?;
-            check_range(&range, res.len())?;
+            let stored = inner.store.get(key).filter(|stored| stored.life == life).ok_or(ErrorKind::NotFound)?;
+            check_range(&range, stored.len())?;
         }
         let (store, key) = (self.clone(), key.clone());
         Ok(Box::pin(stream::unfold(range, move |range| {
@@ -194,8 +194,8 @@ impl Storage for SimStore {
                 }
                 let mut inner = store.world.lock();
                 let upto = range.start + 1 + inner.draw(range.end - range.start);
-                let found = inner.store.get(&key).filter(|res| res.life == life);
-                let Some(bytes) = found.map(|res| res.bytes[range.start as usize..upto as usize].to_vec()) else {
+                let found = inner.store.get(&key).filter(|stored| stored.life == life);
+                let Some(bytes) = found.map(|stored| stored.bytes[range.start as usize..upto as usize].to_vec()) else {
                     return Some((Err(ErrorKind::NotFound.into()), range.end..range.end));
                 };
                 Some((Ok(bytes.into()), upto..range.end))
@@ -211,9 +211,9 @@ impl Storage for SimStore {
         {
             let mut inner = self.world.lock();
             let found = inner.store.remove(key);
-            inner.say(format_args!("store: delete {key}: {}", found.is_some()));
+            inner.log(format_args!("store: delete {key}: {}", found.is_some()));
             found.ok_or(ErrorKind::NotFound)?;
-            inner.forget(key);
+            inner.forget_lost(key);
         }
         self.world.pause().await;
         Ok(())
@@ -221,8 +221,8 @@ impl Storage for SimStore {
 
     fn lost(&self) -> EntryStream {
         let inner = self.world.lock();
-        let lost = inner.store.iter().filter(|(_, res)| res.lease.is_none() && res.state == State::Lost);
-        let lost: Vec<_> = lost.map(|(key, res)| (key.clone(), res.stat())).collect();
+        let lost = inner.store.iter().filter(|(_, stored)| stored.lease.is_none() && stored.state == State::Lost);
+        let lost: Vec<_> = lost.map(|(key, stored)| (key.clone(), stored.stat())).collect();
         drop(inner);
         let store = self.clone();
         Box::pin(stream::unfold(lost.into_iter(), move |mut lost| {
@@ -237,72 +237,72 @@ impl Storage for SimStore {
     }
 }
 
-/// Gives the number of the lease.
+/// Attaches an appender. Returns the number of its lease.
 fn open(inner: &mut Inner, key: &Key, how: Open) -> Result<u64> {
-    let there = inner.store.get(key).map(|res| (res.lease, res.poisoned, res.state));
-    if let Some((lease, poisoned, state)) = there {
+    let existing = inner.store.get(key).map(|stored| (stored.lease, stored.poisoned, stored.state));
+    if let Some((lease, poisoned, state)) = existing {
         match (lease, how) {
             (Some(_), Open::Create | Open::Continue) => return Err(ErrorKind::Busy.into()),
             (None, Open::Create) => return Err(ErrorKind::Exists.into()),
             _ if state == State::Sealed => return Err(ErrorKind::Sealed.into()),
-            // It had ended by itself.
-            (Some(_), _) if poisoned => settle(inner, key),
+            // A poisoned appender has ended.
+            (Some(_), _) if poisoned => detach(inner, key),
             _ => {}
         }
     }
     inner.next_lease += 1;
     let lease = inner.next_lease;
     match inner.store.get_mut(key) {
-        Some(res) => {
-            if res.lease.is_none() && res.state != State::Lost {
-                // What a lost one left is settled by now.
-                (res.base, res.durable) = (None, res.len());
+        Some(stored) => {
+            if stored.lease.is_none() && stored.state != State::Lost {
+                // Unless the resource is lost, an open makes durable what earlier appenders left.
+                (stored.base, stored.durable) = (None, stored.len());
             }
-            res.lease = Some(lease);
+            stored.lease = Some(lease);
         }
         None => {
-            let life = inner.new_life(Told::default());
-            inner.ended(life, 0, State::Interrupted);
-            // Whoever lost it had not even begun.
-            inner.forget(key);
-            let res = Res {
+            let life = inner.new_life(LifeRecord::default());
+            inner.record_end(life, 0, State::Interrupted);
+            // An appender that lost it had not stored a byte.
+            inner.forget_lost(key);
+            let stored = StoredResource {
                 life,
                 bytes: Vec::new(),
                 durable: 0,
                 state: State::Interrupted,
                 owners: Vec::new(),
-                real: false,
+                exists: false,
                 lease: Some(lease),
                 poisoned: false,
-                busy: 0,
+                running_appends: 0,
                 base: None,
             };
-            inner.store.insert(key.clone(), res);
+            inner.store.insert(key.clone(), stored);
         }
     }
-    inner.say(format_args!("store: {how:?} {key} as {lease}"));
+    inner.log(format_args!("store: {how:?} {key} as {lease}"));
     Ok(lease)
 }
 
-/// Dropped once the appender and all that it had running is gone.
-struct Held(Grip);
+/// Detaches the appender when it and all its running appends are gone.
+struct DetachOnDrop(LeaseRef);
 
 #[derive(Clone)]
-struct Grip {
+struct LeaseRef {
     store: SimStore,
     key: Key,
     lease: u64,
 }
 
-impl Grip {
-    /// The resource, as far as it is still this one's.
-    fn res<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut Res> {
-        let res = inner.store.get_mut(&self.key).filter(|res| res.lease == Some(self.lease));
-        let res = res.ok_or(ErrorKind::Fenced)?;
-        if res.poisoned {
+impl LeaseRef {
+    /// The resource, unless this lease is fenced or poisoned.
+    fn resource<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut StoredResource> {
+        let stored = inner.store.get_mut(&self.key).filter(|stored| stored.lease == Some(self.lease));
+        let stored = stored.ok_or(ErrorKind::Fenced)?;
+        if stored.poisoned {
             return Err(ErrorKind::Poisoned.into());
         }
-        Ok(res)
+        Ok(stored)
     }
 
     fn append(&self, data: &[Bytes], claimed: Option<Owner>) -> Result<u64> {
@@ -310,101 +310,101 @@ impl Grip {
         let mut inner = self.store.world.lock();
         let all = data.concat();
         let part = inner.draw(all.len() as u64 + 1) as usize;
-        let res = self.res(&mut inner)?;
-        let (life, at) = (res.life, res.len());
+        let stored = self.resource(&mut inner)?;
+        let (life, at) = (stored.life, stored.len());
         if full {
             inner.count("full");
             return Err(ErrorKind::Full.into());
         }
-        let stored = if fails { &all[..part] } else { &all[..] };
-        res.poisoned = fails;
-        if !stored.is_empty() {
-            let (state, owner) = (res.state, res.owner());
-            res.base.get_or_insert((at, state, res.real));
-            res.bytes.extend_from_slice(stored);
-            if res.owners.is_empty() || owner != claimed {
-                res.owners.push((at, claimed));
+        let data = if fails { &all[..part] } else { &all[..] };
+        stored.poisoned = fails;
+        if !data.is_empty() {
+            let (state, owner) = (stored.state, stored.owner());
+            stored.base.get_or_insert((at, state, stored.exists));
+            stored.bytes.extend_from_slice(data);
+            if stored.owners.is_empty() || owner != claimed {
+                stored.owners.push((at, claimed));
             }
-            res.state = if claimed.is_some() { State::Lost } else { State::Interrupted };
-            res.real = true;
+            stored.state = if claimed.is_some() { State::Lost } else { State::Interrupted };
+            stored.exists = true;
             let kept = state == State::Lost && owner != claimed;
-            inner.check(!kept, format_args!("{} is kept for its appender, and somebody else appended", self.key));
-            inner.committed(life, at, stored);
+            inner.check(!kept, format_args!("{} is kept for its appender, and another one appended", self.key));
+            inner.committed(life, at, data);
         }
-        inner.say(format_args!("store: {} has {} by {}", self.key, at + stored.len() as u64, self.lease));
+        inner.log(format_args!("store: {} has {} by {}", self.key, at + data.len() as u64, self.lease));
         drop(inner);
         match fails {
             true => Err(self.store.failed("append", &self.key)),
-            false => Ok(at + stored.len() as u64),
+            false => Ok(at + data.len() as u64),
         }
     }
 
     fn sync(&self, upto: u64) -> Result<u64> {
         let fails = self.store.fault() && self.store.world.plan().losses;
         let mut inner = self.store.world.lock();
-        let res = self.res(&mut inner)?;
+        let stored = self.resource(&mut inner)?;
         if fails {
-            res.poisoned = true;
+            stored.poisoned = true;
             cut(&mut inner, &self.key);
             drop(inner);
             return Err(self.store.failed("sync", &self.key));
         }
-        res.durable = res.durable.max(upto.min(res.len()));
-        inner.say(format_args!("store: {} has {upto} durable", self.key));
+        stored.durable = stored.durable.max(upto.min(stored.len()));
+        inner.log(format_args!("store: {} has {upto} durable", self.key));
         Ok(upto)
     }
 
     fn finish(&self, end: End) -> Result<Stat> {
-        let (fails, silent) = (self.store.fault(), self.store.fault());
+        let (fails, answer_is_lost) = (self.store.fault(), self.store.fault());
         let mut inner = self.store.world.lock();
         let loses = inner.plan.losses && inner.draw(2) == 0;
-        let res = self.res(&mut inner)?;
+        let stored = self.resource(&mut inner)?;
         if fails {
-            res.poisoned = true;
+            stored.poisoned = true;
             if loses {
                 cut(&mut inner, &self.key);
             }
             drop(inner);
             return Err(self.store.failed("finish", &self.key));
         }
-        let lost = (res.state == State::Lost).then(|| res.owner()).flatten();
-        let untouched = end == End::Interrupted && res.base.is_none() && lost.is_none();
-        (res.lease, res.base, res.durable) = (None, None, res.len());
+        let lost = (stored.state == State::Lost).then(|| stored.owner()).flatten();
+        let untouched = end == End::Interrupted && stored.base.is_none() && lost.is_none();
+        (stored.lease, stored.base, stored.durable) = (None, None, stored.len());
         if !untouched {
-            (res.state, res.real) = (end.state(), true);
+            (stored.state, stored.exists) = (end.state(), true);
         }
-        let (stat, real) = (res.stat(), res.real);
-        if !real {
+        let (stat, exists) = (stored.stat(), stored.exists);
+        if !exists {
             inner.store.remove(&self.key);
         }
         if let (Some(owner), End::Interrupted) = (lost, end) {
-            inner.given_up(&self.key, owner);
+            inner.interrupted(&self.key, owner);
         }
-        inner.forget(&self.key);
-        inner.ended(stat.life, stat.len, stat.state);
-        inner.say(format_args!("store: {} ends by {} as {} at {}", self.key, self.lease, stat.state, stat.len));
+        inner.forget_lost(&self.key);
+        inner.record_end(stat.life, stat.len, stat.state);
+        inner.log(format_args!("store: {} ends by {} as {} at {}", self.key, self.lease, stat.state, stat.len));
         drop(inner);
-        match silent {
+        match answer_is_lost {
             true => Err(self.store.failed("the answer to finish", &self.key)),
             false => Ok(stat),
         }
     }
 }
 
-impl Drop for Held {
+impl Drop for DetachOnDrop {
     fn drop(&mut self) {
-        let Grip { store, key, lease } = &self.0;
+        let LeaseRef { store, key, lease } = &self.0;
         let mut inner = store.world.lock();
-        let alive = inner.process == store.process;
-        if alive && inner.store.get(key).is_some_and(|res| res.lease == Some(*lease)) {
-            inner.say(format_args!("store: {key} is dropped by {lease}"));
-            settle(&mut inner, key);
+        let running = inner.process == store.process;
+        if running && inner.store.get(key).is_some_and(|stored| stored.lease == Some(*lease)) {
+            inner.log(format_args!("store: {key} is dropped by {lease}"));
+            detach(&mut inner, key);
         }
     }
 }
 
 pub(super) struct SimAppend {
-    held: Arc<Held>,
+    lease: Arc<DetachOnDrop>,
     stat: Stat,
     claimed: Option<Owner>,
 }
@@ -413,9 +413,9 @@ impl Append for SimAppend {
     type Sync = BoxFuture<'static, Result<u64>>;
 
     fn stat(&self) -> Stat {
-        let grip = &self.held.0;
-        let mut inner = grip.store.world.lock();
-        let stat = grip.res(&mut inner).map(|res| res.stat());
+        let lease = &self.lease.0;
+        let mut inner = lease.store.world.lock();
+        let stat = lease.resource(&mut inner).map(|stored| stored.stat());
         stat.unwrap_or_else(|_| self.stat.clone())
     }
 
@@ -424,16 +424,16 @@ impl Append for SimAppend {
     }
 
     async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
-        let (held, data, claimed) = (Arc::clone(&self.held), data.to_vec(), self.claimed);
-        let world = held.0.store.world.clone();
-        held.0.res(&mut world.lock())?.busy += 1;
-        // As on a blocking pool: goes on when nobody waits for it any more.
+        let (lease, data, claimed) = (Arc::clone(&self.lease), data.to_vec(), self.claimed);
+        let world = lease.0.store.world.clone();
+        lease.0.resource(&mut world.lock())?.running_appends += 1;
+        // Goes on when the future is dropped, as on a blocking pool.
         let appended = tokio::spawn(async move {
-            let grip = &held.0;
-            grip.store.world.pause().await;
-            let appended = grip.append(&data, claimed);
-            if let Some(res) = grip.store.world.lock().store.get_mut(&grip.key) {
-                res.busy = res.busy.saturating_sub(1);
+            let lease = &lease.0;
+            lease.store.world.pause().await;
+            let appended = lease.append(&data, claimed);
+            if let Some(stored) = lease.store.world.lock().store.get_mut(&lease.key) {
+                stored.running_appends = stored.running_appends.saturating_sub(1);
             }
             appended
         });
@@ -443,23 +443,23 @@ impl Append for SimAppend {
     }
 
     fn sync(&self) -> Self::Sync {
-        // Doesn't keep the resource held.
-        let grip = self.held.0.clone();
+        // A sync doesn't keep the appender attached.
+        let lease = self.lease.0.clone();
         Box::pin(async move {
-            let world = grip.store.world.clone();
-            let upto = grip.res(&mut world.lock()).map(|res| res.len())?;
+            let world = lease.store.world.clone();
+            let upto = lease.resource(&mut world.lock()).map(|stored| stored.len())?;
             world.pause().await;
-            let synced = grip.sync(upto);
+            let synced = lease.sync(upto);
             world.pause().await;
             synced
         })
     }
 
     async fn finish(self, end: End) -> Result<Stat> {
-        let grip = &self.held.0;
-        grip.store.world.pause().await;
-        let ended = grip.finish(end);
-        grip.store.world.pause().await;
-        ended
+        let lease = &self.lease.0;
+        lease.store.world.pause().await;
+        let finished = lease.finish(end);
+        lease.store.world.pause().await;
+        finished
     }
 }

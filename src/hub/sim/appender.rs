@@ -1,40 +1,37 @@
-//! Those who use the hub, each as a peer of protocol section 4 would, or as one that uploads by section 5.
+//! Appenders, each of which behaves as a peer of protocol section 4, or of section 5 (uploads) if it has no id.
 
 use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 
-use super::super::{AttachRequest, Attached, Entry, Lease};
-use super::world::{World, byte};
-use crate::chunk::{Chunk, Update};
+use super::world::{Inner, World, byte};
 use crate::error::{ErrorKind, Result};
-use crate::hub::Durability;
+use crate::hub::{AttachRequest, Attached, Durability, Lease};
 use crate::identity::Owner;
 use crate::key::Key;
 use crate::state::{End, Life, State};
 use crate::storage::Open;
-use crate::streams::{Follower, Streams};
+use crate::streams::Streams;
 
-/// No call may take longer, however slow the storage is.
-const BOUND: Duration = Duration::from_secs(60);
+/// No call may take longer than this, however slow the storage is.
+pub(super) const CALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// What an appender remembers, over connections and over the server's deaths.
+/// What an appender remembers over its connections and over the server's processes.
 #[derive(Clone)]
 pub(super) struct Session {
     pub(super) id: u8,
     pub(super) key: Key,
-    owner: Option<Owner>,
+    pub(super) owner: Option<Owner>,
     total: u64,
-    starts: Duration,
+    starts_at: Duration,
     seal: bool,
     create: bool,
     pub(super) life: Option<Life>,
-    /// Where its first byte goes.
+    /// The offset of its first byte in the resource.
     pub(super) base: u64,
     pub(super) acked: u64,
-    /// The end of what it has sent at least once.
+    /// The end of the bytes that it has sent at least once.
     sent: u64,
     finish_sent: bool,
     tries: u32,
@@ -52,11 +49,11 @@ impl Session {
         };
         Self {
             id,
-            // Who shows no id can't tell its own bytes from another's of the same sort.
+            // Appenders without an id can't tell their bytes apart, so each has a key of its own.
             key: key(if owner == Some(Owner::ANYONE) { 100 + u64::from(id) } else { inner.draw(keys) }),
             owner,
             total: [0, 40, 200, 500][inner.draw(4) as usize],
-            starts: Duration::from_millis(inner.draw(6000)),
+            starts_at: Duration::from_millis(inner.draw(6000)),
             seal: inner.draw(12) == 0,
             create: inner.draw(8) == 0,
             life: None,
@@ -73,7 +70,7 @@ impl Session {
         self.base + self.total
     }
 
-    /// Goes on without an id, from where the resource ends.
+    /// Whether it shows no id, and goes on from where the resource ends.
     pub(super) fn is_anyone(&self) -> bool {
         self.owner == Some(Owner::ANYONE)
     }
@@ -83,21 +80,22 @@ pub(super) fn key(n: u64) -> Key {
     Key::new(&format!("k{n}")).unwrap()
 }
 
-/// Nothing hangs.
-async fn within<T>(world: &World, what: &str, call: impl Future<Output = T>) -> Option<T> {
-    let done = tokio::time::timeout(BOUND, call).await.ok();
+/// Awaits a call, which must not hang.
+pub(super) async fn bounded<T>(world: &World, what: &str, call: impl Future<Output = T>) -> Option<T> {
+    let done = tokio::time::timeout(CALL_LIMIT, call).await.ok();
     world.check(done.is_some(), format_args!("{what} hangs"));
     done
 }
 
+/// What an appender does after a connection.
 enum Next {
-    Again,
+    Reconnect,
     Done(&'static str),
-    /// The server stops.
+    /// The server shuts down.
     Stop,
 }
 
-/// An appender, until it has said all or has to give up.
+/// Runs an appender until it has finished or has to give up.
 pub(super) async fn append(world: World, streams: Streams, index: usize) {
     let hub = &streams.hub;
     loop {
@@ -114,7 +112,7 @@ pub(super) async fn append(world: World, streams: Streams, index: usize) {
         tokio::select! {
             biased;
             () = hub.shutting_down.cancelled() => return,
-            () = tokio::time::sleep(session.starts.saturating_sub(now)) => {}
+            () = tokio::time::sleep(session.starts_at.saturating_sub(now)) => {}
         }
         let next = match session.tries {
             ..60 => connect(&world, &streams, index, session).await,
@@ -124,19 +122,19 @@ pub(super) async fn append(world: World, streams: Streams, index: usize) {
             Next::Done(how) => {
                 let mut inner = world.lock();
                 inner.sessions[index].done = Some(how);
-                inner.say(format_args!("session {index}: {how}"));
+                inner.log(format_args!("session {index}: {how}"));
                 inner.count(how);
                 return;
             }
             Next::Stop => return,
-            Next::Again if world.chance(60) => 100,
-            // Perhaps longer than anybody waits for it.
-            Next::Again => 2 * world.plan().grace.as_millis() as u64,
+            Next::Reconnect if world.chance(60) => 100,
+            // This may be longer than its grace.
+            Next::Reconnect => 2 * world.plan().grace.as_millis() as u64,
         };
         tokio::select! {
             biased;
             () = hub.shutting_down.cancelled() => return,
-            () = world.nap(most) => {}
+            () = world.sleep_up_to(most) => {}
         }
     }
 }
@@ -145,7 +143,7 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
     let hub = &streams.hub;
     let fresh = session.sent == session.base;
     let offset = match session.is_anyone() {
-        true => match ask(world, streams, index, &session, fresh).await {
+        true => match query_offset(world, streams, index, &session, fresh).await {
             Ok(offset) => Some(offset),
             Err(next) => return next,
         },
@@ -158,20 +156,20 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
         life: session.life,
         finish: session.finish_sent.then(|| session.end()).filter(|_| !session.is_anyone()),
     };
-    world.say(format_args!("session {index} comes, {} acked, {} sent", session.acked, session.sent));
-    let patience = match world.chance(10) {
+    world.log(format_args!("session {index} connects, {} acked, {} sent", session.acked, session.sent));
+    let limit = match world.chance(10) {
         true => Duration::from_millis(world.draw(60)),
         false => Duration::MAX,
     };
     let attached = tokio::select! {
         biased;
-        attached = within(world, "attach", hub.attach(&session.key, attach)) => attached,
-        () = tokio::time::sleep(patience) => {
-            world.say(format_args!("session {index} went before it was let in"));
+        attached = bounded(world, "attach", hub.attach(&session.key, attach)) => attached,
+        () = tokio::time::sleep(limit) => {
+            world.log(format_args!("session {index} leaves before it is let in"));
             if let Some(owner) = session.owner {
-                world.lock().went(&session.key, owner);
+                world.lock().maybe_lost(&session.key, owner);
             }
-            return Next::Again;
+            return Next::Reconnect;
         }
     };
     let Some(attached) = attached else { return Next::Done("hangs") };
@@ -179,31 +177,34 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
         Ok(Attached::Open { lease, resumed }) => (lease, resumed),
         Ok(Attached::Finished(stat)) => {
             let mut inner = world.lock();
-            inner.check(session.finish_sent, format_args!("session {index} is told finished, and never was"));
+            inner.check(
+                session.finish_sent,
+                format_args!("session {index} is reported finished, and never asked for it"),
+            );
             return finished(&mut inner, index, stat.life, stat.len);
         }
         Err(error) => {
-            world.say(format_args!("session {index} is refused: {:?}", error.kind()));
+            world.log(format_args!("session {index} is refused: {:?}", error.kind()));
             let mut inner = world.lock();
             let session = &mut inner.sessions[index];
             return match error.kind() {
-                ErrorKind::Busy => Next::Again,
-                // The storage failed, or it has got longer meanwhile: what was parked may be lost from now on.
+                ErrorKind::Busy => Next::Reconnect,
+                // The storage failed, or the resource has grown meanwhile: a parked resource may be lost from now on.
                 kind if kind == ErrorKind::Storage || (kind == ErrorKind::Offset && offset.is_some()) => {
                     let (key, owner) = (session.key.clone(), session.owner);
-                    owner.into_iter().for_each(|owner| inner.went(&key, owner));
-                    Next::Again
+                    owner.into_iter().for_each(|owner| inner.maybe_lost(&key, owner));
+                    Next::Reconnect
                 }
                 ErrorKind::Exists => {
                     session.create = false;
-                    Next::Again
+                    Next::Reconnect
                 }
                 ErrorKind::Life if fresh => {
                     session.life = None;
-                    Next::Again
+                    Next::Reconnect
                 }
                 ErrorKind::Life => Next::Done("another life"),
-                ErrorKind::Sealed => Next::Done("sealed by somebody else"),
+                ErrorKind::Sealed => Next::Done("sealed by another"),
                 ErrorKind::ShuttingDown => Next::Stop,
                 other => {
                     inner.fail(format_args!("session {index} is refused as {other:?}"));
@@ -216,11 +217,11 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
     let hold = {
         let mut inner = world.lock();
         let hold = inner.hold(&lease, session.owner);
-        inner.say(format_args!("session {index} is in at {at} of {life:?}, resumed: {resumed}"));
-        let knows = match (fresh, resumed) {
+        inner.log(format_args!("session {index} is let in at {at} of {life:?}, resumed: {resumed}"));
+        let certain = match (fresh, resumed) {
             _ if session.is_anyone() => {
                 inner.check(offset == Some(at), format_args!("session {index} is let in at {at}, not at {offset:?}"));
-                inner.count("went on without an id");
+                inner.count("resumed without an id");
                 if fresh {
                     (session.base, session.acked, session.sent) = (at, at, at);
                 }
@@ -231,7 +232,7 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
                 (session.base, session.acked, session.sent) = (at, at, at);
                 true
             }
-            // The spec promises that it was synced before this was told.
+            // By the protocol it was synced before it was reported.
             (false, true) => {
                 inner.count("resumed");
                 let (acked, sent) = (session.acked, session.sent);
@@ -244,16 +245,16 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
             }
             (false, false) => session.life == Some(life) && session.acked == at,
         };
-        if !knows {
+        if !certain {
             inner.release(hold, session.owner);
             drop(inner);
             drop(lease);
-            return Next::Done("can't know");
+            return Next::Done("uncertain");
         }
         session.life = Some(life);
         inner.sessions[index] = session.clone();
         if !lease.revoked().is_cancelled() {
-            inner.granted(life, at, session.id, at - session.base);
+            inner.expect_session(life, at, session.id, at - session.base);
         }
         if !session.is_anyone() {
             acked(&mut inner, index, life, at);
@@ -263,9 +264,17 @@ async fn connect(world: &World, streams: &Streams, index: usize, mut session: Se
     Connection { world, streams, index, hold, at, life, session }.run(lease).await
 }
 
-/// Where somebody without an id goes on; what it holds that is not stored it sends again.
-async fn ask(world: &World, streams: &Streams, index: usize, session: &Session, fresh: bool) -> Result<u64, Next> {
-    let Some(Ok(stat)) = within(world, "stat", streams.hub.stat(&session.key)).await else { return Err(Next::Again) };
+/// The offset at which an appender without an id goes on. It sends what lies after that again.
+async fn query_offset(
+    world: &World,
+    streams: &Streams,
+    index: usize,
+    session: &Session,
+    fresh: bool,
+) -> Result<u64, Next> {
+    let Some(Ok(stat)) = bounded(world, "stat", streams.hub.stat(&session.key)).await else {
+        return Err(Next::Reconnect);
+    };
     let Some(stat) = stat else {
         return if fresh { Ok(0) } else { Err(Next::Done("deleted meanwhile")) };
     };
@@ -273,7 +282,7 @@ async fn ask(world: &World, streams: &Streams, index: usize, session: &Session, 
         return Ok(stat.len);
     }
     if session.life != Some(stat.life) || !(session.acked..=session.sent).contains(&stat.len) {
-        return Err(Next::Done("can't know"));
+        return Err(Next::Done("uncertain"));
     }
     if session.finish_sent && stat.state.is_complete() && stat.len == session.end() {
         return Err(finished(&mut world.lock(), index, stat.life, stat.len));
@@ -281,8 +290,8 @@ async fn ask(world: &World, streams: &Streams, index: usize, session: &Session, 
     Ok(stat.len)
 }
 
-/// An acknowledgement came.
-fn acked(inner: &mut super::world::Inner, index: usize, life: Life, len: u64) {
+/// The appender got an acknowledgement.
+fn acked(inner: &mut Inner, index: usize, life: Life, len: u64) {
     let session = &mut inner.sessions[index];
     if session.life != Some(life) {
         return;
@@ -290,15 +299,15 @@ fn acked(inner: &mut super::world::Inner, index: usize, life: Life, len: u64) {
     session.acked = session.acked.max(len);
     let key = session.key.clone();
     let own = len > session.base;
-    let durable = inner.store.get(&key).filter(|res| res.life == life).map(|res| res.durable);
+    let durable = inner.store.get(&key).filter(|stored| stored.life == life).map(|stored| stored.durable);
     if inner.plan.durability != Durability::Process {
         let kept = !own || durable.is_none_or(|durable| durable >= len);
         inner.check(kept, format_args!("session {index} has {len} acknowledged, and {durable:?} are durable"));
     }
 }
 
-/// A finish was answered.
-fn finished(inner: &mut super::world::Inner, index: usize, life: Life, len: u64) -> Next {
+/// The appender learned that it has finished.
+fn finished(inner: &mut Inner, index: usize, life: Life, len: u64) -> Next {
     let session = &inner.sessions[index];
     let (end, of) = (session.end(), session.life);
     inner.check(
@@ -306,7 +315,7 @@ fn finished(inner: &mut super::world::Inner, index: usize, life: Life, len: u64)
         format_args!("session {index} finished at {len} of {life:?}, not {end}"),
     );
     let clean = [State::Finished, State::Sealed].iter().any(|state| inner.has_ended(life, len, *state));
-    inner.check(clean, format_args!("session {index} is told finished, and {life:?} didn't at {len}"));
+    inner.check(clean, format_args!("session {index} is reported finished, and {life:?} is not at {len}"));
     acked(inner, index, life, len);
     Next::Done("finished")
 }
@@ -335,9 +344,9 @@ impl Connection<'_> {
                 let why = lease.revocation();
                 let plan = world.plan();
                 let right = why != ErrorKind::Storage || plan.faults > 0;
-                world.check(right, format_args!("session {index} is told that the storage failed, and it didn't"));
+                world.check(right, format_args!("session {index} is revoked by a failed storage, and none failed"));
                 self.lose(lease);
-                return gone(why);
+                return next_after(why);
             }
             if hub.shutting_down.is_cancelled() {
                 return self.stop(lease).await;
@@ -345,13 +354,13 @@ impl Connection<'_> {
             let left = self.session.end() - self.at;
             match world.draw(100) {
                 0..6 => {
-                    world.say(format_args!("session {index} is lost"));
+                    world.log(format_args!("session {index} is lost"));
                     self.lose(lease);
-                    return Next::Again;
+                    return Next::Reconnect;
                 }
                 6..14 => {
-                    self.leave_behind(lease);
-                    return Next::Again;
+                    self.leave_ghost(lease);
+                    return Next::Reconnect;
                 }
                 14..34 => {
                     let sync = lease.sync();
@@ -363,11 +372,11 @@ impl Connection<'_> {
                             }
                         });
                     } else {
-                        match within(world, "sync", sync).await {
+                        match bounded(world, "sync", sync).await {
                             Some(Ok(len)) => acked(&mut world.lock(), index, self.life, len),
                             _ => {
                                 self.lose(lease);
-                                return Next::Again;
+                                return Next::Reconnect;
                             }
                         }
                     }
@@ -378,28 +387,28 @@ impl Connection<'_> {
                         biased;
                         () = hub.shutting_down.cancelled() => {}
                         () = lease.revoked().cancelled() => {}
-                        () = world.nap(400) => {}
+                        () = world.sleep_up_to(400) => {}
                     }
                 }
                 _ if left == 0 => return self.finish(lease).await,
                 _ => match self.append(&mut lease, left).await {
                     Ok(true) => {}
                     Ok(false) => {
-                        world.say(format_args!("session {index} breaks off in an append"));
+                        world.log(format_args!("session {index} cancels an append"));
                         self.lose(lease);
-                        return Next::Again;
+                        return Next::Reconnect;
                     }
                     Err(kind) => {
-                        world.say(format_args!("session {index} can't append: {kind:?}"));
+                        world.log(format_args!("session {index} can't append: {kind:?}"));
                         self.lose(lease);
-                        return gone(kind);
+                        return next_after(kind);
                     }
                 },
             }
         }
     }
 
-    /// `false`: it was given up in the middle.
+    /// Returns `false` if the append was cancelled.
     async fn append(&mut self, lease: &mut Lease, left: u64) -> Result<bool, ErrorKind> {
         let world = self.world;
         let most = left.min(if world.chance(10) { 200 } else { 24 });
@@ -407,15 +416,15 @@ impl Connection<'_> {
         let data = self.data(self.at, more);
         self.session.sent = self.session.sent.max(self.at + more);
         world.lock().sessions[self.index].sent = self.session.sent;
-        let patience = match world.chance(8) {
+        let limit = match world.chance(8) {
             true => Duration::from_millis(world.draw(40)),
-            false => BOUND,
+            false => CALL_LIMIT,
         };
         let appended = tokio::select! {
             biased;
             appended = lease.append(&data) => appended,
-            () = tokio::time::sleep(patience) => {
-                world.check(patience < BOUND, format_args!("append hangs"));
+            () = tokio::time::sleep(limit) => {
+                world.check(limit < CALL_LIMIT, format_args!("append hangs"));
                 return Ok(false);
             }
         };
@@ -447,40 +456,40 @@ impl Connection<'_> {
 
     async fn park(self, lease: Lease) -> Next {
         let Self { world, index, hold, life, .. } = self;
-        let Some(owner) = self.session.owner else { return Next::Again };
-        let patience = match world.chance(20) {
+        let Some(owner) = self.session.owner else { return Next::Reconnect };
+        let limit = match world.chance(20) {
             true => Duration::from_millis(world.draw(40)),
             false => Duration::MAX,
         };
         let parked = tokio::select! {
             biased;
-            parked = within(world, "park", lease.park()) => parked,
-            () = tokio::time::sleep(patience) => None,
+            parked = bounded(world, "park", lease.park()) => parked,
+            () = tokio::time::sleep(limit) => None,
         };
         let mut inner = world.lock();
         match parked {
             Some(Ok(stat)) => {
-                inner.say(format_args!("session {index} is parked at {}", stat.len));
+                inner.log(format_args!("session {index} is parked at {}", stat.len));
                 inner.count("parked");
                 inner.parked(hold, owner);
                 acked(&mut inner, index, life, stat.len);
-                Next::Again
+                Next::Reconnect
             }
             parked => {
                 let kind = parked.and_then(Result::err).map(|error| error.kind());
-                inner.say(format_args!("session {index} can't park: {kind:?}"));
+                inner.log(format_args!("session {index} can't park: {kind:?}"));
                 inner.release(hold, Some(owner));
-                kind.map_or(Next::Again, gone)
+                kind.map_or(Next::Reconnect, next_after)
             }
         }
     }
 
     async fn stop(self, lease: Lease) -> Next {
-        if let Some(Ok(len)) = within(self.world, "the last sync", lease.sync()).await {
+        if let Some(Ok(len)) = bounded(self.world, "the last sync", lease.sync()).await {
             acked(&mut self.world.lock(), self.index, self.life, len);
         }
         self.world.lock().release(self.hold, None);
-        within(self.world, "stop", lease.stop()).await;
+        bounded(self.world, "stop", lease.stop()).await;
         Next::Stop
     }
 
@@ -491,39 +500,39 @@ impl Connection<'_> {
             let mut inner = world.lock();
             inner.sessions[index].finish_sent = true;
             inner.finishing(hold, &self.session.key, self.session.owner);
-            inner.say(format_args!("session {index} finishes"));
+            inner.log(format_args!("session {index} finishes"));
         }
-        let patience = match world.chance(30) {
+        let limit = match world.chance(30) {
             true => Duration::from_millis(world.draw(60)),
             false => Duration::MAX,
         };
         let ended = tokio::select! {
             biased;
-            ended = within(world, "finish", lease.finish(end)) => ended,
-            () = tokio::time::sleep(patience) => {
-                world.say(format_args!("session {index} doesn't hear whether it is finished"));
-                return Next::Again;
+            ended = bounded(world, "finish", lease.finish(end)) => ended,
+            () = tokio::time::sleep(limit) => {
+                world.log(format_args!("session {index} leaves before it learns whether it has finished"));
+                return Next::Reconnect;
             }
         };
         match ended {
             None => Next::Done("hangs"),
             Some(Ok(stat)) => finished(&mut world.lock(), index, stat.life, stat.len),
             Some(Err(error)) => {
-                world.say(format_args!("session {index} can't finish: {:?}", error.kind()));
-                gone(error.kind())
+                world.log(format_args!("session {index} can't finish: {:?}", error.kind()));
+                next_after(error.kind())
             }
         }
     }
 
-    /// The connection breaks, and the server doesn't know: what was on its way still comes.
-    fn leave_behind(self, mut lease: Lease) {
+    /// The connection breaks, and the server doesn't notice: bytes that were in flight still arrive.
+    fn leave_ghost(self, mut lease: Lease) {
         let (world, hub) = (self.world.clone(), std::sync::Arc::clone(&self.streams.hub));
         let left = self.session.end() - self.at;
         let upto = self.at + world.draw(left.min(60) + 1);
         let finishes = upto == self.session.end() && world.chance(50);
         {
             let mut inner = world.lock();
-            inner.say(format_args!("session {} leaves a ghost that has up to {upto}", self.index));
+            inner.log(format_args!("session {} leaves a ghost with bytes up to {upto}", self.index));
             let session = &mut inner.sessions[self.index];
             session.sent = session.sent.max(upto);
             session.finish_sent |= finishes;
@@ -546,18 +555,18 @@ impl Connection<'_> {
                 biased;
                 () = hub.shutting_down.cancelled() => {}
                 () = lease.revoked().cancelled() => {}
-                () = world.nap(1500) => {}
+                () = world.sleep_up_to(1500) => {}
             }
-            world.say(format_args!(
+            world.log(format_args!(
                 "the ghost of session {index} ends, {:?}",
                 appended.as_ref().err().map(|e| e.kind())
             ));
             if appended.is_ok() && finishes {
                 world.lock().finishing(hold, &session.key, owner);
-                within(&world, "a ghost's finish", lease.finish(End::Finished)).await;
+                bounded(&world, "a ghost's finish", lease.finish(End::Finished)).await;
             } else if hub.shutting_down.is_cancelled() && world.chance(50) {
                 world.lock().release(hold, None);
-                within(&world, "a ghost's stop", lease.stop()).await;
+                bounded(&world, "a ghost's stop", lease.stop()).await;
             } else {
                 world.lock().release(hold, owner);
                 drop(lease);
@@ -566,181 +575,12 @@ impl Connection<'_> {
     }
 }
 
-fn gone(why: ErrorKind) -> Next {
-    match why {
-        // 4001 is final.
+/// How an appender goes on after an error.
+fn next_after(error: ErrorKind) -> Next {
+    match error {
+        // Close code 4001 is final.
         ErrorKind::Fenced => Next::Done("fenced"),
         ErrorKind::ShuttingDown => Next::Stop,
-        _ => Next::Again,
-    }
-}
-
-/// Somebody with another's id: lets itself in, does nothing, goes.
-pub(super) async fn evict(world: World, streams: Streams) {
-    world.nap(9000).await;
-    let sessions = world.lock().sessions.clone();
-    let session = &sessions[world.draw(sessions.len() as u64) as usize];
-    let attach = AttachRequest { owner: session.owner, ..AttachRequest::new(Open::Continue) };
-    let Some(Ok(Attached::Open { lease, .. })) =
-        within(&world, "attach", streams.hub.attach(&session.key, attach)).await
-    else {
-        return;
-    };
-    let hold = world.lock().hold(&lease, session.owner);
-    world.say(format_args!("session {} is evicted", session.id));
-    tokio::select! {
-        biased;
-        () = streams.hub.shutting_down.cancelled() => {}
-        () = world.nap(500) => {}
-    }
-    world.lock().release(hold, session.owner);
-    drop(lease);
-}
-
-pub(super) async fn delete(world: World, streams: Streams) {
-    world.nap(9000).await;
-    let key = world.any_key();
-    let patience = match world.chance(40) {
-        true => Duration::from_millis(world.draw(60)),
-        false => Duration::MAX,
-    };
-    let deleted = tokio::select! {
-        biased;
-        deleted = within(&world, "delete", streams.delete(key.as_str())) => deleted,
-        () = tokio::time::sleep(patience) => {
-            world.say(format_args!("who deletes {key} doesn't wait for it"));
-            tokio::time::sleep(if world.plan().slow { BOUND } else { Duration::from_millis(300) }).await;
-            None
-        }
-    };
-    world.say(format_args!("delete {key}: {:?}", deleted.map(|done| done.map_err(|error| error.kind()))));
-    // The hub has heard of it.
-    let open = match streams.hub.entries().get(&key) {
-        Some(Entry::Open(resource)) => Some(resource.life),
-        _ => None,
-    };
-    let inner = world.lock();
-    let stored = inner.store.get(&key).map(|res| res.life);
-    drop(inner);
-    if let Some(life) = open {
-        let faults = world.plan().faults > 0;
-        let right = stored == Some(life) || faults;
-        world.check(right, format_args!("{key} is gone, and {life:?} is open"));
-    }
-}
-
-/// A follower that comes back again and again.
-pub(super) async fn follow(world: World, streams: Streams, index: u64, stop: CancellationToken) {
-    world.nap(6000).await;
-    let key = world.any_key();
-    let mut reached: Option<(Life, u64)> = None;
-    for _ in 0..60 {
-        if stop.is_cancelled() || world.has_failed() {
-            return;
-        }
-        world.turn(index).await;
-        let mut request = streams.follow(key.as_str());
-        request = match (reached, world.draw(8)) {
-            (Some((life, at)), _) => request.life(life).offset(at),
-            (None, 0) => request.tail(world.draw(100)),
-            (None, 1) => request.lines(world.draw(5)),
-            (None, 2) => request.offset(world.draw(200)),
-            (None, 3) => request.wait(Duration::from_millis(world.draw(3000))),
-            (None, _) => request,
-        };
-        let Some(found) = within(&world, "follow", async { request.await }).await else { return };
-        match found {
-            Ok(mut follower) => {
-                world.say(format_args!("follower {index} at {} of {:?}", follower.offset(), follower.life()));
-                let right = reached.is_none_or(|reached| reached == (follower.life(), follower.offset()));
-                world.check(right, format_args!("follower {index} goes on elsewhere"));
-                let ended = read(&world, index, &mut follower, &stop, false).await;
-                reached = (!ended && world.chance(80)).then(|| (follower.life(), follower.offset()));
-            }
-            Err(error) => {
-                world.say(format_args!("follower {index} of {key}: {:?}", error.kind()));
-                match error.kind() {
-                    ErrorKind::PastEnd => {
-                        world
-                            .check(reached.is_none(), format_args!("follower {index} saw more of {key} than there is"));
-                    }
-                    ErrorKind::ShuttingDown => return,
-                    ErrorKind::NotFound | ErrorKind::Life => reached = None,
-                    ErrorKind::Storage => {}
-                    other => world.fail(format_args!("follower {index} of {key}: {other:?}")),
-                }
-            }
-        }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = world.nap(800) => {}
-        }
-    }
-}
-
-/// Reads until the end, or until an impatient follower has enough. `true`: it was told the end.
-pub(super) async fn read(
-    world: &World,
-    index: u64,
-    follower: &mut Follower,
-    stop: &CancellationToken,
-    patient: bool,
-) -> bool {
-    loop {
-        let enough = match !patient && world.chance(10) {
-            true => Duration::from_millis(world.draw(3000)),
-            false => Duration::MAX,
-        };
-        let from = follower.offset();
-        let update = tokio::select! {
-            biased;
-            () = stop.cancelled() => return false,
-            update = follower.next_update() => update,
-            () = tokio::time::sleep(enough) => return false,
-        };
-        if let Some(ended) = told(world, index, follower, from, update) {
-            return ended;
-        }
-        if world.chance(20) {
-            world.nap(700).await;
-        }
-    }
-}
-
-/// What a follower is told has to be true. `Some`: that was its end, or a failure.
-fn told(world: &World, index: u64, follower: &Follower, from: u64, update: Result<Option<Update>>) -> Option<bool> {
-    let (life, at) = (follower.life(), follower.offset());
-    let mut inner = world.lock();
-    match update {
-        Ok(Some(Update::Data(Chunk { bytes: data, .. }))) => {
-            let told = inner.lives.get(&life).and_then(|told| told.bytes.get(from as usize..at as usize));
-            let right = told.is_some_and(|told| told == data) && !data.is_empty();
-            inner.check(right, format_args!("follower {index} got other bytes than {from}..{at} of {life:?}"));
-            inner.say(format_args!("follower {index} has {at} of {life:?}"));
-            None
-        }
-        Ok(Some(Update::State(state))) => {
-            inner.say(format_args!("follower {index} is told {state} at {at}"));
-            inner.check(state.is_open(), format_args!("{state} is no change"));
-            None
-        }
-        Ok(None) => {
-            inner.say(format_args!("follower {index} is told {} at {at}", follower.state()));
-            inner.count("told the end");
-            let clean = matches!(follower.state(), State::Finished | State::Sealed);
-            let right = clean && inner.has_ended(life, at, follower.state());
-            inner.check(right, format_args!("follower {index} is told an end at {at}: {}", follower.state()));
-            Some(true)
-        }
-        Err(error) => {
-            inner.say(format_args!("follower {index} ends at {at}: {:?}", error.kind()));
-            if error.kind() == ErrorKind::Interrupted {
-                inner.count("told interrupted");
-                let right = inner.has_ended(life, at, State::Interrupted);
-                inner.check(right, format_args!("follower {index} is told interrupted at {at}"));
-            }
-            Some(false)
-        }
+        _ => Next::Reconnect,
     }
 }

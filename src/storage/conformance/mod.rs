@@ -50,8 +50,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::Storage;
 use futures_core::future::BoxFuture;
+
+use super::Storage;
 
 mod committed;
 mod dropped;

@@ -61,12 +61,14 @@ faults! {
     ZombieDeletes(a_zombie_deletes):
         clause_2_a_fenced_appender_cannot_change_a_sealed_resource clause_2_calls_of_a_fenced_appender_have_no_effect;
     /// A fenced appender that is dropped ends its successor.
-    ZombieDropEndsTheNext(a_dropped_zombie_ends_the_next): clause_2_a_takeover_fences clause_2_calls_of_a_fenced_appender_have_no_effect;
+    ZombieDropEndsTheNext(a_dropped_zombie_ends_the_next):
+        clause_2_a_takeover_fences clause_2_calls_of_a_fenced_appender_have_no_effect;
     /// A fenced finish ends the resource.
     ZombieFinishes(a_zombie_finishes):
         clause_2_a_delete_fences clause_2_calls_of_a_fenced_appender_have_no_effect;
     /// A fenced sync says that all is durable.
-    ZombieSyncs(a_zombie_syncs): clause_2_a_takeover_fences clause_2_a_delete_fences clause_2_calls_of_a_fenced_appender_have_no_effect;
+    ZombieSyncs(a_zombie_syncs):
+        clause_2_a_takeover_fences clause_2_a_delete_fences clause_2_calls_of_a_fenced_appender_have_no_effect;
     /// A takeover comes between the two halves of an append.
     TakeoverDoesNotWait(a_takeover_does_not_wait):
         clause_2_a_takeover_waits_for_calls_in_flight clause_2_racing_takeovers_keep_exactly_the_acknowledged_bytes;
@@ -106,7 +108,8 @@ faults! {
     /// Whoever was told that all is full can't go on.
     FullPoisons(full_poisons): clause_5_full_stores_nothing;
     /// Dropped appenders hold the resource for ever.
-    DropLeavesItLive(a_drop_leaves_it_live): clause_6_a_dropped_appender_interrupts clause_6_opening_without_appending_changes_nothing;
+    DropLeavesItLive(a_drop_leaves_it_live):
+        clause_6_a_dropped_appender_interrupts clause_6_opening_without_appending_changes_nothing;
     /// Dropped is as good as finished.
     DropFinishes(a_drop_finishes): clause_6_a_dropped_appender_interrupts follow_begins_at_the_given_length;
     /// What a dropped appender leaves is a copy in another life.
@@ -134,7 +137,8 @@ faults! {
     /// Sealed is not for good.
     SealedReopens(the_sealed_reopen): clause_7_ends_and_reopens;
     /// What its appender gave up looks finished.
-    InterruptedIsFinished(the_interrupted_are_finished): clause_7_ends_and_reopens hub_followers_get_the_error_of_a_lost_or_deleted_resource;
+    InterruptedIsFinished(the_interrupted_are_finished):
+        clause_7_ends_and_reopens hub_followers_get_the_error_of_a_lost_or_deleted_resource;
     /// A finish ends the appender first, and notes how after that.
     FinishHasTwoSteps(a_finish_has_two_steps): clause_7_a_finish_is_atomic;
     /// A cancelled finish is done later nevertheless.

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | bytes are | in plain files under a root, from the first byte on | in this process, up to a cap |
 //! | survive a killed process | yes | no |
-//! | survive a power loss | what was synced, see [`Durability`](crate::Durability) | no |
+//! | survive a power loss | those that were synced, see [`Durability`](crate::Durability) | no |
 //! | several handles | clones in one process; a second process is refused | clones in one process |
 //!
 //! # The contract
@@ -57,11 +57,11 @@ pub mod conformance;
 pub(crate) mod erased;
 #[cfg(unix)]
 mod fs;
-#[cfg(all(unix, any(fuzzing, test)))]
-pub(crate) use self::fs::fuzz;
 mod memory;
 pub(crate) mod stream;
 
+#[cfg(all(unix, any(fuzzing, test)))]
+pub(crate) use self::fs::fuzz;
 #[cfg(unix)]
 pub use self::fs::{FsStorage, FsStorageBuilder};
 pub use self::memory::MemoryStorage;
@@ -121,6 +121,9 @@ pub trait Storage: Clone + Send + Sync + 'static {
     fn read(&self, key: &Key, life: Life, range: Range<u64>) -> impl Future<Output = Result<ByteStream>> + Send;
 
     /// Deletes a resource and fences its appender.
+    ///
+    /// # Cancel safety
+    /// The resource may be deleted even if the future is dropped.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) if it is absent.

@@ -77,7 +77,7 @@ pub async fn clause_6_opening_without_appending_keeps_a_lost_resource_lost<S: St
     assert_eq!(all(&two, &key("finished")).await.1.life, finished.life);
 }
 
-/// A claim takes effect with the first append, also after a takeover; a claim of nobody ends an earlier one.
+/// A claim takes effect with the first append, also after a takeover; a claim without an owner ends an earlier one.
 pub async fn clause_6_the_owner_is_that_of_the_last_append<S: Storage>(one: S, two: S) {
     let key = key("a");
     drop(claimed(&one, &key, Open::Create, owner(1), "1").await);

@@ -1,4 +1,4 @@
-//! What the fuzz targets do with bookkeeping records: see [`crate::fuzzing`].
+//! Fuzz targets for records and their recovery: see [`crate::fuzzing`].
 
 use std::cell::RefCell;
 use std::fs::File;

@@ -25,45 +25,9 @@ const MAX_RACES: usize = 100;
 /// The most folders that are remembered as durable.
 const MAX_FOLDERS: usize = 10_000;
 
-/// Readers open files for reading only: on a frozen file system, opening one for writing blocks.
-fn access(write: bool) -> OFlags {
-    if write { OFlags::RDWR } else { OFlags::RDONLY }
-}
-
 /// A directory handle.
 #[derive(Debug)]
 pub(super) struct Dir(OwnedFd);
-
-/// Folders whose names this process made durable, by [`folder_id`].
-#[derive(Debug, Default)]
-pub(super) struct DurableFolders(Mutex<HashSet<u128>>);
-
-impl DurableFolders {
-    fn lock(&self) -> MutexGuard<'_, HashSet<u128>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn add(&self, name: Option<u128>) {
-        let mut known = self.lock();
-        if known.len() >= MAX_FOLDERS {
-            known.clear();
-        }
-        known.extend(name);
-    }
-}
-
-/// Distinguishes a folder with this name from any other that ever had it; `None` where the file system has no birth times.
-fn folder_id(parent: &OwnedFd, name: &str, fd: &OwnedFd) -> io::Result<Option<u128>> {
-    let (parent, folder) = (File::from(parent.try_clone()?), File::from(fd.try_clone()?));
-    if folder.metadata()?.created().is_err() {
-        return Ok(None);
-    }
-    let mut hash = Sha256::new();
-    hash.update(identity(&parent)?.to_le_bytes());
-    hash.update(identity(&folder)?.to_le_bytes());
-    hash.update(name);
-    Ok(Some(first_bits(hash)))
-}
 
 /// What was found at a key's path.
 pub(super) enum Lookup {
@@ -279,6 +243,42 @@ impl Dir {
         }
         Err(io::ErrorKind::InvalidInput.into())
     }
+}
+
+/// Folders whose names this process made durable, by [`folder_id`].
+#[derive(Debug, Default)]
+pub(super) struct DurableFolders(Mutex<HashSet<u128>>);
+
+impl DurableFolders {
+    fn lock(&self) -> MutexGuard<'_, HashSet<u128>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn add(&self, name: Option<u128>) {
+        let mut known = self.lock();
+        if known.len() >= MAX_FOLDERS {
+            known.clear();
+        }
+        known.extend(name);
+    }
+}
+
+/// Distinguishes a folder with this name from any other that ever had it; `None` where the file system has no birth times.
+fn folder_id(parent: &OwnedFd, name: &str, fd: &OwnedFd) -> io::Result<Option<u128>> {
+    let (parent, folder) = (File::from(parent.try_clone()?), File::from(fd.try_clone()?));
+    if folder.metadata()?.created().is_err() {
+        return Ok(None);
+    }
+    let mut hash = Sha256::new();
+    hash.update(identity(&parent)?.to_le_bytes());
+    hash.update(identity(&folder)?.to_le_bytes());
+    hash.update(name);
+    Ok(Some(first_bits(hash)))
+}
+
+/// Readers open files for reading only: on a frozen file system, opening one for writing blocks.
+fn access(write: bool) -> OFlags {
+    if write { OFlags::RDWR } else { OFlags::RDONLY }
 }
 
 /// Opens a folder of resources. A symlink is `LOOP`, anything else that is not a folder is `NOTDIR`.

@@ -153,7 +153,7 @@ pub(super) enum Loaded {
 const OWNER_RETENTION: Duration = Duration::from_secs(3600);
 
 impl Loaded {
-    /// Whether the record says only who finished a resource, and did so long enough.
+    /// Whether the record only names the owner of a finished resource, and has done so for long enough.
     pub(super) fn is_expired(&self) -> bool {
         let Self::Intact(record) = self else { return false };
         let written = record.data.file.metadata().and_then(|meta| meta.modified());

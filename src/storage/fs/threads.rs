@@ -149,7 +149,7 @@ impl Inline {
                 }
                 // Logged last, because the log may be on the same disk.
                 if !self.suspended.swap(true, SeqCst) {
-                    tracing::warn!("a file system takes long for a small write; appends move to the blocking pool");
+                    tracing::warn!("a file system takes long for a small call; further calls run in the blocking pool");
                 }
             } else if good >= RESUME_AFTER {
                 self.suspended.store(false, SeqCst);

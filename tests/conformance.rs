@@ -43,46 +43,48 @@ macro_rules! faults {
 faults! {
     /// Whoever finds the resource taken takes it over.
     SecondIsLetIn(a_second_is_let_in):
-        clause_1_whoever_is_let_in_is_alone clause_1_of_many_opens_one_succeeds clause_1_create_continue_and_takeover;
+        clause_1_appenders_never_overlap clause_1_of_many_opens_one_succeeds clause_1_create_continue_and_takeover;
     /// `Create` opens what exists.
     CreateOpensWhatExists(create_opens_what_exists): clause_1_create_continue_and_takeover;
     /// An open that is cancelled holds the resource for ever.
-    CancelledOpenHolds(a_cancelled_open_holds): clause_1_a_cancelled_open_leaves_it_free;
+    CancelledOpenHolds(a_cancelled_open_holds): clause_1_a_cancelled_open_leaves_the_resource_free;
     /// An open that is cancelled is done later nevertheless, and ends whoever came meanwhile.
-    CancelledOpenGoesOn(a_cancelled_open_goes_on): clause_1_a_cancelled_open_leaves_it_free;
+    CancelledOpenGoesOn(a_cancelled_open_goes_on): clause_1_a_cancelled_open_leaves_the_resource_free;
     /// A fenced append says so, but appends.
     ZombieAppends(a_zombie_appends):
-        clause_2_a_takeover_fences clause_2_a_delete_fences clause_2_zombies_have_no_effect;
+        clause_2_a_takeover_fences clause_2_a_delete_fences clause_2_calls_of_a_fenced_appender_have_no_effect;
     /// A fenced append says that it was done.
     ZombieIsTold(a_zombie_is_told_that_all_is_well):
-        clause_2_racing_takeovers_keep_exactly_what_they_acknowledged clause_2_a_takeover_fences
-        clause_2_a_delete_fences clause_2_the_fenced_can_do_no_harm_after_the_end;
+        clause_2_racing_takeovers_keep_exactly_the_acknowledged_bytes clause_2_a_takeover_fences
+        clause_2_a_delete_fences clause_2_a_fenced_appender_cannot_change_a_sealed_resource;
     /// Failing appends clean up what is no longer theirs.
     ZombieDeletes(a_zombie_deletes):
-        clause_2_the_fenced_can_do_no_harm_after_the_end clause_2_zombies_have_no_effect;
+        clause_2_a_fenced_appender_cannot_change_a_sealed_resource clause_2_calls_of_a_fenced_appender_have_no_effect;
     /// A fenced appender that is dropped ends its successor.
-    ZombieDropEndsTheNext(a_dropped_zombie_ends_the_next): clause_2_a_takeover_fences clause_2_zombies_have_no_effect;
+    ZombieDropEndsTheNext(a_dropped_zombie_ends_the_next):
+        clause_2_a_takeover_fences clause_2_calls_of_a_fenced_appender_have_no_effect;
     /// A fenced finish ends the resource.
     ZombieFinishes(a_zombie_finishes):
-        clause_2_a_delete_fences clause_2_zombies_have_no_effect;
+        clause_2_a_delete_fences clause_2_calls_of_a_fenced_appender_have_no_effect;
     /// A fenced sync says that all is durable.
-    ZombieSyncs(a_zombie_syncs): clause_2_a_takeover_fences clause_2_a_delete_fences clause_2_zombies_have_no_effect;
+    ZombieSyncs(a_zombie_syncs):
+        clause_2_a_takeover_fences clause_2_a_delete_fences clause_2_calls_of_a_fenced_appender_have_no_effect;
     /// A takeover comes between the two halves of an append.
     TakeoverDoesNotWait(a_takeover_does_not_wait):
-        clause_2_a_takeover_waits_for_what_is_in_flight clause_2_racing_takeovers_keep_exactly_what_they_acknowledged;
+        clause_2_a_takeover_waits_for_calls_in_flight clause_2_racing_takeovers_keep_exactly_the_acknowledged_bytes;
     /// The second handle sees the resource as it was when it looked last.
     OtherNodeIsLate(the_other_node_is_late):
-        clause_3_committed_is_visible_on_every_handle clause_3_handles_that_take_turns_see_each_other;
+        clause_3_committed_bytes_are_visible_on_every_handle clause_3_handles_that_take_turns_see_each_others_bytes;
     /// A sync leaves out the last byte.
     SyncIsShort(a_sync_is_short):
-        clause_3_committed_is_visible_on_every_handle clause_3_handles_that_take_turns_see_each_other;
+        clause_3_committed_bytes_are_visible_on_every_handle clause_3_handles_that_take_turns_see_each_others_bytes;
     /// Where there are more bytes, ranges are one byte late.
     RangesAreOffByOne(ranges_are_off_by_one):
         clause_4_ranges_are_exact clause_4_ranges_are_exact_while_it_grows;
     /// Whatever is read, it begins with the first byte.
     ReadsBeginAtZero(reads_begin_at_zero):
         clause_4_ranges_are_exact clause_4_ranges_are_exact_while_it_grows
-        follow_through_a_burst_leads_to_every_byte hub_followers_get_every_byte_and_the_end;
+        follow_through_a_burst_reaches_every_byte hub_followers_get_every_byte_and_the_end;
     /// What is past the end is left out instead of refused.
     PastEndIsCut(what_is_past_the_end_is_cut): clause_4_ranges_are_exact;
     /// Whatever life is asked for, the current one is read.
@@ -90,7 +92,7 @@ faults! {
     /// A deleted resource that is created again has the same life.
     LifeRepeats(a_life_repeats): clause_4_a_life_never_repeats clause_4_another_life_is_not_found;
     /// The open file is another one.
-    FileIsEmpty(the_file_is_empty): clause_4_a_file_holds_what_is_committed;
+    FileIsEmpty(the_file_is_empty): clause_4_a_file_holds_the_committed_bytes;
     /// A cancelled append stores the last slice without the first.
     CancelledStoresTheEnd(a_cancelled_append_stores_the_end): clause_5_a_cancelled_append_leaves_a_prefix;
     /// A cancelled append goes on when somebody else has the resource.
@@ -98,64 +100,66 @@ faults! {
     /// After a cancelled append the appender goes on as if nothing had been.
     CancelledIsNotPoisoned(a_cancelled_append_poisons_nothing): clause_5_a_cancelled_append_leaves_a_prefix;
     /// Only as many slices are stored as one system call takes.
-    ManySlicesAreCut(many_slices_are_cut): clause_5_slices_are_appended_in_order_and_large_ones_too;
+    ManySlicesAreCut(many_slices_are_cut): clause_5_slices_are_appended_in_order;
     /// Slices are stored last first.
-    SlicesAreReversed(slices_are_reversed): clause_5_slices_are_appended_in_order_and_large_ones_too;
+    SlicesAreReversed(slices_are_reversed): clause_5_slices_are_appended_in_order;
     /// What is full takes as many slices as there is room for.
-    FullStoresAPart(full_stores_a_part): clause_5_full_leaves_nothing;
+    FullStoresAPart(full_stores_a_part): clause_5_full_stores_nothing;
     /// Whoever was told that all is full can't go on.
-    FullPoisons(full_poisons): clause_5_full_leaves_nothing;
+    FullPoisons(full_poisons): clause_5_full_stores_nothing;
     /// Dropped appenders hold the resource for ever.
-    DropLeavesItLive(a_drop_leaves_it_live): clause_6_dropped_is_interrupted clause_6_untouched_is_as_it_was;
+    DropLeavesItLive(a_drop_leaves_it_live):
+        clause_6_a_dropped_appender_interrupts clause_6_opening_without_appending_changes_nothing;
     /// Dropped is as good as finished.
-    DropFinishes(a_drop_finishes): clause_6_dropped_is_interrupted follow_begins_where_it_is_told;
+    DropFinishes(a_drop_finishes): clause_6_a_dropped_appender_interrupts follow_begins_at_the_given_length;
     /// What a dropped appender leaves is a copy in another life.
-    DropBeginsAnotherLife(a_drop_begins_another_life): clause_6_dropped_and_reopened_loses_nothing;
+    DropBeginsAnotherLife(a_drop_begins_another_life): clause_6_dropping_and_reopening_loses_nothing;
     /// Opening makes the resource.
-    UntouchedLeavesATrace(an_untouched_one_leaves_a_trace): clause_6_untouched_is_as_it_was;
+    UntouchedLeavesATrace(an_untouched_one_leaves_a_trace): clause_6_opening_without_appending_changes_nothing;
     /// Nobody's claim is kept.
     OwnerIsForgotten(the_owner_is_forgotten):
-        clause_6_claimed_and_dropped_is_lost_with_its_owner clause_6_the_owner_is_whoever_appended_last
-        lost_lists_exactly_the_lost;
+        clause_6_a_claimed_resource_is_lost_with_its_owner clause_6_the_owner_is_that_of_the_last_append
+        lost_lists_exactly_the_lost_resources;
     /// The first owner stays.
-    OwnerSticks(the_owner_sticks): clause_6_the_owner_is_whoever_appended_last;
+    OwnerSticks(the_owner_sticks): clause_6_the_owner_is_that_of_the_last_append;
     /// What is ended is nobody's.
-    OwnerIsForgottenAtTheEnd(the_owner_is_forgotten_at_the_end): clause_7_who_ended_it_is_known;
+    OwnerIsForgottenAtTheEnd(the_owner_is_forgotten_at_the_end): clause_7_the_owner_is_known_after_the_end;
     /// Whoever comes and goes interrupts what was lost.
     UntouchedInterruptsTheLost(an_untouched_one_interrupts_the_lost):
-        clause_6_an_untouched_release_leaves_the_lost_lost;
+        clause_6_opening_without_appending_keeps_a_lost_resource_lost;
     /// What is lost can't be given up.
-    LostStaysLost(the_lost_stays_lost): clause_7_a_lost_one_ends_as_it_is_told;
+    LostStaysLost(the_lost_stays_lost): clause_7_a_lost_resource_can_be_ended;
     /// Whatever was interrupted is listed as lost.
-    InterruptedIsListedAsLost(the_interrupted_are_listed_as_lost): lost_lists_exactly_the_lost;
+    InterruptedIsListedAsLost(the_interrupted_are_listed_as_lost): lost_lists_exactly_the_lost_resources;
     /// Finished is for good.
     FinishedIsSealed(the_finished_are_sealed):
-        clause_7_ends_and_reopens clause_3_handles_that_take_turns_see_each_other;
+        clause_7_ends_and_reopens clause_3_handles_that_take_turns_see_each_others_bytes;
     /// Sealed is not for good.
     SealedReopens(the_sealed_reopen): clause_7_ends_and_reopens;
     /// What its appender gave up looks finished.
-    InterruptedIsFinished(the_interrupted_are_finished): clause_7_ends_and_reopens hub_followers_are_told_of_a_cut;
+    InterruptedIsFinished(the_interrupted_are_finished):
+        clause_7_ends_and_reopens hub_followers_get_the_error_of_a_lost_or_deleted_resource;
     /// A finish ends the appender first, and notes how after that.
     FinishHasTwoSteps(a_finish_has_two_steps): clause_7_a_finish_is_atomic;
     /// A cancelled finish is done later nevertheless.
-    CancelledFinishGoesOn(a_cancelled_finish_goes_on): clause_7_a_finish_that_is_dropped_is_one_or_the_other;
+    CancelledFinishGoesOn(a_cancelled_finish_goes_on): clause_7_a_cancelled_finish_ends_or_interrupts;
     /// A follow just stops at the end.
     FollowMissesTheEnd(a_follow_misses_the_end):
-        follow_tells_of_growth_and_of_the_end follow_begins_where_it_is_told
-        follow_through_a_burst_leads_to_every_byte hub_followers_get_every_byte_and_the_end;
+        follow_reports_growth_and_the_end follow_begins_at_the_given_length
+        follow_through_a_burst_reaches_every_byte hub_followers_get_every_byte_and_the_end;
     /// A follow tells only of what comes after it began.
     FollowBeginsAtTheEnd(a_follow_begins_at_the_end):
-        follow_begins_where_it_is_told follow_tells_of_growth_and_of_the_end;
+        follow_begins_at_the_given_length follow_reports_growth_and_the_end;
     /// A follow promises a byte more than there is.
     FollowPromisesTooMuch(a_follow_promises_too_much):
-        follow_through_a_burst_leads_to_every_byte follow_begins_where_it_is_told
-        follow_tells_of_growth_and_of_the_end;
+        follow_through_a_burst_reaches_every_byte follow_begins_at_the_given_length
+        follow_reports_growth_and_the_end;
     /// A follow goes on with whatever is at the key.
     FollowGoesOnInTheNextLife(a_follow_goes_on_in_the_next_life): follow_fails_when_the_life_is_over;
     /// A prefix is a folder.
-    PrefixIsAFolder(a_prefix_is_a_folder): list_has_the_prefix;
+    PrefixIsAFolder(a_prefix_is_a_folder): list_returns_the_keys_with_the_prefix;
     /// Names are folded to lower case.
-    NamesAreFolded(names_are_folded): names_are_told_apart;
+    NamesAreFolded(names_are_folded): names_are_distinct;
 }
 
 fn clause(name: &str) -> Clause<Broken> {
@@ -209,10 +213,10 @@ fn each_clause_has_a_fault_that_it_notices() {
 fn groups_are_those_that_the_documentation_names() {
     for (name, group) in [
         ("clause_1_of_many_opens_one_succeeds", "contract"),
-        ("lost_lists_exactly_the_lost", "owners"),
-        ("list_has_the_prefix", "listing"),
-        ("names_are_told_apart", "names"),
-        ("clause_5_full_leaves_nothing", "cap"),
+        ("lost_lists_exactly_the_lost_resources", "owners"),
+        ("list_returns_the_keys_with_the_prefix", "listing"),
+        ("names_are_distinct", "names"),
+        ("clause_5_full_stores_nothing", "cap"),
     ] {
         assert_eq!(clause(name).group(), group, "{name}");
     }

@@ -443,7 +443,7 @@ async fn bug_no_fsync_within_a_second_by_default_and_not_for_nothing() {
     assert_eq!(watch.now().syncs, 10);
 }
 
-// Seen to fail with the durable length not recorded (storage/fs/lease.rs), and without the interval's sync: "waited in
+// Seen to fail with the durable length not recorded (storage/fs/sync.rs), and without the interval's sync: "waited in
 // vain for the record of a sync". It can't see a record that lies. strace, by hand, showed what lies before it:
 // fdatasync of the data, fsync of its folder, then fdatasync of the record; at the finish fsync of the data, and only
 // then the record's unlink and fsync of the records' folder.

@@ -1,4 +1,4 @@
-//! Resources in this process's memory, up to a cap.
+//! Resources in the memory of this process, up to a cap.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,21 +6,21 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
+use futures_core::future::BoxFuture;
 
 use super::{Append, ByteStream, End, EntryStream, Open, Storage, check_range, stream};
 use crate::error::{ErrorKind, Result};
 use crate::identity::Owner;
 use crate::key::Key;
 use crate::state::{Life, Stat, State};
-use futures_core::future::BoxFuture;
 
-/// The size of one block of a resource's bytes. A resource shorter than this takes what it needs.
+/// The size of a block of bytes. The last block of a resource takes only what it needs.
 const BLOCK: usize = 64 * 1024;
 
-/// Resources in memory: for tests, for caches, for what needs to live no longer than the process.
+/// Resources in memory: for tests, for caches, for data that need not outlive the process.
 ///
-/// All resources together hold at most the cap of bytes; an append over it fails with
-/// [`Full`](ErrorKind::Full). Nothing is ever evicted: [`delete`](Storage::delete) what is no longer needed.
+/// All resources together hold at most `cap` bytes; an append beyond that fails with [`Full`](ErrorKind::Full). Nothing is
+/// ever evicted: [`delete`](Storage::delete) what is no longer needed.
 ///
 /// Clones share one store.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ struct Inner {
     cap: u64,
     used: u64,
     resources: BTreeMap<Key, Resource>,
-    /// Told to each appender as it opens; a resource knows its current one.
+    /// The id of the next appender. A resource stores the id of its current one.
     next_lease: u64,
 }
 
@@ -44,12 +44,12 @@ struct Resource {
     state: State,
     owner: Option<Owner>,
     modified: SystemTime,
-    /// All of `BLOCK` bytes.
+    /// Blocks of exactly `BLOCK` bytes.
     full: Vec<Bytes>,
     last: BytesMut,
     lease: Option<u64>,
-    /// Whether it was there before the current appender opened it, or has been written since.
-    real: bool,
+    /// Whether the resource remains when its appender is dropped: it existed before the open, or was written since.
+    permanent: bool,
 }
 
 impl Resource {
@@ -61,16 +61,16 @@ impl Resource {
     fn push(&mut self, mut data: &[u8]) {
         self.len += data.len() as u64;
         while !data.is_empty() {
-            let (now, later) = data.split_at(data.len().min(BLOCK - self.last.len()));
-            self.last.extend_from_slice(now);
+            let (head, tail) = data.split_at(data.len().min(BLOCK - self.last.len()));
+            self.last.extend_from_slice(head);
             if self.last.len() == BLOCK {
                 self.full.push(std::mem::take(&mut self.last).freeze());
             }
-            data = later;
+            data = tail;
         }
     }
 
-    /// The pieces of a range, shared where they are in full blocks.
+    /// The bytes of a range; not copied where they are in full blocks.
     fn slices(&self, range: Range<u64>) -> Vec<Bytes> {
         let mut pieces = Vec::new();
         let mut at = range.start as usize;
@@ -95,13 +95,13 @@ impl MemoryStorage {
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
-    /// How many bytes all resources hold now.
+    /// The bytes that all resources hold now.
     pub fn used(&self) -> u64 {
         self.lock().used
     }
 
-    /// No code of ours panics under this lock, and what it guards is whole between any two statements that might.
     fn lock(&self) -> MutexGuard<'_, Inner> {
+        // No code here panics under this lock, and the data is consistent at each allocation that might.
         self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
@@ -133,7 +133,7 @@ impl Storage for MemoryStorage {
                 full: Vec::new(),
                 last: BytesMut::new(),
                 lease: Some(lease),
-                real: false,
+                permanent: false,
             }),
         };
         let stat = resource.stat();
@@ -181,8 +181,8 @@ pub struct MemoryAppend {
     claimed: Option<Owner>,
 }
 
-/// The resource, if this lease still holds it.
-fn held<'a>(inner: &'a mut Inner, key: &Key, lease: u64) -> Result<&'a mut Resource> {
+/// The resource, if this lease is its current one.
+fn leased<'a>(inner: &'a mut Inner, key: &Key, lease: u64) -> Result<&'a mut Resource> {
     inner.resources.get_mut(key).filter(|r| r.lease == Some(lease)).ok_or_else(|| ErrorKind::Fenced.into())
 }
 
@@ -190,20 +190,20 @@ impl MemoryAppend {
     fn release(&mut self, end: Option<End>) -> Result<Stat> {
         let storage = self.storage.clone();
         let mut inner = storage.lock();
-        let resource = held(&mut inner, &self.key, self.lease)?;
+        let resource = leased(&mut inner, &self.key, self.lease)?;
         resource.lease = None;
         let abandoned = resource.state == State::Lost && end.is_some();
         let ended = abandoned || matches!(end, Some(End::Finished | End::Sealed));
         let untouched = resource.len == self.stat.len && !ended;
         if let Some(end) = end.filter(|_| !untouched) {
             resource.state = end.state();
-            resource.real = true;
+            resource.permanent = true;
             if end != End::Interrupted {
                 resource.owner = self.claimed;
             }
         }
         let stat = resource.stat();
-        if !resource.real {
+        if !resource.permanent {
             inner.resources.remove(&self.key);
         }
         Ok(stat)
@@ -215,7 +215,7 @@ impl Append for MemoryAppend {
 
     fn stat(&self) -> Stat {
         let mut inner = self.storage.lock();
-        match held(&mut inner, &self.key, self.lease) {
+        match leased(&mut inner, &self.key, self.lease) {
             Ok(resource) => resource.stat(),
             Err(_) => self.stat.clone(),
         }
@@ -229,7 +229,7 @@ impl Append for MemoryAppend {
         let more: u64 = data.iter().map(|d| d.len() as u64).sum();
         let mut inner = self.storage.lock();
         let (used, cap) = (inner.used, inner.cap);
-        let resource = held(&mut inner, &self.key, self.lease)?;
+        let resource = leased(&mut inner, &self.key, self.lease)?;
         if used.saturating_add(more) > cap {
             return Err(ErrorKind::Full.into());
         }
@@ -240,18 +240,18 @@ impl Append for MemoryAppend {
             resource.modified = SystemTime::now();
             resource.owner = self.claimed;
             resource.state = if self.claimed.is_some() { State::Lost } else { State::Interrupted };
-            resource.real = true;
+            resource.permanent = true;
         }
         let len = resource.len;
         inner.used += more;
         Ok(len)
     }
 
-    /// Memory has no power to lose: what is committed is all there is.
+    /// Memory doesn't survive a power loss, so there is nothing to do.
     fn sync(&self) -> Self::Sync {
         let (storage, key, lease) = (self.storage.clone(), self.key.clone(), self.lease);
-        // What counts is what is committed when this is polled, not now.
-        Box::pin(async move { held(&mut storage.lock(), &key, lease).map(|resource| resource.len) })
+        // The length as of the first poll, not of this call.
+        Box::pin(async move { leased(&mut storage.lock(), &key, lease).map(|resource| resource.len) })
     }
 
     async fn finish(mut self, end: End) -> Result<Stat> {
@@ -261,7 +261,7 @@ impl Append for MemoryAppend {
 
 impl Drop for MemoryAppend {
     fn drop(&mut self) {
-        // After a finish or a fence the lease is no longer ours, and this does nothing.
+        // Does nothing after a finish or a fence, which ended this lease.
         let _ = self.release(None);
     }
 }

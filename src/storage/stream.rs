@@ -1,4 +1,4 @@
-//! The few small streams that storages need, without a stream library.
+//! The few stream helpers that storages need, without a stream library.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -13,12 +13,12 @@ use crate::error::ErrorKind;
 use crate::key::Key;
 use crate::state::{Life, State};
 
-/// The next item, as `StreamExt::next` has it.
+/// The next item, like `StreamExt::next`.
 pub(crate) async fn next<S: Stream + Unpin + ?Sized>(stream: &mut S) -> Option<S::Item> {
     poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)).await
 }
 
-/// A stream of what is in a queue.
+/// A stream of queued items.
 pub(crate) struct Queue<T>(VecDeque<T>);
 
 impl<T> Unpin for Queue<T> {}
@@ -36,12 +36,12 @@ pub(crate) fn iter<T>(items: impl IntoIterator<Item = T>) -> Queue<T> {
     Queue(items.into_iter().collect())
 }
 
-/// A stream of nothing.
+/// A stream without items.
 pub(crate) fn empty<T>() -> Queue<T> {
     Queue(VecDeque::new())
 }
 
-/// A stream made by calling an async step until it gives `None`; `step` hands its state on.
+/// A stream that calls an async step until it returns `None`; each call passes its state on to the next.
 pub(crate) struct Unfold<S, F, Fut> {
     state: Option<S>,
     step: F,
@@ -82,41 +82,43 @@ where
     }
 }
 
-/// Asks for the stat again and again, and yields it when it changed.
+/// Polls the stat at an interval, and yields it when it has changed.
 pub(crate) fn poll_stats<S: Storage>(storage: S, key: Key, life: Life, from: u64, every: Duration) -> StatStream {
-    /// What was told last: the length, and whether that was the end.
-    struct Told {
+    /// What the last item said.
+    struct Last {
         len: u64,
-        ended: bool,
-        asked: bool,
         state: State,
+        /// It was the end, or an error.
+        ended: bool,
+        /// The stat was read before, so the next time waits for the interval.
+        polled: bool,
     }
-    let told = Told { len: from, ended: false, asked: false, state: State::Live };
-    let step = move |mut told: Told| {
+    let last = Last { len: from, state: State::Live, ended: false, polled: false };
+    let step = move |mut last: Last| {
         let storage = storage.clone();
         let key = key.clone();
         async move {
-            if told.ended {
+            if last.ended {
                 return None;
             }
             loop {
-                if std::mem::replace(&mut told.asked, true) {
+                if std::mem::replace(&mut last.polled, true) {
                     tokio::time::sleep(every).await;
                 }
                 let stat = match storage.stat(&key).await {
                     Ok(Some(stat)) if stat.life == life => stat,
                     gone => {
-                        told.ended = true;
-                        return Some((Err(gone.err().unwrap_or(ErrorKind::NotFound.into())), told));
+                        last.ended = true;
+                        return Some((Err(gone.err().unwrap_or(ErrorKind::NotFound.into())), last));
                     }
                 };
-                told.ended = !stat.state.is_open();
-                if told.ended || stat.len > told.len || stat.state != told.state {
-                    (told.len, told.state) = (stat.len, stat.state);
-                    return Some((Ok(stat), told));
+                last.ended = !stat.state.is_open();
+                if last.ended || stat.len > last.len || stat.state != last.state {
+                    (last.len, last.state) = (stat.len, stat.state);
+                    return Some((Ok(stat), last));
                 }
             }
         }
     };
-    Box::pin(unfold(told, step))
+    Box::pin(unfold(last, step))
 }

@@ -1,4 +1,4 @@
-//! Clause 3: what was acknowledged is visible everywhere.
+//! Clause 3: acknowledged bytes are visible everywhere.
 
 use std::pin::pin;
 
@@ -6,10 +6,10 @@ use super::tools::{bytes, key, open, pattern, poll_times, read, soon};
 use crate::state::{End, State};
 use crate::storage::{Append, Open, Storage};
 
-/// What an append returned the other handle sees at once, by `stat` and by `read`; a sync returns a length that has
-/// at least what was committed, and appends go on while it runs; what a finish returned is what the other handle
-/// sees.
-pub async fn clause_3_committed_is_visible_on_every_handle<S: Storage>(one: S, two: S) {
+/// When an append returns, the other handle sees its bytes at once, by `stat` and by `read`. A sync returns at least the
+/// length that was committed at its first poll, and appends continue while it runs. When a finish returns, the other handle
+/// sees the same stat.
+pub async fn clause_3_committed_bytes_are_visible_on_every_handle<S: Storage>(one: S, two: S) {
     let key = key("d/a");
     let mut appender = one.open(&key, Open::Create).await.unwrap();
     let mut len = 0;
@@ -23,7 +23,7 @@ pub async fn clause_3_committed_is_visible_on_every_handle<S: Storage>(one: S, t
         assert!(read(&two, &key, stat.life, 0..len).await.unwrap() == pattern(0, len as usize), "{len}");
         assert_eq!(appender.sync().await.unwrap(), len);
     }
-    // A sync is about what is committed when it is first polled, and appends go on meanwhile.
+    // A sync covers the bytes that are committed when it is first polled, and appends continue meanwhile.
     let sync = appender.sync();
     len = appender.append(&bytes(pattern(len, 7))).await.unwrap();
     let mut sync = pin!(sync);
@@ -44,8 +44,8 @@ pub async fn clause_3_committed_is_visible_on_every_handle<S: Storage>(one: S, t
     assert_eq!((seen.life, seen.len, seen.state), (stat.life, stat.len, stat.state));
 }
 
-/// Both handles take turns with one resource: each sees at once what the other one did, and goes on behind it.
-pub async fn clause_3_handles_that_take_turns_see_each_other<S: Storage>(one: S, two: S) {
+/// Both handles append to one resource in turns: each sees the other's bytes at once, and continues after them.
+pub async fn clause_3_handles_that_take_turns_see_each_others_bytes<S: Storage>(one: S, two: S) {
     let key = key("d/turns");
     let mut len = 0;
     let mut life = None;

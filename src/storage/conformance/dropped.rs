@@ -1,4 +1,4 @@
-//! Clause 6: a dropped appender is a lost one.
+//! Clause 6: dropping an appender means that it was lost.
 
 use bytes::Bytes;
 
@@ -7,16 +7,16 @@ use crate::error::ErrorKind;
 use crate::state::{End, State};
 use crate::storage::{Append, Open, Storage};
 
-/// A dropped appender leaves the resource interrupted and free, with all its bytes, whatever it was before; a sync
-/// under way does not change that.
-pub async fn clause_6_dropped_is_interrupted<S: Storage>(one: S, two: S) {
+/// A dropped appender leaves the resource interrupted and free, with all its bytes, whatever its state was before. A sync
+/// in flight does not change that.
+pub async fn clause_6_a_dropped_appender_interrupts<S: Storage>(one: S, two: S) {
     let key = key("a");
     let mut appender = one.open(&key, Open::Continue).await.unwrap();
     appender.append(&bytes("1")).await.unwrap();
     drop(appender);
     let mut appender = open(&two, &key, Open::Continue).await;
     assert_eq!(appender.stat().len, 1);
-    // Interrupted, whatever it was before, and from the first byte on.
+    // Interrupted from the first byte on, whatever the state was before.
     for end in [Some(End::Finished), None, Some(End::Finished)] {
         appender.append(&bytes("2")).await.unwrap();
         match end {
@@ -34,7 +34,7 @@ pub async fn clause_6_dropped_is_interrupted<S: Storage>(one: S, two: S) {
     }
     drop(appender);
     assert_eq!(all(&one, &key).await.0, b"1222");
-    // A sync under way doesn't hold a dropped one.
+    // A sync in flight doesn't keep a dropped appender alive.
     let mut appender = open(&one, &key, Open::Continue).await;
     appender.append(&bytes("3")).await.unwrap();
     let sync = appender.sync();
@@ -45,9 +45,9 @@ pub async fn clause_6_dropped_is_interrupted<S: Storage>(one: S, two: S) {
     assert_eq!(two.stat(&key).await.unwrap().unwrap().state, State::Interrupted);
 }
 
-/// An appender that comes and goes without a byte, by a drop or as interrupted, leaves the resource as it was, an
-/// absent one absent. Finished without a byte is finished nevertheless.
-pub async fn clause_6_untouched_is_as_it_was<S: Storage>(one: S, two: S) {
+/// An appender without a byte that is dropped, or finished as interrupted, leaves the resource as it was, an absent one
+/// absent. A resource that is finished without a byte is finished.
+pub async fn clause_6_opening_without_appending_changes_nothing<S: Storage>(one: S, two: S) {
     let absent = key("d/absent");
     for round in 0..6 {
         let mut appender = open(&one, &absent, if round % 2 == 0 { Open::Create } else { Open::Continue }).await;
@@ -76,15 +76,15 @@ pub async fn clause_6_untouched_is_as_it_was<S: Storage>(one: S, two: S) {
             assert_eq!((after.life, after.len, after.state), (before.life, 1, end.state()), "{name}");
         }
     }
-    // Finished without a byte is finished nevertheless.
+    // A resource that is finished without a byte is finished.
     let empty = write(&one, &key("empty"), "", End::Finished).await;
     assert_eq!((empty.len, empty.state), (0, State::Finished));
     assert_eq!(all(&two, &key("empty")).await.1.state, State::Finished);
 }
 
-/// Appenders that are dropped and opened again on alternating handles, after appends of random sizes: nothing that was
-/// acknowledged is lost, and it stays one life.
-pub async fn clause_6_dropped_and_reopened_loses_nothing<S: Storage>(one: S, two: S) {
+/// Appenders are dropped and opened again on alternating handles, after appends of random sizes: no acknowledged byte is
+/// lost, and the life remains the same.
+pub async fn clause_6_dropping_and_reopening_loses_nothing<S: Storage>(one: S, two: S) {
     let key = key("d/a");
     let mut random = Random::new();
     let (mut len, mut life) = (0, None);

@@ -1,11 +1,11 @@
-//! Clause 7: ends.
+//! Clause 7: how a resource ends, and when it can be opened again.
 
 use super::tools::{all, bytes, key, kind, pause, poll_times, same, soon, write};
 use crate::error::ErrorKind;
 use crate::state::{End, State};
 use crate::storage::{Append, Open, Storage};
 
-/// What was finished or interrupted goes on at its end, in its life; what was sealed is sealed until it is deleted.
+/// A finished or interrupted resource continues at its end, in its life; a sealed one can't be opened until it is deleted.
 pub async fn clause_7_ends_and_reopens<S: Storage>(one: S, two: S) {
     let key = key("d/a");
     let mut expected = String::new();
@@ -18,7 +18,7 @@ pub async fn clause_7_ends_and_reopens<S: Storage>(one: S, two: S) {
         let (got, seen) = all(&two, &key).await;
         assert_eq!((got, seen.state, seen.life), (expected.clone().into_bytes(), end.state(), stat.life));
     }
-    // An interrupted one may be declared finished without another byte.
+    // An interrupted resource can be finished without another byte.
     assert_eq!(write(&two, &key, "", End::Finished).await.state, State::Finished);
     assert_eq!(two.stat(&key).await.unwrap().unwrap().state, State::Finished);
     assert_eq!(write(&two, &key, "", End::Sealed).await.state, State::Sealed);
@@ -32,9 +32,9 @@ pub async fn clause_7_ends_and_reopens<S: Storage>(one: S, two: S) {
     assert_eq!(write(&one, &key, "x", End::Sealed).await.len, 1, "deleted, and free again");
 }
 
-/// A finish that is dropped after any number of polls has either sealed the resource or is as if the appender had been
-/// dropped, and that doesn't change later on.
-pub async fn clause_7_a_finish_that_is_dropped_is_one_or_the_other<S: Storage>(one: S, two: S) {
+/// A finish that is dropped after any number of polls has either sealed the resource or interrupted it, as if the appender
+/// had been dropped, and that doesn't change later.
+pub async fn clause_7_a_cancelled_finish_ends_or_interrupts<S: Storage>(one: S, two: S) {
     for round in 0..20 {
         let key = key(&format!("{round}"));
         let mut appender = one.open(&key, Open::Continue).await.unwrap();
@@ -61,7 +61,7 @@ pub async fn clause_7_a_finish_that_is_dropped_is_one_or_the_other<S: Storage>(o
     }
 }
 
-/// While a finish runs the other handle sees the resource live or finished, and nothing in between.
+/// While a finish runs, the other handle sees the resource live or ended, and nothing in between.
 pub async fn clause_7_a_finish_is_atomic<S: Storage>(one: S, two: S) {
     for round in 0..20 {
         let key = key(&format!("{round}"));
@@ -70,15 +70,15 @@ pub async fn clause_7_a_finish_is_atomic<S: Storage>(one: S, two: S) {
         let end = [End::Finished, End::Sealed][round % 2];
         let finishing = tokio::spawn(appender.finish(end));
         soon("the end", async {
-            for asked in 1.. {
+            for poll in 1.. {
                 let stat = two.stat(&key).await.unwrap().expect("it exists");
                 assert_eq!(stat.len, 1, "{round}");
                 if stat.state == end.state() {
                     return;
                 }
                 assert_eq!(stat.state, State::Live, "{round}");
-                // As often as can be, but for others to come to it as well.
-                if asked % 100 == 0 {
+                // As often as possible, with a pause now and then so that other tasks get to the storage.
+                if poll % 100 == 0 {
                     pause().await;
                 }
                 tokio::task::yield_now().await;

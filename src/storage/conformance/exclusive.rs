@@ -9,11 +9,11 @@ use crate::error::ErrorKind;
 use crate::state::{End, State};
 use crate::storage::{Append, Open, Storage};
 
-/// Of 16 simultaneous opens across both handles exactly one succeeds and the others are told that it is busy; for new,
-/// finished and interrupted resources. Of as many creations of what exists none does.
+/// Of 16 simultaneous opens across both handles exactly one succeeds and the others fail with `Busy`, for new, finished and
+/// interrupted resources. Of as many opens with [`Open::Create`] of an existing resource none succeeds.
 pub async fn clause_1_of_many_opens_one_succeeds<S: Storage>(one: S, two: S) {
     for round in 0..30 {
-        // Fresh, finished and interrupted ones.
+        // New, finished and interrupted resources.
         let key = key(&format!("d/{}", round % 3));
         for how in [Open::Continue, Open::Create] {
             let mut opens = tokio::task::JoinSet::new();
@@ -29,7 +29,7 @@ pub async fn clause_1_of_many_opens_one_succeeds<S: Storage>(one: S, two: S) {
                 }
             }
             let exists = how == Open::Create;
-            // While somebody has it, or while nobody had it before (a new one), it is busy for all others.
+            // `Busy` while there is an appender; `Exists` is possible only for `Create`.
             assert!(
                 refused.iter().all(|kind| *kind == ErrorKind::Busy || exists && *kind == ErrorKind::Exists),
                 "{refused:?}"
@@ -48,24 +48,24 @@ pub async fn clause_1_of_many_opens_one_succeeds<S: Storage>(one: S, two: S) {
     }
 }
 
-/// Six tasks on both handles open one resource again and again, append, and leave it in different ways: whoever is let in
-/// is alone until it leaves, and finds all that was appended before.
-pub async fn clause_1_whoever_is_let_in_is_alone<S: Storage>(one: S, two: S) {
+/// Six tasks on both handles open one resource repeatedly, append, and end in different ways: there is never a second
+/// appender, and each one finds all bytes that were appended before.
+pub async fn clause_1_appenders_never_overlap<S: Storage>(one: S, two: S) {
     let key = key("d/a");
-    // Who is in, and how many bytes there are.
-    let (inside, len) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    // Whether there is an appender, and the length.
+    let (occupied, len) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..6 {
         let (storage, key) = (if task % 2 == 0 { one.clone() } else { two.clone() }, key.clone());
-        let (inside, len) = (Arc::clone(&inside), Arc::clone(&len));
+        let (occupied, len) = (Arc::clone(&occupied), Arc::clone(&len));
         tasks.spawn(async move {
             for round in 0..15 {
                 let mut appender = open(&storage, &key, Open::Continue).await;
-                assert!(!inside.swap(true, Ordering::SeqCst), "two are in");
+                assert!(!occupied.swap(true, Ordering::SeqCst), "two appenders at once");
                 assert_eq!(appender.stat().len, len.load(Ordering::SeqCst));
                 tokio::task::yield_now().await;
                 len.store(appender.append(&bytes("x")).await.unwrap(), Ordering::SeqCst);
-                assert!(inside.swap(false, Ordering::SeqCst));
+                assert!(occupied.swap(false, Ordering::SeqCst));
                 match (task + round) % 3 {
                     0 => drop(appender.finish(End::Finished).await.unwrap()),
                     1 => drop(appender.finish(End::Interrupted).await.unwrap()),
@@ -80,8 +80,8 @@ pub async fn clause_1_whoever_is_let_in_is_alone<S: Storage>(one: S, two: S) {
     assert_eq!(two.stat(&key).await.unwrap().map(|stat| stat.len), Some(6 * 15));
 }
 
-/// Create takes only what is absent, Continue what nobody has, Takeover everything; and an opened resource is live
-/// from zero on.
+/// `Create` opens only an absent resource, `Continue` one without an appender, `Takeover` any; a new resource is live at
+/// length zero.
 pub async fn clause_1_create_continue_and_takeover<S: Storage>(one: S, two: S) {
     let key = key("a");
     let appender = one.open(&key, Open::Create).await.unwrap();
@@ -96,8 +96,8 @@ pub async fn clause_1_create_continue_and_takeover<S: Storage>(one: S, two: S) {
     assert_eq!(two.stat(&key).await.unwrap().unwrap().state, State::Finished);
 }
 
-/// An open that is cancelled, wherever it has come to, leaves the resource as it was, and free.
-pub async fn clause_1_a_cancelled_open_leaves_it_free<S: Storage>(one: S, two: S) {
+/// An open that is cancelled after any number of polls leaves the resource as it was, and free.
+pub async fn clause_1_a_cancelled_open_leaves_the_resource_free<S: Storage>(one: S, two: S) {
     write(&one, &key("finished"), "x", End::Finished).await;
     write(&one, &key("interrupted"), "x", End::Interrupted).await;
     for name in ["absent", "finished", "interrupted"] {
@@ -106,7 +106,7 @@ pub async fn clause_1_a_cancelled_open_leaves_it_free<S: Storage>(one: S, two: S
         for times in 0..8 {
             for how in [Open::Continue, Open::Takeover] {
                 drop(poll_times(pin!(one.open(&key, how)), times).await);
-                // What still runs of it holds nobody off for good, and does nothing to whoever has the resource now.
+                // What still runs of it neither blocks later opens for good nor affects the next appender.
                 let next = open(&two, &key, Open::Continue).await;
                 tokio::task::yield_now().await;
                 next.sync().await.unwrap();

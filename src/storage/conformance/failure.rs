@@ -1,4 +1,4 @@
-//! Clause 5: failures and cancellations leave a prefix.
+//! Clause 5: failed and cancelled appends leave a prefix of their data.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use crate::error::ErrorKind;
 use crate::state::{End, State};
 use crate::storage::{Append, Open, Storage};
 
-/// An append that is cancelled, after any number of polls or at a random moment, leaves a prefix of its data, poisons
-/// the appender, and changes nothing any more once an open on the other handle has told the length.
+/// An append that is cancelled, after any number of polls or at a random moment, leaves a prefix of its data and poisons
+/// the appender. Once an open on the other handle has returned the length, it changes nothing any more.
 pub async fn clause_5_a_cancelled_append_leaves_a_prefix<S: Storage>(one: S, two: S) {
     let mut random = Random::new();
     let whole = Bytes::from(pattern(0, 1_000_020));
@@ -29,7 +29,7 @@ pub async fn clause_5_a_cancelled_append_leaves_a_prefix<S: Storage>(one: S, two
             if round < 40 {
                 poll_times(append, 1 + round / 2).await
             } else {
-                // Not to wait for anything, but to stop it anywhere.
+                // To stop it at a random moment, not to wait for anything.
                 tokio::time::timeout(Duration::from_micros(random.below(3000)), append).await.ok()
             }
         };
@@ -44,7 +44,7 @@ pub async fn clause_5_a_cancelled_append_leaves_a_prefix<S: Storage>(one: S, two
             }
             Some(_) => drop(appender),
         }
-        // A new open waits for whatever still runs, and tells the length.
+        // A new open waits for what still runs, and returns the length.
         let mut again = open(&two, &key, Open::Continue).await;
         let len = again.stat().len;
         assert!(len >= before && len <= before + 1_000_000, "{len}");
@@ -63,17 +63,17 @@ pub async fn clause_5_a_cancelled_append_leaves_a_prefix<S: Storage>(one: S, two
             again.finish(End::Finished).await.unwrap();
             all(&one, &key).await
         };
-        assert!(data == whole[..len as usize + 7], "it goes on where the prefix ends");
+        assert!(data == whole[..len as usize + 7], "it continues where the prefix ends");
         assert_eq!(stat.state, State::Finished);
     }
 }
 
-/// No slices, empty ones, 5,000 small ones and 12 MB at once: all are stored, in order.
-pub async fn clause_5_slices_are_appended_in_order_and_large_ones_too<S: Storage>(one: S, two: S) {
+/// No slices, empty slices, 5,000 small ones and 12 MB at once are all stored, in order.
+pub async fn clause_5_slices_are_appended_in_order<S: Storage>(one: S, two: S) {
     let key = key("a");
     let mut appender = one.open(&key, Open::Continue).await.unwrap();
     let mut len = 0u64;
-    // Nothing, many small ones (more than one system call takes), empty ones between, and large ones.
+    // No slices; many small ones (more than one system call takes) with empty ones between; large ones.
     let mut add = Vec::new();
     assert_eq!(appender.append(&[]).await.unwrap(), 0);
     assert_eq!(appender.append(&[Bytes::new(), Bytes::new()]).await.unwrap(), 0);
@@ -90,25 +90,25 @@ pub async fn clause_5_slices_are_appended_in_order_and_large_ones_too<S: Storage
     assert!(all(&two, &key).await.0 == pattern(0, len as usize));
 }
 
-/// An append that is refused as `Full` has stored nothing, makes nothing where nothing was, and the appender goes on.
+/// An append that fails with `Full` stores nothing and creates no resource, and the appender stays usable.
 ///
-/// For storages that are full at a few hundred MiB at most.
-pub async fn clause_5_full_leaves_nothing<S: Storage>(one: S, two: S) {
+/// For storages that hold at most a few hundred MiB.
+pub async fn clause_5_full_stores_nothing<S: Storage>(one: S, two: S) {
     const MOST: u64 = 512 << 20;
     let key_of_all = key("d/all");
     let mut appender = one.open(&key_of_all, Open::Create).await.unwrap();
     let life = appender.stat().life;
     let mut len = 0;
-    // Odd, so that there is room for a part of the first one that is refused.
+    // Odd, so that there is room for a part of the first append that is refused.
     let mut size = 5_000_011;
     let piece = Bytes::from(pattern(0, size));
-    // Ever smaller appends, until not even a byte finds a place.
+    // Ever smaller appends, until there is no room for a single byte.
     loop {
         match appender.append(&[piece.slice(..size / 2), piece.slice(size / 2..size)]).await {
             Ok(committed) => {
                 assert_eq!(committed, len + size as u64);
                 len = committed;
-                assert!(len <= MOST, "this storage has no cap that can be tried");
+                assert!(len <= MOST, "the storage's cap is too large for this test");
             }
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Full, "{size}");
@@ -128,8 +128,8 @@ pub async fn clause_5_full_leaves_nothing<S: Storage>(one: S, two: S) {
     assert_eq!(kind(none.append(&bytes("x")).await), ErrorKind::Full);
     drop(none);
     drop(open(&two, &other, Open::Continue).await);
-    assert_eq!(two.stat(&other).await.unwrap(), None, "and nothing was made");
-    assert_eq!(appender.append(&[]).await.unwrap(), len, "the appender goes on");
+    assert_eq!(two.stat(&other).await.unwrap(), None, "no resource was created");
+    assert_eq!(appender.append(&[]).await.unwrap(), len, "the appender stays usable");
     assert_eq!(appender.sync().await.unwrap(), len);
     let ended = appender.finish(End::Finished).await.unwrap();
     assert_eq!((ended.life, ended.len, ended.state), (life, len, State::Finished));

@@ -1,4 +1,4 @@
-//! Clause 2: an appender that was taken over or whose resource was deleted has no effect any more.
+//! Clause 2: after a takeover or a delete the older appender has no effect any more.
 
 use bytes::Bytes;
 
@@ -7,8 +7,8 @@ use crate::error::ErrorKind;
 use crate::state::{End, State};
 use crate::storage::{Append, Open, Storage};
 
-/// After a takeover from the other handle every call of the older appender fails with `Fenced`, and neither its
-/// calls nor its drop touch what the newer one has; written and unwritten, and three in a row.
+/// After a takeover from the other handle every call of the older appender fails with `Fenced`, and neither its calls nor
+/// its drop affect the newer one; with and without a byte, and three takeovers in a row.
 pub async fn clause_2_a_takeover_fences<S: Storage>(one: S, two: S) {
     for written in [false, true] {
         let key = key(if written { "written" } else { "untouched" });
@@ -29,7 +29,11 @@ pub async fn clause_2_a_takeover_fences<S: Storage>(one: S, two: S) {
         // Three in a row.
         let mut newest = one.open(&key, Open::Takeover).await.unwrap();
         drop(newer);
-        assert_eq!(one.stat(&key).await.unwrap().unwrap().state, State::Live, "a dropped one ends nothing of the next");
+        assert_eq!(
+            one.stat(&key).await.unwrap().unwrap().state,
+            State::Live,
+            "dropping a fenced appender doesn't end the next one"
+        );
         assert_eq!(kind(two.open(&key, Open::Continue).await), ErrorKind::Busy);
         newest.append(&bytes("est")).await.unwrap();
         expected += "est";
@@ -39,9 +43,9 @@ pub async fn clause_2_a_takeover_fences<S: Storage>(one: S, two: S) {
     }
 }
 
-/// What the older appender has in flight has settled once a takeover returned: it counts in full and was
-/// acknowledged, or nothing of it is there. Tried with 4 MiB.
-pub async fn clause_2_a_takeover_waits_for_what_is_in_flight<S: Storage>(one: S, two: S) {
+/// When a takeover returns, an append of the older appender in flight is either committed in full and acknowledged, or
+/// nothing of it is stored. Tried with 4 MiB.
+pub async fn clause_2_a_takeover_waits_for_calls_in_flight<S: Storage>(one: S, two: S) {
     let large = pattern(0, 4 << 20);
     for round in 0..10 {
         let key = key(&format!("{round}"));
@@ -56,8 +60,8 @@ pub async fn clause_2_a_takeover_waits_for_what_is_in_flight<S: Storage>(one: S,
         let len = newer.stat().len;
         let (appended, older) = soon("the append", appending).await.unwrap();
         match appended {
-            Ok(appended) => assert_eq!(len, appended, "it was in flight, and counts"),
-            Err(error) => assert_eq!((error.kind(), len), (ErrorKind::Fenced, 1), "it came too late"),
+            Ok(appended) => assert_eq!(len, appended, "committed before the takeover"),
+            Err(error) => assert_eq!((error.kind(), len), (ErrorKind::Fenced, 1), "fenced by the takeover"),
         }
         assert_eq!(two.stat(&key).await.unwrap().unwrap().len, len);
         drop(older);
@@ -65,7 +69,7 @@ pub async fn clause_2_a_takeover_waits_for_what_is_in_flight<S: Storage>(one: S,
     }
 }
 
-/// After a delete from the other handle the appender is fenced, and does nothing to what is created there next.
+/// After a delete from the other handle the appender is fenced, and does not affect the resource that is created next.
 pub async fn clause_2_a_delete_fences<S: Storage>(one: S, two: S) {
     let key = key("d/a");
     assert_eq!(kind(one.delete(&key).await), ErrorKind::NotFound);
@@ -80,11 +84,11 @@ pub async fn clause_2_a_delete_fences<S: Storage>(one: S, two: S) {
     newer.append(&bytes("new")).await.unwrap();
     assert_eq!(kind(older.append(&bytes("never")).await), ErrorKind::Fenced);
     assert_eq!(kind(older.finish(End::Finished).await), ErrorKind::Fenced);
-    assert_eq!(kind(two.open(&key, Open::Continue).await), ErrorKind::Busy, "the newer one has it still");
+    assert_eq!(kind(two.open(&key, Open::Continue).await), ErrorKind::Busy, "the newer one still has it");
     newer.append(&bytes("er")).await.unwrap();
     newer.finish(End::Finished).await.unwrap();
     assert_eq!(all(&one, &key).await.0, b"newer");
-    // At rest, and untouched.
+    // Without an appender, and with one that has not appended.
     one.delete(&key).await.unwrap();
     let untouched = one.open(&key, Open::Continue).await.unwrap();
     let deleted = two.delete(&key).await;
@@ -93,15 +97,15 @@ pub async fn clause_2_a_delete_fences<S: Storage>(one: S, two: S) {
     assert_eq!(one.stat(&key).await.unwrap(), None);
 }
 
-/// A fenced appender that comes back when the newer one has sealed the resource changes nothing.
-pub async fn clause_2_the_fenced_can_do_no_harm_after_the_end<S: Storage>(one: S, two: S) {
+/// A fenced appender that is used after the newer one has sealed the resource changes nothing.
+pub async fn clause_2_a_fenced_appender_cannot_change_a_sealed_resource<S: Storage>(one: S, two: S) {
     let key = key("a");
     let mut first = one.open(&key, Open::Continue).await.unwrap();
     first.append(&bytes("1")).await.unwrap();
     let mut second = two.open(&key, Open::Takeover).await.unwrap();
     second.append(&bytes("2")).await.unwrap();
     second.finish(End::Sealed).await.unwrap();
-    // The zombie comes back when all is over.
+    // The fenced appender is used after the end.
     assert_eq!(kind(first.append(&bytes("never")).await), ErrorKind::Fenced);
     drop(first);
     let (data, stat) = all(&one, &key).await;
@@ -111,13 +115,13 @@ pub async fn clause_2_the_fenced_can_do_no_harm_after_the_end<S: Storage>(one: S
 /// What fenced an appender.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fence {
-    /// A takeover, which has the resource still.
+    /// A takeover, whose appender still has the resource.
     Taken,
-    /// A takeover, which ended so.
+    /// A takeover, whose appender then ended the resource.
     Ended(End),
     /// A delete.
     Deleted,
-    /// A delete, and somebody created the resource anew.
+    /// A delete, after which the resource was created anew.
     Recreated,
 }
 
@@ -130,9 +134,9 @@ enum Call {
     Drop,
 }
 
-/// Every call on a fenced appender, whatever fenced it, fails with `Fenced` and is seen on neither handle: append, sync,
-/// each finish, and the drop.
-pub async fn clause_2_zombies_have_no_effect<S: Storage>(one: S, two: S) {
+/// Every call on a fenced appender (append, sync, each finish), whatever fenced it, fails with `Fenced`. Neither the calls
+/// nor the drop have an effect that either handle sees.
+pub async fn clause_2_calls_of_a_fenced_appender_have_no_effect<S: Storage>(one: S, two: S) {
     let fences = [Fence::Taken, Fence::Ended(End::Finished), Fence::Ended(End::Interrupted), Fence::Deleted];
     let calls = [Call::Append("never"), Call::Append(""), Call::Sync, Call::Drop];
     let finishes = [End::Finished, End::Sealed, End::Interrupted].map(Call::Finish);
@@ -193,9 +197,9 @@ pub async fn clause_2_zombies_have_no_effect<S: Storage>(one: S, two: S) {
     }
 }
 
-/// Four appenders on both handles take a resource from each other again and again: in the end every append that was
-/// acknowledged is where it was acknowledged, once, and there is nothing else.
-pub async fn clause_2_racing_takeovers_keep_exactly_what_they_acknowledged<S: Storage>(one: S, two: S) {
+/// Four appenders on both handles take over one resource from each other repeatedly. In the end every acknowledged append
+/// is at its acknowledged offset, once, and there are no other bytes.
+pub async fn clause_2_racing_takeovers_keep_exactly_the_acknowledged_bytes<S: Storage>(one: S, two: S) {
     const RECORD: usize = 16;
     let key = key("d/a");
     let mut racing = tokio::task::JoinSet::new();
@@ -206,7 +210,7 @@ pub async fn clause_2_racing_takeovers_keep_exactly_what_they_acknowledged<S: St
             for round in 0..25 {
                 let mut appender = loop {
                     match storage.open(&key, Open::Takeover).await {
-                        // Another takeover is under way.
+                        // Another takeover is running.
                         Err(error) if error.kind() == ErrorKind::Busy => pause().await,
                         opened => break opened.unwrap(),
                     }

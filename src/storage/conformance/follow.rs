@@ -1,4 +1,4 @@
-//! Following: what [`Storage::follow`] tells.
+//! What [`Storage::follow`] reports.
 
 use std::pin::pin;
 
@@ -8,8 +8,8 @@ use crate::state::{End, Stat, State};
 use crate::storage::stream::next;
 use crate::storage::{Append, Open, StatStream, Storage};
 
-/// A follow on the other handle tells of growth, of the end, and then ends; where the life is over it fails.
-pub async fn follow_tells_of_growth_and_of_the_end<S: Storage>(one: S, two: S) {
+/// A follow on the other handle reports growth and the end, and then ends; after a delete it fails.
+pub async fn follow_reports_growth_and_the_end<S: Storage>(one: S, two: S) {
     let key = key("a");
     let mut appender = one.open(&key, Open::Continue).await.unwrap();
     appender.append(&bytes("1")).await.unwrap();
@@ -27,74 +27,74 @@ pub async fn follow_tells_of_growth_and_of_the_end<S: Storage>(one: S, two: S) {
     assert_eq!(kind(soon("an error", next(&mut stats)).await.unwrap()), ErrorKind::NotFound);
 }
 
-/// The next stat; there has to be one.
-async fn told(stats: &mut StatStream) -> Stat {
+/// Awaits the next stat; panics if there is none.
+async fn next_stat(stats: &mut StatStream) -> Stat {
     soon("a stat", next(stats)).await.expect("it has not ended").unwrap()
 }
 
-/// Awaits the last stat and that nothing follows it.
-async fn told_the_end(stats: &mut StatStream, len: u64, state: State) {
+/// Awaits the final stat and the end of the stream.
+async fn expect_end(stats: &mut StatStream, len: u64, state: State) {
     loop {
-        let stat = told(stats).await;
+        let stat = next_stat(stats).await;
         assert!(stat.len <= len, "{stat:?}");
         if !stat.state.is_open() {
             assert_eq!((stat.len, stat.state), (len, state));
             break;
         }
     }
-    assert!(soon("the end", next(stats)).await.is_none(), "nothing comes after the end");
+    assert!(soon("the end", next(stats)).await.is_none(), "the stream ends after the final stat");
 }
 
-/// A follow from the start, from the middle and from the end tells of what is there beyond that, waits where there is
-/// nothing, and then tells the end; live, and of what has ended before, finished or interrupted.
-pub async fn follow_begins_where_it_is_told<S: Storage>(one: S, two: S) {
-    // All at the same time: where the storage is asked again and again it takes its time.
+/// A follow from the start, the middle or the end reports a greater length at once, waits if there is none, and then reports
+/// the end; for live resources, and for those that have ended before.
+pub async fn follow_begins_at_the_given_length<S: Storage>(one: S, two: S) {
+    // All at the same time, because polling storages take their time.
     let mut ends = tokio::task::JoinSet::new();
     for (name, end) in [("finished", End::Finished), ("d/sealed", End::Sealed), ("d/interrupted", End::Interrupted)] {
-        ends.spawn(begins_where_it_is_told(one.clone(), two.clone(), name, end));
+        ends.spawn(follow_from_each_length(one.clone(), two.clone(), name, end));
     }
     while let Some(done) = soon("the follows", ends.join_next()).await {
         done.unwrap();
     }
-    // Dropped is an end as well.
+    // Dropping the appender is an end as well.
     let mut appender = one.open(&key("dropped"), Open::Create).await.unwrap();
     appender.append(&bytes("1")).await.unwrap();
     let mut stats = two.follow(&key("dropped"), appender.stat().life, 0);
-    assert_eq!(told(&mut stats).await.len, 1);
+    assert_eq!(next_stat(&mut stats).await.len, 1);
     drop(appender);
-    told_the_end(&mut stats, 1, State::Interrupted).await;
+    expect_end(&mut stats, 1, State::Interrupted).await;
 }
 
-async fn begins_where_it_is_told<S: Storage>(one: S, two: S, name: &str, end: End) {
+async fn follow_from_each_length<S: Storage>(one: S, two: S, name: &str, end: End) {
     let key = key(name);
     let mut appender = one.open(&key, Open::Create).await.unwrap();
     appender.append(&bytes("0123456789")).await.unwrap();
     let life = appender.stat().life;
     let mut follows = [0, 5, 10].map(|from| two.follow(&key, life, from));
-    let [start, middle, behind] = &mut follows;
-    for stat in <[Stat; 2]>::from(tokio::join!(told(start), told(middle))) {
+    let [start, middle, tail] = &mut follows;
+    for stat in <[Stat; 2]>::from(tokio::join!(next_stat(start), next_stat(middle))) {
         assert_eq!((stat.life, stat.len, stat.state), (life, 10, State::Live), "{name}");
     }
-    // Nothing to tell: it is where it was.
-    assert!(poll_times(pin!(next(behind)), 5).await.is_none(), "{name}: nothing has come");
+    // Nothing to report: the length is the given one.
+    assert!(poll_times(pin!(next(tail)), 5).await.is_none(), "{name}: nothing to report");
     appender.append(&bytes("more")).await.unwrap();
-    for stat in <[Stat; 3]>::from(tokio::join!(told(start), told(middle), told(behind))) {
+    for stat in <[Stat; 3]>::from(tokio::join!(next_stat(start), next_stat(middle), next_stat(tail))) {
         assert_eq!((stat.len, stat.state), (14, State::Live), "{name}");
     }
     appender.finish(end).await.unwrap();
     let state = end.state();
-    tokio::join!(told_the_end(start, 14, state), told_the_end(middle, 14, state), told_the_end(behind, 14, state));
+    tokio::join!(expect_end(start, 14, state), expect_end(middle, 14, state), expect_end(tail, 14, state));
     for from in [0, 7, 14] {
         let mut stats = two.follow(&key, life, from);
-        let stat = told(&mut stats).await;
+        let stat = next_stat(&mut stats).await;
         assert_eq!((stat.len, stat.state), (14, state), "{name} from {from}");
         assert!(soon("the end", next(&mut stats)).await.is_none(), "{name} from {from}");
     }
 }
 
-/// Whoever reads up to each length that a follow tells gets every byte once, from the start and from the middle, while
-/// the other handle appends.
-pub async fn follow_through_a_burst_leads_to_every_byte<S: Storage>(one: S, two: S) {
+/// A reader that reads up to each reported length gets every byte once, from the start and from the middle, while the
+/// other handle appends.
+pub async fn follow_through_a_burst_reaches_every_byte<S: Storage>(one: S, two: S) {
     const LEN: u64 = 500_000;
     let key = key("d/a");
     let mut appender = one.open(&key, Open::Create).await.unwrap();
@@ -107,7 +107,7 @@ pub async fn follow_through_a_burst_leads_to_every_byte<S: Storage>(one: S, two:
             let mut stats = storage.follow(&key, life, from);
             let mut at = from;
             loop {
-                let stat = told(&mut stats).await;
+                let stat = next_stat(&mut stats).await;
                 assert!(stat.len >= at, "it shrank from {at} to {}", stat.len);
                 assert!(stat.len > at || stat.state != State::Live, "nothing new at {at}");
                 let data = read(&storage, &key, life, at..stat.len).await.unwrap();
@@ -128,7 +128,7 @@ pub async fn follow_through_a_burst_leads_to_every_byte<S: Storage>(one: S, two:
     assert_eq!(soon("the followers", followers.join_all()).await, [LEN, LEN]);
 }
 
-/// A follow fails when the resource is deleted, and never tells of the next life.
+/// A follow fails when the resource is deleted, and never reports the next life.
 pub async fn follow_fails_when_the_life_is_over<S: Storage>(one: S, two: S) {
     for recreated in [false, true] {
         let key = key(&format!("d/{recreated}"));
@@ -136,13 +136,16 @@ pub async fn follow_fails_when_the_life_is_over<S: Storage>(one: S, two: S) {
         appender.append(&bytes("1")).await.unwrap();
         let life = appender.stat().life;
         let mut stats = two.follow(&key, life, 0);
-        assert_eq!(told(&mut stats).await.len, 1);
+        assert_eq!(next_stat(&mut stats).await.len, 1);
         one.delete(&key).await.unwrap();
         if recreated {
             drop(appender);
             write(&one, &key, "another", End::Finished).await;
             assert_ne!(all(&one, &key).await.1.life, life);
         }
-        assert_eq!(kind(soon("an error", next(&mut stats)).await.expect("it fails first")), ErrorKind::NotFound);
+        assert_eq!(
+            kind(soon("an error", next(&mut stats)).await.expect("an error before the end")),
+            ErrorKind::NotFound
+        );
     }
 }

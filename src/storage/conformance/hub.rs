@@ -1,4 +1,4 @@
-//! What the storage is for: followers of [`Streams`] over it, with and without the tail cache, with and without syncs.
+//! Followers of [`Streams`] over the storage, with and without the tail cache, with and without syncs.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::state::State;
 use crate::storage::{Append, Open, Storage};
 use crate::streams::{Follower, Streams};
 
-/// Each configuration of the hub that reads or syncs differently, as one hub on each handle.
+/// The configurations of the hub that read or sync differently, each with one hub on each handle.
 fn hubs<S: Storage>(one: &S, two: &S) -> impl Iterator<Item = (String, Streams, Streams)> {
     let caches = [0, 64 * 1024];
     let durabilities = [Durability::Process, Durability::Acked];
@@ -20,7 +20,7 @@ fn hubs<S: Storage>(one: &S, two: &S) -> impl Iterator<Item = (String, Streams, 
     })
 }
 
-/// Follows to the end; everything that came, and how it ended.
+/// Follows to the end; returns all bytes, and how it ended.
 async fn to_the_end(mut follower: Follower) -> (Vec<u8>, Result<State, ErrorKind>) {
     let mut data = Vec::new();
     loop {
@@ -32,8 +32,8 @@ async fn to_the_end(mut follower: Follower) -> (Vec<u8>, Result<State, ErrorKind
     }
 }
 
-/// Followers on both nodes, from the start, from the middle and of the tail, come while one appends and afterwards: all
-/// get every byte from where they began, once, and the end.
+/// Followers on both nodes, from the start, the middle and the tail, begin during the appends and afterwards: all get every
+/// byte from their start on, once, and the end.
 pub async fn hub_followers_get_every_byte_and_the_end<S: Storage>(one: S, two: S) {
     const LEN: u64 = 600_000;
     let mut random = Random::new();
@@ -44,12 +44,12 @@ pub async fn hub_followers_get_every_byte_and_the_end<S: Storage>(one: S, two: S
         let mut followers = tokio::task::JoinSet::new();
         loop {
             for streams in [&here, &there] {
-                let begun = [
+                let started = [
                     streams.follow(&*name).await.unwrap(),
                     streams.follow(&*name).offset(123_456).await.unwrap(),
                     streams.follow(&*name).tail(10).await.unwrap(),
                 ];
-                for follower in begun {
+                for follower in started {
                     let config = config.clone();
                     followers.spawn(async move {
                         let from = follower.offset();
@@ -62,7 +62,7 @@ pub async fn hub_followers_get_every_byte_and_the_end<S: Storage>(one: S, two: S
             if len == LEN {
                 break;
             }
-            // Until the next followers come.
+            // Up to the length at which the next followers begin.
             let upto = len + 200_000;
             while len < upto {
                 let size = (1 + random.below(40_000)).min(upto - len) as usize;
@@ -84,9 +84,9 @@ pub async fn hub_followers_get_every_byte_and_the_end<S: Storage>(one: S, two: S
     }
 }
 
-/// Followers on both nodes get all bytes of an appender that is lost, and are told that it was; those of a resource that
-/// is deleted are cut, and an appender that another node fences is told so.
-pub async fn hub_followers_are_told_of_a_cut<S: Storage>(one: S, two: S) {
+/// Followers on both nodes get all bytes of a lost appender, and then the error `Interrupted`. Followers of a deleted
+/// resource get an error, and an appender that another node has fenced fails with `Fenced`.
+pub async fn hub_followers_get_the_error_of_a_lost_or_deleted_resource<S: Storage>(one: S, two: S) {
     for (config, here, there) in hubs(&one, &two) {
         let base = config.replace(' ', "/");
         let lost = format!("{base}/lost");
@@ -106,9 +106,9 @@ pub async fn hub_followers_are_told_of_a_cut<S: Storage>(one: S, two: S) {
         here.delete(&*deleted).await.unwrap();
         for follower in followers {
             let (data, end) = to_the_end(follower).await;
-            // It may come too late for the byte, but for nothing else.
+            // The byte may be missed, since the delete follows at once.
             assert!(data.is_empty() || data == b"x", "{config}");
-            assert!(end.is_err(), "{config}: deleted is no end");
+            assert!(end.is_err(), "{config}: a delete is not an end");
         }
         let fenced = format!("{base}/fenced");
         let mut out = here.open_append(&*fenced).await.unwrap();

@@ -1,4 +1,4 @@
-//! Clause 4: what is visible is final within a life, and lives are told apart.
+//! Clause 4: visible bytes are final within a life, and lives are distinct.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -12,8 +12,8 @@ use crate::error::ErrorKind;
 use crate::state::{End, Life};
 use crate::storage::{Append, Open, Storage};
 
-/// Random ranges are exactly those bytes, live and at rest; a range that is not committed is `PastEnd`; a read that
-/// was begun goes on over the end.
+/// Random ranges return exactly their bytes, during appends and after the end. A range that is not committed fails with
+/// `PastEnd`. A read continues when the resource ends meanwhile.
 pub async fn clause_4_ranges_are_exact<S: Storage>(one: S, two: S) {
     const LEN: u64 = 1_000_000;
     let key = key("a");
@@ -37,7 +37,7 @@ pub async fn clause_4_ranges_are_exact<S: Storage>(one: S, two: S) {
         assert_eq!(kind(read(&two, &key, life, reversed).await), ErrorKind::PastEnd);
         assert_eq!(read(&two, &key, life, LEN..LEN).await.unwrap(), b"");
         if live {
-            // A read that was begun before goes on over the end.
+            // A read that began before the end continues after it.
             let begun = two.read(&key, life, 0..LEN).await.unwrap();
             appender.finish(End::Finished).await.unwrap();
             let chunks = collect(begun).await.unwrap();
@@ -47,8 +47,8 @@ pub async fn clause_4_ranges_are_exact<S: Storage>(one: S, two: S) {
     }
 }
 
-/// Another life is `NotFound`, before and after the resource was deleted and created again, for reads and for
-/// files; a read that was begun never gives bytes of the next life.
+/// Another life fails with `NotFound`, before and after the resource is deleted and created again, for reads and for files.
+/// A read that has begun never returns bytes of the next life.
 pub async fn clause_4_another_life_is_not_found<S: Storage>(one: S, two: S) {
     let key = key("a");
     let first = write(&one, &key, "first", End::Finished).await;
@@ -65,33 +65,33 @@ pub async fn clause_4_another_life_is_not_found<S: Storage>(one: S, two: S) {
         kind(two.file(&key, first.life).await.map(|f| f.ok_or(ErrorKind::NotFound)).and_then(|f| Ok(f?))),
         ErrorKind::NotFound
     );
-    // What was begun in the first life gives that or an error, and never the other's bytes.
+    // The read that began in the first life returns its bytes or an error, never the second life's bytes.
     match collect(begun).await {
         Ok(chunks) => assert_eq!(chunks.concat(), b"first"),
         Err(error) => assert!([ErrorKind::NotFound, ErrorKind::Storage].contains(&error.kind())),
     }
-    // Also while it is live.
+    // Also while there is an appender.
     let mut live = one.open(&key, Open::Continue).await.unwrap();
-    assert_eq!(live.stat().life, second.life, "appending again is no new life");
+    assert_eq!(live.stat().life, second.life, "appending again begins no new life");
     live.append(&bytes("!")).await.unwrap();
     assert_eq!(kind(read(&two, &key, first.life, 0..1).await), ErrorKind::NotFound);
 }
 
-/// 250 lives of one key, ended in all ways and in quick succession, are all different.
+/// 250 lives of one key, ended in different ways and in quick succession, are all distinct.
 pub async fn clause_4_a_life_never_repeats<S: Storage>(one: S, two: S) {
     let key = key("d/a");
     let mut lives = HashSet::new();
     for round in 0..250 {
         let mut appender = open(&one, &key, Open::Create).await;
         let life = appender.stat().life;
-        // Without a byte it takes no sync, so that these follow each other within one tick of the clock.
+        // Lives without a byte need no sync, so that many of them fit into one tick of the clock.
         if round >= 100 {
             appender.append(&bytes("x")).await.unwrap();
         }
-        // Deleted while live, while it is lost, and at rest.
+        // Deleted with an appender, right after a drop, and after a finish.
         match round % 3 {
             0 | 1 if round < 100 => {
-                // Whether what has no byte yet exists is the storage's to say; an appender of it is not harmed then.
+                // The storage decides whether a resource without a byte exists; if not, its appender is not affected.
                 if let Err(error) = two.delete(&key).await {
                     assert_eq!(error.kind(), ErrorKind::NotFound);
                 }
@@ -121,8 +121,8 @@ pub async fn clause_4_a_life_never_repeats<S: Storage>(one: S, two: S) {
     }
 }
 
-/// While one handle appends pieces of random sizes, random ranges of what it acknowledged are read on both, and are
-/// exactly those bytes.
+/// While one handle appends pieces of random sizes, random ranges of the acknowledged bytes are read on both handles, and
+/// return exactly their bytes.
 pub async fn clause_4_ranges_are_exact_while_it_grows<S: Storage>(one: S, two: S) {
     const LEN: u64 = 2_000_000;
     let key = key("d/a");
@@ -163,8 +163,8 @@ pub async fn clause_4_ranges_are_exact_while_it_grows<S: Storage>(one: S, two: S
     assert!(all(&two, &key).await.0 == pattern(0, LEN as usize));
 }
 
-/// An open file, where the storage has one ([`Storage::file`]), begins with what is committed, live and at rest.
-pub async fn clause_4_a_file_holds_what_is_committed<S: Storage>(one: S, two: S) {
+/// A file of [`Storage::file`], if there is one, begins with the committed bytes, during appends and after the end.
+pub async fn clause_4_a_file_holds_the_committed_bytes<S: Storage>(one: S, two: S) {
     let key = key("d/a");
     let mut appender = one.open(&key, Open::Create).await.unwrap();
     appender.append(&bytes(pattern(0, 100_000))).await.unwrap();
@@ -172,10 +172,10 @@ pub async fn clause_4_a_file_holds_what_is_committed<S: Storage>(one: S, two: S)
     let live = two.file(&key, life).await.unwrap();
     appender.append(&bytes(pattern(100_000, 100_000))).await.unwrap();
     let stat = appender.finish(End::Finished).await.unwrap();
-    let at_rest = two.file(&key, life).await.unwrap();
-    for file in [live, at_rest].into_iter().flatten() {
+    let closed = two.file(&key, life).await.unwrap();
+    for file in [live, closed].into_iter().flatten() {
         let mut data = Vec::new();
-        // On this thread: a file that can be served is one that can be read.
+        // Blocking here is fine in a test.
         file.take(stat.len).read_to_end(&mut data).unwrap();
         assert!(data == pattern(0, 200_000), "{} bytes", data.len());
     }

@@ -1,7 +1,7 @@
-//! Tests of the [storage contract](super#the-contract), for whoever implements [`Storage`]. Feature `conformance`.
+//! Tests of the [storage contract](super#the-contract), for implementors of [`Storage`]. Feature `conformance`.
 //!
-//! [`storage_conformance!`](crate::storage_conformance) makes one test of each clause, with and without syncs in
-//! between. What has to be written is how to make an empty store with two handles, which stand for two nodes:
+//! [`storage_conformance!`](crate::storage_conformance) generates the tests of each clause, with and without a sync after
+//! each append. It needs a closure that creates an empty store with two handles, which stand for two nodes:
 //!
 //! ```no_run,test_harness
 //! # use httpfstream::storage::MemoryStorage as MyStorage;
@@ -11,47 +11,48 @@
 //!         async || {
 //!             let one = MyStorage::new(64 << 20);
 //!             let two = one.clone(); // or another connection to the same place
-//!             (one, two, ()) // third: what has to live as long as the test, such as a temporary folder
+//!             (one, two, ()) // third: a guard that lives as long as the test, such as a temporary folder
 //!         };
-//!         without owners = "the backend has no place for them";
+//!         without owners = "the backend can't store them";
 //!         without listing = "the backend can't";
 //!     }
 //! }
 //! ```
 //!
-//! `cargo test` then shows a test for each clause, and for those of a group that was left out that they are ignored, and
-//! why. Each test has a store of its own and a time limit; it needs no runtime and no further dependency. Random
-//! choices are made from a seed that a failed test prints; `HTTPFSTREAM_CONFORMANCE_SEED` sets it.
+//! `cargo test` then lists the tests, those of a group that was left out as ignored, with the reason. Each test has its
+//! own store and a time limit, and needs neither a runtime nor another dependency. Random choices are made from a seed
+//! that a failed test prints; `HTTPFSTREAM_CONFORMANCE_SEED` sets it.
 //!
-//! [`clauses`] lists the same for those who run tests by other means, and each is a function of its own below.
+//! [`clauses`] lists the same tests for other test runners, and each one is a function below.
 //!
 //! # Groups
 //!
-//! | Group | Clauses of | May be left out by a storage that |
+//! | Group | Tests | May be left out by a storage that |
 //! |---|---|---|
-//! | `contract` | exclusive appenders, fencing, visibility, lives, cancellation, ends, follows, followers of [`Streams`](crate::Streams) | nobody |
-//! | `owners` | [`claim`](super::Append::claim), [`Storage::lost`] | keeps no owners |
+//! | `contract` | exclusive appenders, fencing, visibility, lives, cancellation, ends, follows, followers of [`Streams`](crate::Streams) | (never) |
+//! | `owners` | [`claim`](super::Append::claim), [`Storage::lost`] | stores no owners |
 //! | `listing` | [`Storage::list`] | can't list |
 //! | `names` | names with unusual characters | refuses some names |
-//! | `cap` | [`Full`](crate::ErrorKind::Full) | is not full at some hundred MiB |
+//! | `cap` | [`Full`](crate::ErrorKind::Full) | holds more than a few hundred MiB |
 //!
-//! # What it does not check
+//! # What they do not check
 //!
-//! - That what was synced survives a power loss and what was committed a killed process: whoever has a disk has to cut
-//!   its power (`tests/power.rs` and `tests/external/power.sh` of this crate do).
-//! - What a store looks like when it is opened again after a restart.
-//! - Errors of a backend (clause 5), but for cancelled calls and `Full`.
-//! - Two real nodes, unless the two handles are that.
-//! - A backend that hangs (clause 8), which is the hub's to bear.
+//! - That synced bytes survive a power loss, and committed ones a killed process. A storage on a disk needs tests that cut
+//!   its power (as `tests/power.rs` and `tests/external/power.sh` of this crate do).
+//! - The state of a store that is opened again after a restart.
+//! - Errors of a backend (clause 5), except cancelled calls and `Full`.
+//! - Two real nodes, unless the two handles are on two.
+//! - A backend that hangs (clause 8), which is handled above the storage.
 //!
-//! That it can fail is tried with stores that are broken on purpose, at least one for each clause.
+//! The tests themselves are tested with stores that are broken on purpose, at least one for each clause.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests: a panic is how they fail")]
 
 use std::fmt;
 use std::time::Duration;
 
-use super::Storage;
 use futures_core::future::BoxFuture;
+
+use super::Storage;
 
 mod committed;
 mod dropped;
@@ -69,48 +70,50 @@ mod synced;
 mod tools;
 
 pub use self::committed::{
-    clause_3_committed_is_visible_on_every_handle, clause_3_handles_that_take_turns_see_each_other,
+    clause_3_committed_bytes_are_visible_on_every_handle, clause_3_handles_that_take_turns_see_each_others_bytes,
 };
 pub use self::dropped::{
-    clause_6_dropped_and_reopened_loses_nothing, clause_6_dropped_is_interrupted, clause_6_untouched_is_as_it_was,
+    clause_6_a_dropped_appender_interrupts, clause_6_dropping_and_reopening_loses_nothing,
+    clause_6_opening_without_appending_changes_nothing,
 };
 pub use self::ends::{
-    clause_7_a_finish_is_atomic, clause_7_a_finish_that_is_dropped_is_one_or_the_other, clause_7_ends_and_reopens,
+    clause_7_a_cancelled_finish_ends_or_interrupts, clause_7_a_finish_is_atomic, clause_7_ends_and_reopens,
 };
 pub use self::exclusive::{
-    clause_1_a_cancelled_open_leaves_it_free, clause_1_create_continue_and_takeover,
-    clause_1_of_many_opens_one_succeeds, clause_1_whoever_is_let_in_is_alone,
+    clause_1_a_cancelled_open_leaves_the_resource_free, clause_1_appenders_never_overlap,
+    clause_1_create_continue_and_takeover, clause_1_of_many_opens_one_succeeds,
 };
 pub use self::failure::{
-    clause_5_a_cancelled_append_leaves_a_prefix, clause_5_full_leaves_nothing,
-    clause_5_slices_are_appended_in_order_and_large_ones_too,
+    clause_5_a_cancelled_append_leaves_a_prefix, clause_5_full_stores_nothing, clause_5_slices_are_appended_in_order,
 };
 pub use self::fenced::{
-    clause_2_a_delete_fences, clause_2_a_takeover_fences, clause_2_a_takeover_waits_for_what_is_in_flight,
-    clause_2_racing_takeovers_keep_exactly_what_they_acknowledged, clause_2_the_fenced_can_do_no_harm_after_the_end,
-    clause_2_zombies_have_no_effect,
+    clause_2_a_delete_fences, clause_2_a_fenced_appender_cannot_change_a_sealed_resource, clause_2_a_takeover_fences,
+    clause_2_a_takeover_waits_for_calls_in_flight, clause_2_calls_of_a_fenced_appender_have_no_effect,
+    clause_2_racing_takeovers_keep_exactly_the_acknowledged_bytes,
 };
 pub use self::follow::{
-    follow_begins_where_it_is_told, follow_fails_when_the_life_is_over, follow_tells_of_growth_and_of_the_end,
-    follow_through_a_burst_leads_to_every_byte,
+    follow_begins_at_the_given_length, follow_fails_when_the_life_is_over, follow_reports_growth_and_the_end,
+    follow_through_a_burst_reaches_every_byte,
 };
-pub use self::hub::{hub_followers_are_told_of_a_cut, hub_followers_get_every_byte_and_the_end};
+pub use self::hub::{
+    hub_followers_get_every_byte_and_the_end, hub_followers_get_the_error_of_a_lost_or_deleted_resource,
+};
 pub use self::lives::{
-    clause_4_a_file_holds_what_is_committed, clause_4_a_life_never_repeats, clause_4_another_life_is_not_found,
+    clause_4_a_file_holds_the_committed_bytes, clause_4_a_life_never_repeats, clause_4_another_life_is_not_found,
     clause_4_ranges_are_exact, clause_4_ranges_are_exact_while_it_grows,
 };
-pub use self::names::{list_has_the_prefix, names_are_told_apart};
+pub use self::names::{list_returns_the_keys_with_the_prefix, names_are_distinct};
 pub use self::owners::{
-    clause_6_an_untouched_release_leaves_the_lost_lost, clause_6_claimed_and_dropped_is_lost_with_its_owner,
-    clause_6_the_owner_is_whoever_appended_last, clause_7_a_lost_one_ends_as_it_is_told,
-    clause_7_who_ended_it_is_known, lost_lists_exactly_the_lost,
+    clause_6_a_claimed_resource_is_lost_with_its_owner, clause_6_opening_without_appending_keeps_a_lost_resource_lost,
+    clause_6_the_owner_is_that_of_the_last_append, clause_7_a_lost_resource_can_be_ended,
+    clause_7_the_owner_is_known_after_the_end, lost_lists_exactly_the_lost_resources,
 };
 pub use self::synced::{Synced, SyncedAppend};
 
-/// How long one clause may take on one store.
+/// The time limit of one test.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// One clause, for whoever runs tests by other means than [`storage_conformance!`](crate::storage_conformance).
+/// One test, for other test runners than [`storage_conformance!`](crate::storage_conformance).
 pub struct Clause<S> {
     name: &'static str,
     group: &'static str,
@@ -118,20 +121,20 @@ pub struct Clause<S> {
 }
 
 impl<S: Storage> Clause<S> {
-    /// The name, which is that of its function.
+    /// The name of its function.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The [group](self#groups).
+    /// The name of its [group](self#groups).
     pub fn group(&self) -> &'static str {
         self.group
     }
 
-    /// Checks the clause on two handles on one store that is empty. Needs a tokio runtime with its timer.
+    /// Runs the test with two handles on one empty store. Needs a tokio runtime with its timer enabled.
     ///
     /// # Panics
-    /// If the storage doesn't keep the clause, or hangs.
+    /// If the storage violates the clause, or hangs.
     pub async fn check(&self, one: S, two: S) {
         limited((self.check)(one, two)).await;
     }
@@ -143,7 +146,7 @@ impl<S> fmt::Debug for Clause<S> {
     }
 }
 
-/// All clauses, as [`storage_conformance!`](crate::storage_conformance) tests them.
+/// All tests that [`storage_conformance!`](crate::storage_conformance) generates.
 pub fn clauses<S: Storage>() -> Vec<Clause<S>> {
     let mut all = Vec::new();
     crate::__storage_conformance! { @each collect (all) }
@@ -154,10 +157,10 @@ async fn limited(clause: impl Future<Output = ()>) {
     tokio::time::timeout(LONGEST, clause).await.expect("the clause takes too long");
 }
 
-/// Runs a clause on a store that is made for it. For the macro.
+/// Runs a test on a new store. For the macro.
 #[doc(hidden)]
 pub fn run<S, G>(make: impl AsyncFnOnce() -> (S, S, G), clause: impl AsyncFnOnce(S, S)) {
-    // Two threads: what races has to be able to.
+    // Two threads, so that races can happen.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(limited(async {
         let (one, two, guard) = make().await;

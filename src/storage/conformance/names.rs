@@ -1,4 +1,4 @@
-//! What resources are called.
+//! Names with unusual characters, and listing by prefix.
 
 use super::tools::{all, bytes, collect, key, write};
 use crate::state::{End, State};
@@ -11,8 +11,8 @@ async fn listed<S: Storage>(storage: &S, prefix: &str) -> String {
     found.join(" ")
 }
 
-/// [`Storage::list`] lists exactly the keys with the prefix, whatever their state, with their stats.
-pub async fn list_has_the_prefix<S: Storage>(one: S, two: S) {
+/// [`Storage::list`] returns exactly the keys with the prefix, whatever their state, with their stats.
+pub async fn list_returns_the_keys_with_the_prefix<S: Storage>(one: S, two: S) {
     for name in ["a", "ab", "b/a", "b/c/d", "bc", "ü/ö"] {
         write(&one, &key(name), name, End::Finished).await;
     }
@@ -44,7 +44,7 @@ pub async fn list_has_the_prefix<S: Storage>(one: S, two: S) {
 
 /// Names that differ only in case, in their Unicode normalization or in characters that are special elsewhere are
 /// different resources.
-pub async fn names_are_told_apart<S: Storage>(one: S, two: S) {
+pub async fn names_are_distinct<S: Storage>(one: S, two: S) {
     let names =
         ["a", "A", "a b", " a", "a%20b", "a%2Fb", "..a", "a..", "ä", "a\u{308}", "é/è", "-", "~", "*", "?", "$x"];
     for (at, name) in names.into_iter().enumerate() {

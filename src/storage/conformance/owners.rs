@@ -1,14 +1,15 @@
-//! Clauses 6 and 7 for storages that keep [owners](Append::claim).
+//! Clauses 6 and 7 for storages that store [owners](Append::claim).
 
 use bytes::Bytes;
 
-use super::tools::{all, bytes, claimed, collect, key, kind, left, open, owner, read, write};
+use super::tools::{all, bytes, claimed, closed_state, collect, key, kind, open, owner, read, write};
 use crate::error::ErrorKind;
 use crate::state::{End, Life, State};
 use crate::storage::{Append, Open, Storage};
 
-/// What was claimed and appended to is lost when dropped, with its owner, and goes on in its life, at its end.
-pub async fn clause_6_claimed_and_dropped_is_lost_with_its_owner<S: Storage>(one: S, two: S) {
+/// A claimed resource is lost, with its owner, when its appender is dropped after an append. It continues at its end, in
+/// its life.
+pub async fn clause_6_a_claimed_resource_is_lost_with_its_owner<S: Storage>(one: S, two: S) {
     // New, and after each end.
     for end in [None, Some(End::Finished), Some(End::Interrupted)] {
         let key = key(&format!("d/{end:?}"));
@@ -23,9 +24,9 @@ pub async fn clause_6_claimed_and_dropped_is_lost_with_its_owner<S: Storage>(one
         assert_eq!(appender.stat().owner, owner(1));
         let life = appender.stat().life;
         drop(appender);
-        assert_eq!(left(&two, &key).await, (State::Lost, owner(1)));
+        assert_eq!(closed_state(&two, &key).await, (State::Lost, owner(1)));
         assert_eq!(kind(two.open(&key, Open::Create).await), ErrorKind::Exists);
-        // It goes on in its life, at its end, however often it is lost, and with any kind of open.
+        // It continues at its end, in its life, however often it is lost and with any kind of open.
         for (at, how) in [Open::Continue, Open::Takeover, Open::Continue].into_iter().enumerate() {
             let appender = claimed(&two, &key, how, owner(1), "2").await;
             let stat = appender.stat();
@@ -35,7 +36,7 @@ pub async fn clause_6_claimed_and_dropped_is_lost_with_its_owner<S: Storage>(one
                 appender.sync().await.unwrap();
             }
             drop(appender);
-            assert_eq!(left(&one, &key).await, (State::Lost, owner(1)));
+            assert_eq!(closed_state(&one, &key).await, (State::Lost, owner(1)));
         }
         let (data, stat) = all(&one, &key).await;
         assert_eq!(data, [&b"before "[..before as usize], b"1222"].concat());
@@ -48,8 +49,8 @@ pub async fn clause_6_claimed_and_dropped_is_lost_with_its_owner<S: Storage>(one
     }
 }
 
-/// Whoever opens a lost resource and appends nothing leaves it lost to its owner, whatever it claimed.
-pub async fn clause_6_an_untouched_release_leaves_the_lost_lost<S: Storage>(one: S, two: S) {
+/// An appender that appends nothing leaves a lost resource lost, with its owner, whatever it claimed.
+pub async fn clause_6_opening_without_appending_keeps_a_lost_resource_lost<S: Storage>(one: S, two: S) {
     let lost = key("a");
     drop(claimed(&one, &lost, Open::Create, owner(1), "1").await);
     for claim in [owner(1), owner(2), None] {
@@ -60,9 +61,9 @@ pub async fn clause_6_an_untouched_release_leaves_the_lost_lost<S: Storage>(one:
         assert_eq!(appender.sync().await.unwrap(), 1);
         assert_eq!(appender.stat().owner, owner(1), "nothing was appended");
         drop(appender);
-        assert_eq!(left(&one, &lost).await, (State::Lost, owner(1)));
+        assert_eq!(closed_state(&one, &lost).await, (State::Lost, owner(1)));
     }
-    // Claimed, but never appended to: as it was.
+    // A resource that is claimed but not appended to remains as it was.
     let mut appender = open(&one, &key("absent"), Open::Create).await;
     appender.claim(owner(1));
     drop(appender);
@@ -72,45 +73,45 @@ pub async fn clause_6_an_untouched_release_leaves_the_lost_lost<S: Storage>(one:
     let mut appender = open(&one, &key("finished"), Open::Continue).await;
     appender.claim(owner(1));
     drop(appender);
-    assert_eq!(left(&two, &key("finished")).await.0, State::Finished);
+    assert_eq!(closed_state(&two, &key("finished")).await.0, State::Finished);
     assert_eq!(all(&two, &key("finished")).await.1.life, finished.life);
 }
 
-/// A claim takes effect with the first append, also after a takeover; a claim of nobody ends an earlier one.
-pub async fn clause_6_the_owner_is_whoever_appended_last<S: Storage>(one: S, two: S) {
+/// A claim takes effect with the first append, also after a takeover; a claim without an owner ends an earlier one.
+pub async fn clause_6_the_owner_is_that_of_the_last_append<S: Storage>(one: S, two: S) {
     let key = key("a");
     drop(claimed(&one, &key, Open::Create, owner(1), "1").await);
-    // By the next one, by none, and again by one.
+    // A new owner, no owner, and another owner.
     for (claim, state) in [(owner(2), State::Lost), (None, State::Interrupted), (owner(3), State::Lost)] {
         let appender = claimed(&two, &key, Open::Continue, claim, "2").await;
         assert_eq!(appender.stat().owner, claim);
         assert_eq!(one.stat(&key).await.unwrap().unwrap().owner, claim);
         drop(appender);
-        assert_eq!(left(&one, &key).await, (state, claim));
+        assert_eq!(closed_state(&one, &key).await, (state, claim));
     }
-    // Taken over: it is the older one's until the newer one appends.
+    // After a takeover the older appender's owner remains until the newer one appends.
     let older = claimed(&one, &key, Open::Continue, owner(4), "3").await;
     let newer = two.open(&key, Open::Takeover).await.unwrap();
     assert_eq!(newer.stat().owner, owner(4));
     drop((older, newer));
-    assert_eq!(left(&one, &key).await, (State::Lost, owner(4)));
+    assert_eq!(closed_state(&one, &key).await, (State::Lost, owner(4)));
     let older = claimed(&one, &key, Open::Continue, owner(4), "4").await;
     let newer = claimed(&two, &key, Open::Takeover, owner(5), "5").await;
     drop((older, newer));
-    assert_eq!(left(&one, &key).await, (State::Lost, owner(5)));
+    assert_eq!(closed_state(&one, &key).await, (State::Lost, owner(5)));
     let older = claimed(&one, &key, Open::Continue, owner(5), "6").await;
     let newer = claimed(&two, &key, Open::Takeover, None, "7").await;
     drop((older, newer));
-    assert_eq!(left(&one, &key).await, (State::Interrupted, None));
+    assert_eq!(closed_state(&one, &key).await, (State::Interrupted, None));
     let older = claimed(&one, &key, Open::Continue, None, "8").await;
     let newer = claimed(&two, &key, Open::Takeover, owner(6), "9").await;
     drop((older, newer));
-    assert_eq!(left(&one, &key).await, (State::Lost, owner(6)));
+    assert_eq!(closed_state(&one, &key).await, (State::Lost, owner(6)));
     assert_eq!(all(&two, &key).await.0, b"12223456789");
 }
 
 /// A lost resource can be ended in each way, with and without further bytes.
-pub async fn clause_7_a_lost_one_ends_as_it_is_told<S: Storage>(one: S, two: S) {
+pub async fn clause_7_a_lost_resource_can_be_ended<S: Storage>(one: S, two: S) {
     for end in [End::Interrupted, End::Finished, End::Sealed] {
         for more in ["", "2"] {
             let key = key(&format!("{end:?}{more}"));
@@ -119,7 +120,7 @@ pub async fn clause_7_a_lost_one_ends_as_it_is_told<S: Storage>(one: S, two: S) 
             drop(appender);
             let mut appender = open(&two, &key, Open::Continue).await;
             if more.is_empty() {
-                // What is not appended claims nothing.
+                // Without an append this claim has no effect, except on a clean finish.
                 appender.claim(owner(2));
             } else {
                 appender.claim(owner(1));
@@ -127,20 +128,20 @@ pub async fn clause_7_a_lost_one_ends_as_it_is_told<S: Storage>(one: S, two: S) 
             }
             let ended = appender.finish(end).await.unwrap();
             assert_eq!((ended.state, ended.len, ended.life), (end.state(), 1 + more.len() as u64, life));
-            assert_eq!(left(&one, &key).await.0, end.state());
+            assert_eq!(closed_state(&one, &key).await.0, end.state());
             assert_eq!(all(&one, &key).await.1.life, life);
             if end == End::Interrupted {
-                // It is known who it was, should that one come back after all.
+                // The owner is still known, should it ask.
                 assert_eq!(open(&one, &key, Open::Continue).await.stat().owner, owner(1));
-                assert_eq!(left(&one, &key).await, (State::Interrupted, owner(1)));
+                assert_eq!(closed_state(&one, &key).await, (State::Interrupted, owner(1)));
             }
         }
     }
 }
 
-/// Who finished or sealed it is known afterwards, so that whoever missed the answer can ask; with and without bytes, of a
-/// new resource and of one that somebody else lost.
-pub async fn clause_7_who_ended_it_is_known<S: Storage>(one: S, two: S) {
+/// The owner of a finished or sealed resource is known afterwards, so that an appender that missed the answer can ask; with
+/// and without bytes, for a new resource and for one that another owner lost.
+pub async fn clause_7_the_owner_is_known_after_the_end<S: Storage>(one: S, two: S) {
     for end in [End::Finished, End::Sealed] {
         for lost in [false, true] {
             for more in ["", "2"] {
@@ -155,14 +156,14 @@ pub async fn clause_7_who_ended_it_is_known<S: Storage>(one: S, two: S) {
                 }
                 let ended = appender.finish(end).await.unwrap();
                 assert_eq!((ended.state, ended.owner), (end.state(), owner(2)), "lost {lost}, {more:?}");
-                assert_eq!(left(&two, &key).await, (end.state(), owner(2)), "lost {lost}, {more:?}");
+                assert_eq!(closed_state(&two, &key).await, (end.state(), owner(2)), "lost {lost}, {more:?}");
             }
         }
     }
 }
 
-/// [`Storage::lost`] lists what is lost, with its owner, and nothing else.
-pub async fn lost_lists_exactly_the_lost<S: Storage>(one: S, two: S) {
+/// [`Storage::lost`] lists the lost resources, with their owners, and nothing else.
+pub async fn lost_lists_exactly_the_lost_resources<S: Storage>(one: S, two: S) {
     for (name, end) in [("finished", End::Finished), ("interrupted", End::Interrupted), ("sealed", End::Sealed)] {
         write(&one, &key(name), name, end).await;
     }
@@ -173,7 +174,7 @@ pub async fn lost_lists_exactly_the_lost<S: Storage>(one: S, two: S) {
         let appender = claimed(&one, &key(name), Open::Create, owner(of), name).await;
         lives.push(appender.stat().life);
         drop(appender);
-        left(&one, &key(name)).await;
+        closed_state(&one, &key(name)).await;
     }
     drop(claimed(&two, &key("back"), Open::Create, owner(3), "1").await);
     let back = claimed(&two, &key("back"), Open::Continue, owner(3), "1").await;

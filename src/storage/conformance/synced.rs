@@ -1,4 +1,4 @@
-//! The same storage, with a sync after every append.
+//! A wrapper that syncs after every append.
 
 use std::fs::File;
 use std::ops::Range;
@@ -11,8 +11,8 @@ use crate::key::Key;
 use crate::state::{End, Life, Stat};
 use crate::storage::{Append, ByteStream, EntryStream, Open, StatStream, Storage};
 
-/// A storage whose appenders sync after every append, and see to it that at least that much is durable then: for running
-/// clauses with syncs in between.
+/// A storage whose appenders sync after every append, and panic if fewer bytes are durable then than committed. It runs the
+/// tests with syncs in between.
 #[derive(Debug, Clone)]
 pub struct Synced<S>(pub S);
 
@@ -77,11 +77,11 @@ impl<A: Append> Append for SyncedAppend<A> {
         }
         let appended = self.inner.append(data).await;
         if let Ok(committed) = appended {
-            // It doesn't borrow the appender, which need not be `Sync`.
+            // Not awaited in place: a borrow across the await would require an appender that is `Sync`.
             let sync = self.inner.sync();
             match sync.await {
                 Ok(durable) => assert!(durable >= committed, "only {durable} of {committed} bytes are durable"),
-                // What was committed before the takeover counts: the append was done.
+                // Fenced after the append was committed, so the append still counts.
                 Err(error) if error.kind() == ErrorKind::Fenced => {}
                 Err(error) => return Err(error),
             }

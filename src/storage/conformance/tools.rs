@@ -1,4 +1,4 @@
-//! What the clauses share.
+//! Helpers that the tests share.
 
 use std::fmt::Debug;
 use std::future::{Future, poll_fn};
@@ -17,10 +17,10 @@ use crate::state::{End, Life, Stat, State};
 use crate::storage::stream::next;
 use crate::storage::{Append, Open, Storage};
 
-/// How long anything may take that has to come.
+/// How long an expected event may take.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Awaits an event that has to come: a hang is a failure, not a hang.
+/// Awaits an expected event, and panics if it takes too long.
 pub(super) async fn soon<F: Future>(what: &str, event: F) -> F::Output {
     match tokio::time::timeout(SOON, event).await {
         Ok(output) => output,
@@ -28,8 +28,8 @@ pub(super) async fn soon<F: Future>(what: &str, event: F) -> F::Output {
     }
 }
 
-/// Between two questions about something that a storage tells nobody by itself, such as that a dropped appender has
-/// let go. Only ever in a loop under [`soon`]: how long it takes decides nothing.
+/// Waits between two polls for something that a storage does not announce, such as the release of a dropped appender. Only
+/// used in a loop under [`soon`], so that its length decides nothing.
 pub(super) async fn pause() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
@@ -42,7 +42,7 @@ pub(super) fn bytes(data: impl AsRef<[u8]>) -> [Bytes; 1] {
     [Bytes::copy_from_slice(data.as_ref())]
 }
 
-/// The bytes of a resource in which no two places look alike.
+/// Bytes of a resource, different at each place.
 pub(super) fn pattern(from: u64, len: usize) -> Vec<u8> {
     (from..from + len as u64).map(|i| (i ^ (i >> 8) ^ (i >> 16)).wrapping_mul(31) as u8).collect()
 }
@@ -56,7 +56,7 @@ pub(super) fn kind<T>(result: Result<T>) -> ErrorKind {
     }
 }
 
-/// Sees to it that a stat is what it has to be, but for the time.
+/// Compares two stats, apart from the time of modification.
 #[track_caller]
 pub(super) fn same(stat: &Option<Stat>, expected: &Option<Stat>, context: impl Debug) {
     let parts = |stat: &Option<Stat>| stat.as_ref().map(|stat| (stat.life, stat.len, stat.state, stat.owner));
@@ -75,13 +75,13 @@ pub(super) async fn read<S: Storage>(storage: &S, key: &Key, life: Life, range: 
     Ok(collect(storage.read(key, life, range).await?).await?.concat())
 }
 
-/// All there is, and the stat that tells it.
+/// All bytes of a resource, and its stat.
 pub(super) async fn all<S: Storage>(storage: &S, key: &Key) -> (Vec<u8>, Stat) {
     let stat = storage.stat(key).await.unwrap().expect("it exists");
     (read(storage, key, stat.life, 0..stat.len).await.unwrap(), stat)
 }
 
-/// Appends all of this and ends.
+/// Opens a resource, appends and ends it.
 pub(super) async fn write<S: Storage>(storage: &S, key: &Key, data: &str, end: End) -> Stat {
     let mut appender = open(storage, key, Open::Continue).await;
     if !data.is_empty() {
@@ -90,7 +90,7 @@ pub(super) async fn write<S: Storage>(storage: &S, key: &Key, data: &str, end: E
     appender.finish(end).await.unwrap()
 }
 
-/// Opens as soon as whoever was dropped before has let go.
+/// Opens a resource, once a dropped appender has released it.
 pub(super) async fn open<S: Storage>(storage: &S, key: &Key, how: Open) -> S::Appender {
     soon("an open", async {
         loop {
@@ -107,7 +107,7 @@ pub(super) fn owner(of: u8) -> Option<Owner> {
     Some(Owner::from_bytes([of; 32]))
 }
 
-/// Appends as this owner; the appender.
+/// Opens a resource and appends as this owner.
 pub(super) async fn claimed<S: Storage>(
     storage: &S,
     key: &Key,
@@ -121,8 +121,8 @@ pub(super) async fn claimed<S: Storage>(
     appender
 }
 
-/// The state and the owner, once nobody appends any more.
-pub(super) async fn left<S: Storage>(storage: &S, key: &Key) -> (State, Option<Owner>) {
+/// The state and the owner, once there is no appender any more.
+pub(super) async fn closed_state<S: Storage>(storage: &S, key: &Key) -> (State, Option<Owner>) {
     soon("a release", async {
         loop {
             let stat = storage.stat(key).await.unwrap().unwrap();
@@ -135,7 +135,7 @@ pub(super) async fn left<S: Storage>(storage: &S, key: &Key) -> (State, Option<O
     .await
 }
 
-/// Polls a future this many times, as far as it needs, and lets others run in between; what it came to.
+/// Polls a future up to this many times, with other tasks in between. Returns its output if it completed.
 pub(super) async fn poll_times<F: Future>(mut future: Pin<&mut F>, times: usize) -> Option<F::Output> {
     for _ in 0..times {
         if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
@@ -146,7 +146,7 @@ pub(super) async fn poll_times<F: Future>(mut future: Pin<&mut F>, times: usize)
     None
 }
 
-/// Random numbers (xorshift) from a seed that is printed, and that can be given to see a failure again.
+/// Random numbers (xorshift) from a seed that is printed, and that can be set to reproduce a failure.
 pub(super) struct Random(u64);
 
 impl Random {
@@ -157,7 +157,7 @@ impl Random {
             Err(_) => Life::random().unwrap().to_bits() as u64,
         };
         println!("{SEED}={seed}");
-        // Xorshift never leaves zero.
+        // Xorshift would return zeros forever.
         Self(seed.max(1))
     }
 
@@ -168,7 +168,7 @@ impl Random {
         self.0 % bound
     }
 
-    /// A range within these bytes, of very different widths.
+    /// A range within this length, from very narrow to very wide.
     pub(super) fn range(&mut self, len: u64) -> Range<u64> {
         let start = self.below(len + 1);
         let width = [1, 100, 65_536, len][self.below(4) as usize];

@@ -1,4 +1,4 @@
-//! What the fuzz targets do with bookkeeping records: see [`crate::fuzzing`].
+//! Fuzz targets for records and their recovery: see [`crate::fuzzing`].
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -14,13 +14,13 @@ use crate::key::Key;
 use crate::state::{End, Stat, State};
 use crate::storage::{Append, Open, Storage, stream};
 
-/// Where the slots are, and how long one is with its checksum.
+/// The offsets of the slots, and a slot's length without its checksum.
 const SLOTS: [usize; 2] = [8192, 12288];
 const SLOT_LEN: usize = 91;
 
-/// Makes a record's bytes of an input: its head and two slots as they are, each sealed with a right checksum if a bit of
-/// the first byte says so. A fuzzer doesn't guess checksums. Other bits make the head that of `about`, and a slot one
-/// of this boot.
+/// Builds a record's bytes from an input: a head and two slots, each with a valid checksum if a bit of the first byte says
+/// so, since a fuzzer doesn't guess checksums. Other bits replace the head by that of `about`, and a slot's boot by this
+/// one.
 fn record_of(data: &[u8], about: Option<(&Key, u128)>) -> Vec<u8> {
     let (flags, rest) = data.split_first().unwrap_or((&0, &[]));
     let (slots, head) = rest.split_at(rest.len().min(2 * SLOT_LEN));
@@ -50,8 +50,8 @@ fn record_of(data: &[u8], about: Option<(&Key, u128)>) -> Vec<u8> {
     record
 }
 
-/// Whatever stands in a record is read as what it says, or not at all; and what is left of the resource is the same
-/// however often it is asked, and never more than its file.
+/// A record is read as what its bytes say, or refused. Its recovery gives the same result however often it is applied, and
+/// never more bytes than the file has.
 pub fn record(data: &[u8]) -> bool {
     thread_local! {
         static FILE: File = File::open("/dev/null").expect("a file");
@@ -59,13 +59,13 @@ pub fn record(data: &[u8]) -> bool {
     let bytes = record_of(data, None);
     let file = FILE.with(|file| file.try_clone()).expect("a file");
     let Some(record) = Record::parse(file, &bytes) else { return false };
-    // The head, read by its offsets.
+    // The head, by its offsets.
     let len = u32::from_le_bytes(bytes[24..28].try_into().unwrap()) as usize;
     assert_eq!(&bytes[..8], b"HFSrec2\n");
     assert_eq!(record.id.to_le_bytes(), bytes[8..24]);
     assert_eq!(record.key.as_str().as_bytes(), &bytes[28..28 + len]);
-    // The slot is that of the greater sequence number whose checksum is right, and writes back to the same bytes but for
-    // what counts as true and what nobody reads.
+    // The slot is the valid one with the greater number. It is written back to the same bytes, except for flags (any value
+    // but 0 is true) and the owner's bytes where there is no owner.
     let slots = SLOTS.map(|at| bytes.get(at..at + SLOT_LEN + 16));
     let parsed = slots.map(|slot| parse_slot(slot?));
     let newest = parsed.iter().flatten().map(|(seq, _)| *seq).max().expect("a slot");
@@ -73,45 +73,45 @@ pub fn record(data: &[u8]) -> bool {
     assert!(parsed.iter().flatten().any(|(seq, slot)| *seq == newest && *slot == record.slot));
     for (slot, parsed) in slots.iter().zip(parsed) {
         let Some((seq, parsed)) = parsed else { continue };
-        let slot = slot.expect("what was parsed");
+        let slot = slot.expect("parsed before");
         let written = encode_slot(seq, parsed);
         assert_eq!(parse_slot(&written), Some((seq, parsed)));
         assert_eq!(slot[..57], written[..57]);
         assert!(slot[58] == 0 || slot[59..SLOT_LEN] == written[59..SLOT_LEN]);
     }
-    check_left(record.slot, record.id, &bytes)
+    check_recovery(record.slot, record.id, &bytes)
 }
 
-/// Asks with files and boots that the input itself gives.
-fn check_left(slot: Slot, id: u128, bytes: &[u8]) -> bool {
+/// Recovers with file sizes and boots taken from the input. Returns whether an undo was among the results.
+fn check_recovery(slot: Slot, id: u128, bytes: &[u8]) -> bool {
     let mut undone = false;
     let some = u64::from(bytes[bytes.len() - 1]);
     for size in [0, 1, some, slot.len, slot.durable, slot.len.saturating_add(some), slot.durable / 2, u64::MAX] {
         for boot in [slot.boot, [1; 16], [2; 16]] {
-            let left = slot.recovery(id, size, boot);
-            assert_eq!(left, slot.recovery(id, size, boot));
-            let Recovery::Keep(stands, len) = left else {
-                // Nothing was added, and nothing is missing.
+            let recovery = slot.recovery(id, size, boot);
+            assert_eq!(recovery, slot.recovery(id, size, boot));
+            let Recovery::Keep(kept, len) = recovery else {
+                // Only if nothing was added and nothing is missing.
                 assert!(slot.status == Status::Open && len_of(slot, size, boot) == slot.len);
                 undone = true;
                 continue;
             };
             assert!(len <= size);
             if let Status::Closed(_) = slot.status {
-                assert_eq!((stands.status, len), (slot.status, size));
-                assert!(size >= slot.len || stands.life != slot.life, "a cut file is in another life");
+                assert_eq!((kept.status, len), (slot.status, size));
+                assert!(size >= slot.len || kept.life != slot.life, "a cut file is in another life");
                 continue;
             }
             assert_eq!(len, len_of(slot, size, boot));
-            assert_eq!(stands.status.is_open(), slot.owner.is_some());
-            assert!(stands != slot || len == size, "it is left as it is, with a file that is too long");
-            let settled = stands.recovery(id, len, boot);
-            match settled {
-                // It was kept for its owner, and has come to as much as before.
-                Recovery::Undo => assert!(stands.status == Status::Open && len == stands.len),
+            assert_eq!(kept.status.is_open(), slot.owner.is_some());
+            assert!(kept != slot || len == size, "an unchanged slot goes with an unchanged file");
+            let again = kept.recovery(id, len, boot);
+            match again {
+                // Kept for its owner, and exactly as long as before the open.
+                Recovery::Undo => assert!(kept.status == Status::Open && len == kept.len),
                 Recovery::Keep(again, same) => {
                     assert_eq!(same, len);
-                    assert_eq!((again.status, again.life, again.owner), (stands.status, stands.life, stands.owner));
+                    assert_eq!((again.status, again.life, again.owner), (kept.status, kept.life, kept.owner));
                 }
             }
         }
@@ -119,13 +119,13 @@ fn check_left(slot: Slot, id: u128, bytes: &[u8]) -> bool {
     undone
 }
 
-/// How much of an open resource is left.
+/// How many bytes of an open resource are recovered.
 fn len_of(slot: Slot, size: u64, boot: [u8; 16]) -> u64 {
     if slot.boot == boot { size } else { size.min(slot.durable) }
 }
 
-/// A root of files with any records is opened and settled, tells the same before and after, and can be appended to or
-/// says why not; its files hold a prefix of what they held.
+/// A root with arbitrary records is opened and recovered. Recovering again changes nothing, its file holds a prefix of what
+/// it held, and it can be appended to unless it is sealed.
 pub fn root(data: &[u8]) -> bool {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     thread_local! {
@@ -153,12 +153,12 @@ pub fn root(data: &[u8]) -> bool {
     std::fs::write(&path, &content).expect("to write");
     let id = identity(&File::open(&path).expect("a file")).expect("an identity");
     let (first, second) = data.split_at(data.len() / 2);
-    let mut left = None;
+    let mut expected = None;
     if kind & 1 == 0 {
         let (name, bytes) = (records.join(open_record_name(&key)), record_of(first, Some((&key, id))));
         std::fs::write(&name, &bytes).expect("to write");
         let record = Record::parse(File::open(&name).expect("a file"), &bytes);
-        left = record.filter(|record| record.belongs_to(&key, id)).map(|record| {
+        expected = record.filter(|record| record.belongs_to(&key, id)).map(|record| {
             match record.slot.recovery(id, content.len() as u64, boot_id()) {
                 Recovery::Keep(_, len) => Some(len),
                 Recovery::Undo => record.slot.existed.then_some(content.len() as u64),
@@ -168,26 +168,26 @@ pub fn root(data: &[u8]) -> bool {
     if kind & 2 != 0 {
         std::fs::write(records.join(closed_record_name(&key)), record_of(second, Some((&key, id)))).expect("to write");
     }
-    RUNTIME.with_borrow(|runtime| runtime.block_on(check_root(&folder.0, &key, &content, left)))
+    RUNTIME.with_borrow(|runtime| runtime.block_on(check_root(&folder.0, &key, &content, expected)))
 }
 
-/// `left` is how much of it there is, if its record tells.
-async fn check_root(folder: &Path, key: &Key, content: &[u8], left: Option<Option<u64>>) -> bool {
+/// `expected` is the resource's length, `None` for absent, if its record determines it.
+async fn check_root(folder: &Path, key: &Key, content: &[u8], expected: Option<Option<u64>>) -> bool {
     let storage = FsStorage::open(folder).expect("a root");
     let seen = check_stat(&storage, key, content).await;
     drop(storage);
-    if let Some(left) = left {
-        assert_eq!(seen.as_ref().map(|stat| stat.len), left);
-        assert_eq!(std::fs::metadata(folder.join("a")).ok().map(|meta| meta.len()), left);
+    if let Some(expected) = expected {
+        assert_eq!(seen.as_ref().map(|stat| stat.len), expected);
+        assert_eq!(std::fs::metadata(folder.join("a")).ok().map(|meta| meta.len()), expected);
     }
-    // Settling again changes nothing.
+    // Recovering again changes nothing.
     let storage = FsStorage::open(folder).expect("a root");
     let again = check_stat(&storage, key, content).await;
-    let told = |stat: &Option<Stat>| stat.as_ref().map(|stat| (stat.life, stat.len, stat.state, stat.owner));
-    assert_eq!(told(&seen), told(&again));
+    let parts = |stat: &Option<Stat>| stat.as_ref().map(|stat| (stat.life, stat.len, stat.state, stat.owner));
+    assert_eq!(parts(&seen), parts(&again));
     let mut lost = storage.lost();
     while let Some(found) = stream::next(&mut lost).await {
-        assert_eq!(found.expect("what is lost").1.state, State::Lost);
+        assert_eq!(found.expect("a lost resource").1.state, State::Lost);
     }
     let before = seen.as_ref().map_or(0, |stat| stat.len);
     let sealed = seen.as_ref().is_some_and(|stat| stat.state == State::Sealed);

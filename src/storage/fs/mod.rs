@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `mod` (this file) | [`FsStorage`]: the [`Storage`] calls, each sent to a thread that may block |
 //! | `builder` | [`FsStorageBuilder`]: the options |
-//! | `root` | One root directory in use: its folders, its lock, how a file is told from another |
+//! | `root` | One root directory in use: its folders and its lock; the identity of a file |
 //! | `table` | Which resources have an appender in this process, by key and by inode |
 //! | `open` | Opening a resource for appending, and deleting one |
 //! | `lookup` | What a key's file and records say about a resource without an appender |

@@ -1,4 +1,4 @@
-//! Every path operation of the storage: beneath one directory handle, through no symlink, opening nothing but files.
+//! All path operations of the storage. They start at one directory handle, follow no symlink and open only regular files.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -16,61 +16,25 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// `NONBLOCK` so that opening a FIFO returns; it means nothing to a regular file.
+/// `NONBLOCK` so that opening a FIFO returns; it has no effect on a regular file.
 const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 const DIR_MODE: Mode = Mode::RWXU;
-/// How often the folders above a new file may vanish before it is given up.
-const MAX_RACES: usize = 100;
-/// As many folders are known to be durable, at most.
-const MAX_FOLDERS: usize = 10_000;
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// How often the folders above a new file may be removed while it is linked, before that is an error.
+const MAX_RACES: usize = 100;
+/// The most folders that are remembered as durable.
+const MAX_FOLDERS: usize = 10_000;
 
-/// To open a file for reading only must be enough to read it: on a frozen file system whatever may write waits.
-fn access(write: bool) -> OFlags {
-    if write { OFlags::RDWR } else { OFlags::RDONLY }
-}
-
-/// A directory that everything happens beneath.
+/// A directory handle.
 #[derive(Debug)]
 pub(super) struct Dir(OwnedFd);
 
-/// Folders whose names this process made durable.
-#[derive(Debug, Default)]
-pub(super) struct DurableFolders(Mutex<HashSet<u128>>);
-
-impl DurableFolders {
-    fn lock(&self) -> MutexGuard<'_, HashSet<u128>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn add(&self, name: Option<u128>) {
-        let mut known = self.lock();
-        if known.len() >= MAX_FOLDERS {
-            known.clear();
-        }
-        known.extend(name);
-    }
-}
-
-/// Tells this folder under this name from any other that ever was there; `None` where the file system can't.
-fn folder_id(parent: &OwnedFd, name: &str, fd: &OwnedFd) -> io::Result<Option<u128>> {
-    let (parent, folder) = (File::from(parent.try_clone()?), File::from(fd.try_clone()?));
-    if folder.metadata()?.created().is_err() {
-        return Ok(None);
-    }
-    let mut hash = Sha256::new();
-    hash.update(identity(&parent)?.to_le_bytes());
-    hash.update(identity(&folder)?.to_le_bytes());
-    hash.update(name);
-    Ok(Some(first_bits(hash)))
-}
-
-/// What stands between a key and its file.
+/// What was found at a key's path.
 pub(super) enum Lookup {
     File(File),
-    /// Nothing is there, and nothing is in the way.
+    /// Nothing, and nothing that is in the way of a new file.
     Absent,
-    /// A symlink: nothing of ours, and never followed.
+    /// A symlink, at the path or above it. Never followed.
     Symlink,
 }
 
@@ -79,7 +43,7 @@ impl Dir {
         Ok(Self(File::open(path)?.into()))
     }
 
-    /// Opens or makes a directory right beneath this one.
+    /// Opens or creates a directory directly in this one.
     pub(super) fn make_dir(&self, name: &str) -> io::Result<Self> {
         match mkdirat(&self.0, name, DIR_MODE) {
             Ok(()) | Err(Errno::EXIST) => fsync(&self.0)?,
@@ -92,7 +56,7 @@ impl Dir {
         Ok(fsync(&self.0)?)
     }
 
-    /// Syncs everything on the file system that this directory is on.
+    /// Syncs the whole file system of this directory.
     #[cfg(target_os = "linux")]
     pub(super) fn sync_file_system(&self) -> io::Result<()> {
         Ok(rustix::fs::syncfs(&self.0)?)
@@ -107,7 +71,7 @@ impl Dir {
         Ok(rustix::fs::fstat(&self.0)?.st_dev)
     }
 
-    /// Opens what the key names, for reading or for both.
+    /// Opens the key's file, for reading or for both.
     pub(super) fn find(&self, key: &Key, write: bool) -> Result<Lookup> {
         let (parent, name) = match self.parent(key)? {
             Parent::Dir(parent, name) => (parent, name),
@@ -128,13 +92,13 @@ impl Dir {
         Ok(Lookup::File(file))
     }
 
-    /// Links a file made elsewhere to where the key says, with the folders above it. Fails if anything is there.
+    /// Links a file of another directory to the key's path, and creates the folders above. Fails if anything is there.
     pub(super) fn link(&self, from: &Dir, from_name: &str, key: &Key) -> io::Result<()> {
         let link = || -> io::Result<()> {
             let (parent, name) = self.make_parent(key)?;
             Ok(linkat(&from.0, from_name, parent.as_fd(self), name, AtFlags::empty())?)
         };
-        // A folder that is empty for this moment may be removed by whoever deletes its last file: then it is made anew.
+        // A concurrent delete may remove a folder that is empty at this moment; it is created again then.
         let mut linked = link();
         for _ in 0..MAX_RACES {
             match linked {
@@ -145,7 +109,7 @@ impl Dir {
         linked
     }
 
-    /// Removes the file, and the folders above it that are left empty. An absent one is no error.
+    /// Removes the key's file, and the folders above it that become empty. An absent file is no error.
     pub(super) fn remove(&self, key: &Key) -> Result<()> {
         let Parent::Dir(parent, name) = self.parent(key)? else { return Ok(()) };
         match unlinkat(parent.as_fd(self), name, AtFlags::empty()) {
@@ -153,7 +117,7 @@ impl Dir {
             Err(errno) => return Err(error(errno.into())),
         }
         fsync(parent.as_fd(self)).map_err(|e| error(e.into()))?;
-        // A folder somebody fills at this moment is not empty, and stays.
+        // A folder that gets a file at this moment is not empty, and stays.
         let mut path = key.as_str();
         while let Some((folder, _)) = path.rsplit_once('/') {
             let Ok(key) = Key::new(folder) else { break };
@@ -166,8 +130,8 @@ impl Dir {
         Ok(())
     }
 
-    /// Makes the name of the key's file durable, and those of the folders above it: whoever made them may have been
-    /// killed before they were.
+    /// Makes the name of the key's file durable, and those of the folders above it, also of existing ones: the process
+    /// that created them may have been killed before it did so.
     pub(super) fn sync_parent(&self, key: &Key, known: &DurableFolders) -> io::Result<()> {
         let mut at = Handle::Top;
         let mut segments = key.segments().peekable();
@@ -186,7 +150,7 @@ impl Dir {
         Ok(fsync(at.as_fd(self))?)
     }
 
-    /// Opens a file right beneath this directory.
+    /// Opens a file directly in this directory.
     pub(super) fn open_file(&self, name: &str, write: bool) -> io::Result<Option<File>> {
         match openat(&self.0, name, FILE | access(write), Mode::empty()) {
             Ok(fd) => Ok(Some(fd.into())),
@@ -195,7 +159,7 @@ impl Dir {
         }
     }
 
-    /// Makes a file right beneath this directory, or opens it.
+    /// Creates or opens a file directly in this directory.
     pub(super) fn create_file(&self, name: &str, exclusive: bool) -> io::Result<File> {
         let exclusive = if exclusive { OFlags::EXCL } else { OFlags::empty() };
         let flags = FILE | OFlags::RDWR | OFlags::CREATE | exclusive;
@@ -206,7 +170,7 @@ impl Dir {
         Ok(rustix::fs::renameat(&self.0, from, &self.0, to)?)
     }
 
-    /// Removes a file right beneath this directory; whether it was there.
+    /// Removes a file directly in this directory; returns whether it existed.
     pub(super) fn remove_file(&self, name: &str) -> io::Result<bool> {
         match unlinkat(&self.0, name, AtFlags::empty()) {
             Ok(()) => Ok(true),
@@ -215,7 +179,7 @@ impl Dir {
         }
     }
 
-    /// The names right beneath this directory, with what they are.
+    /// The entries of this directory, with their types.
     pub(super) fn names(&self) -> io::Result<Vec<(String, FileType)>> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.0)? {
@@ -266,7 +230,7 @@ impl Dir {
             }
             let next = match enter(at.as_fd(self), segment) {
                 Err(Errno::NOENT) => {
-                    // Made durable with the file's name, see `sync_parent`.
+                    // Not synced here, but with the file's name: see `sync_parent`.
                     match mkdirat(at.as_fd(self), segment, DIR_MODE) {
                         Ok(()) | Err(Errno::EXIST) => {}
                         Err(errno) => return Err(errno.into()),
@@ -281,13 +245,49 @@ impl Dir {
     }
 }
 
-/// Opens a folder of resources. A symlink is `LOOP`, whatever else is no folder is `NOTDIR`.
+/// Folders whose names this process made durable, by [`folder_id`].
+#[derive(Debug, Default)]
+pub(super) struct DurableFolders(Mutex<HashSet<u128>>);
+
+impl DurableFolders {
+    fn lock(&self) -> MutexGuard<'_, HashSet<u128>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn add(&self, name: Option<u128>) {
+        let mut known = self.lock();
+        if known.len() >= MAX_FOLDERS {
+            known.clear();
+        }
+        known.extend(name);
+    }
+}
+
+/// Distinguishes a folder with this name from any other that ever had it; `None` where the file system has no birth times.
+fn folder_id(parent: &OwnedFd, name: &str, fd: &OwnedFd) -> io::Result<Option<u128>> {
+    let (parent, folder) = (File::from(parent.try_clone()?), File::from(fd.try_clone()?));
+    if folder.metadata()?.created().is_err() {
+        return Ok(None);
+    }
+    let mut hash = Sha256::new();
+    hash.update(identity(&parent)?.to_le_bytes());
+    hash.update(identity(&folder)?.to_le_bytes());
+    hash.update(name);
+    Ok(Some(first_bits(hash)))
+}
+
+/// Readers open files for reading only: on a frozen file system, opening one for writing blocks.
+fn access(write: bool) -> OFlags {
+    if write { OFlags::RDWR } else { OFlags::RDONLY }
+}
+
+/// Opens a folder of resources. A symlink is `LOOP`, anything else that is not a folder is `NOTDIR`.
 fn enter(parent: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     let opened = openat(parent, name, DIR, Mode::empty());
-    // A symlink that is asked to be a directory is reported like a file that is.
+    // Opening a symlink as a directory fails like opening a file as one.
     if let Err(Errno::NOTDIR) = opened {
         let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        // A directory by now: it was something else a moment ago, most likely a symlink.
+        // A directory by now was something else a moment ago, most likely a symlink.
         if matches!(FileType::from_raw_mode(stat.st_mode), FileType::Symlink | FileType::Directory) {
             return Err(Errno::LOOP);
         }
@@ -319,7 +319,7 @@ pub(super) fn conflict() -> Error {
     ErrorKind::Conflict.into()
 }
 
-/// What a failed system call means to the one who asked.
+/// The error for a failed system call.
 pub(super) fn error(source: io::Error) -> Error {
     let kind = match Errno::from_io_error(&source) {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => ErrorKind::Full,
@@ -328,7 +328,7 @@ pub(super) fn error(source: io::Error) -> Error {
         // A symlink, which is never followed.
         Some(Errno::LOOP) => ErrorKind::NotFound,
         Some(Errno::MFILE | Errno::NFILE) => ErrorKind::Overloaded,
-        // Where the system denies a permission that is the operator's matter, and none of the client's credentials.
+        // Also a denied permission: that is the operator's business, and says nothing about the client's credentials.
         _ => ErrorKind::Storage,
     };
     Error::new(kind).with_source(source)
@@ -341,7 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_folders_are_remembered_and_no_more() {
+    fn the_number_of_remembered_folders_is_bounded() {
         let known = DurableFolders::default();
         for name in 0..MAX_FOLDERS as u128 {
             known.add(Some(name));
@@ -360,8 +360,8 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_sync_that_fails_is_told() {
-        // Through such a descriptor nothing can be synced.
+    fn a_failed_sync_is_an_error() {
+        // An `O_PATH` descriptor can't be synced.
         let dir = Dir(openat(rustix::fs::CWD, "/", OFlags::PATH, Mode::empty()).unwrap());
         dir.sync().unwrap_err();
         dir.sync_file_system().unwrap_err();

@@ -1,7 +1,7 @@
-//! The bookkeeping of one resource that is not plainly finished.
+//! The record of one resource that is not simply finished: its format, and what it says after a crash.
 //!
-//! A record is a file of its own: a head that never changes (which key, which file), and two slots that are written in
-//! turn, so that a torn write leaves the other one whole. Each part carries a checksum.
+//! A record is a file: a head that never changes (which key, which file), and two slots that are written in turn, so that
+//! a torn write leaves the other slot intact. Each part has a checksum.
 
 use std::fs::File;
 use std::io;
@@ -18,81 +18,80 @@ use crate::key::Key;
 use crate::state::{Life, State};
 
 const MAGIC: &[u8; 8] = b"HFSrec2\n";
-/// Where the slots begin: behind the longest head.
+/// The offset of the first slot, behind the longest head.
 const SLOTS: u64 = 8192;
-/// A slot's distance from the other, so that no sector holds both.
+/// The distance between the slots, so that no sector holds both.
 const SLOT: u64 = 4096;
 const SLOT_LEN: usize = 8 + 1 + 16 + 8 + 8 + 16 + 1 + 1 + 32;
 const SUM: usize = 16;
-/// In the place of a boot: in none is the file's length to be trusted.
+/// In place of a boot id: the file's length is not trusted in any boot.
 pub(super) const NO_BOOT: [u8; 16] = [0xff; 16];
 
-/// How the resource stands, as recorded.
+/// What a record says about its resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
-    /// An appender has it, or had it when the process died.
+    /// It has an appender, or had one when the process died.
     Open,
-    /// As `Open`, and cut since: there is nothing that it could be undone to.
+    /// As `Open`, and the file was cut since: there is no earlier state to return to.
     Truncated,
-    /// At rest.
+    /// It has ended: finished, interrupted or sealed.
     Closed(State),
 }
 
 impl Status {
-    /// Whether an appender has it, or had it and did not say that it ended.
+    /// Whether the end was not recorded.
     pub(super) fn is_open(self) -> bool {
         matches!(self, Self::Open | Self::Truncated)
     }
 }
 
-/// What changes while a record lives.
+/// The part of a record that changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) status: Status,
-    /// The life, if it isn't the one that the file itself tells.
+    /// The life, where it is not the one derived from the file.
     pub(super) life: Option<Life>,
-    /// At rest: the committed length. Open: the length before. Cut: to what length.
+    /// Closed: the committed length. Open: the length before the first append. Truncated: the length after the cut.
     pub(super) len: u64,
-    /// Every byte before this one survives power loss.
+    /// Bytes before this offset survive power loss.
     pub(super) durable: u64,
-    /// The boot that this slot was written in.
+    /// The boot of the system in which this slot was written, or [`NO_BOOT`].
     pub(super) boot: [u8; 16],
     /// Open: whether the resource existed before.
     pub(super) existed: bool,
-    /// Whoever claimed the resource and appended last. While it is open: whom it is kept for.
+    /// The owner as of the last append. Open: the resource is kept for it if the appender is lost.
     pub(super) owner: Option<Owner>,
 }
 
-/// What a record says of a resource that nobody has open.
+/// What becomes of a resource without an appender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recovery {
-    /// Nothing was added: the resource is as it was before, which may be absent.
+    /// Nothing was added: the resource is as it was before the open, possibly absent.
     Undo,
-    /// It has so many bytes, and stands as this slot says.
+    /// It continues as this slot says, with this many bytes.
     Keep(Slot, u64),
 }
 
 impl Slot {
-    /// Of a file whose record can't be read: who knows what is missing, so it is not whole, and nothing of it continues
-    /// what was seen before.
+    /// For a file whose record can't be read. Bytes may be missing, so the resource is interrupted and in a new life.
     pub(super) fn for_corrupt_record(id: u128, size: u64, boot: [u8; 16]) -> Self {
         let (status, life) = (Status::Closed(State::Interrupted), Some(Life::from_bits(!id)));
         Self { status, life, len: size, durable: size, boot, existed: true, owner: None }
     }
 
-    /// What is left of a file of this identity and size, in this boot of the system. The same answer however often it
-    /// is asked, so that a crash while settling does no harm.
+    /// What becomes of a file with this identity and size, in this boot of the system. Pure, and applied again to its own
+    /// result it changes nothing, so that a crash during recovery does no harm.
     pub(super) fn recovery(&self, id: u128, size: u64, boot: [u8; 16]) -> Recovery {
         if let Status::Closed(_) = self.status {
-            // What somebody else added behind it is served like a file that somebody dropped in. Where somebody else
-            // cut it, other bytes may come where some were seen.
+            // Bytes that another program added are served, like a file that was dropped in. A file that another program
+            // cut begins a new life, since other bytes may follow where some were read.
             let life = if size < self.len { Some(self.life_after_cut(id, size, self.boot)) } else { self.life };
             return Recovery::Keep(Self { life, ..*self }, size);
         }
         let rebooted = self.boot != boot;
         let len = if rebooted { size.min(self.durable) } else { size };
-        // A record is made for bytes to come: in another boot some may have been seen and be gone, whatever the length
-        // says. In this one only somebody else can have cut it.
+        // A record is written before its first byte. In another boot, bytes may have been read and be gone, whatever the
+        // length says. In the same boot only another program can have cut the file.
         let cut = match rebooted {
             true => self.existed || len > 0,
             false => size < self.durable || self.status == Status::Open && size < self.len,
@@ -110,7 +109,7 @@ impl Slot {
         )
     }
 
-    /// The life that begins as a file is cut: no other cut makes the same.
+    /// The life that begins when a file is cut; different for each cut.
     fn life_after_cut(&self, id: u128, len: u64, boot: [u8; 16]) -> Life {
         let mut hash = Sha256::new();
         hash.update(b"httpfstream cut");
@@ -128,33 +127,33 @@ pub(super) fn first_bits(hash: Sha256) -> u128 {
     hash.finalize().iter().take(16).fold(0, |bits, byte| bits << 8 | u128::from(*byte))
 }
 
-/// An open record.
+/// A record's open file, with what was read from it.
 #[derive(Debug)]
 pub(super) struct Record {
     data: Arc<SyncedFile>,
     seq: u64,
-    /// The last write that is known to be durable.
+    /// The number of the last write that is known to be durable.
     synced: u64,
-    /// Tells the file that this record is about; see [`identity`](super::root::identity).
+    /// The [identity](super::root::identity) of the resource's file.
     pub(super) id: u128,
     pub(super) key: Key,
     pub(super) slot: Slot,
 }
 
-/// What is under a record's name.
+/// What was found at a record's name.
 #[derive(Debug)]
 pub(super) enum Loaded {
     Absent,
-    /// Something that can't be read: not by a crash, for a record gets its name when it is whole, but by a bad disk.
+    /// A file that is no valid record. A bad disk's work, not a crash's: a record gets its name once it is complete.
     Corrupt,
     Intact(Record),
 }
 
-/// For so long a finished resource's record tells who finished it; the next start removes it then.
+/// How long the record of a finished resource names its owner. The first start after that removes it.
 const OWNER_RETENTION: Duration = Duration::from_secs(3600);
 
 impl Loaded {
-    /// Whether the record only tells who finished a resource, long ago: the file alone tells the rest.
+    /// Whether the record only names the owner of a finished resource, and has done so for long enough.
     pub(super) fn is_expired(&self) -> bool {
         let Self::Intact(record) = self else { return false };
         let written = record.data.file.metadata().and_then(|meta| meta.modified());
@@ -163,7 +162,7 @@ impl Loaded {
     }
 }
 
-/// The name of a key's record, without its ending.
+/// The name of a key's record, without its extension.
 fn stem(key: &Key) -> String {
     let hash = Sha256::digest(key.as_str().as_bytes());
     hash[..16].iter().map(|byte| format!("{byte:02x}")).collect()
@@ -174,13 +173,13 @@ pub(super) fn open_record_name(key: &Key) -> String {
     stem(key) + ".open"
 }
 
-/// The name of the record of a resource at rest.
+/// The name of the record of a resource that has ended.
 pub(super) fn closed_record_name(key: &Key) -> String {
     stem(key) + ".rest"
 }
 
 impl Record {
-    /// Makes a record, durable before this returns.
+    /// Creates a record, durable before this returns.
     pub(super) fn create(dir: &Dir, name: &str, key: &Key, id: u128, slot: Slot) -> io::Result<Self> {
         let temporary = format!("{name}.tmp");
         dir.remove_file(&temporary)?;
@@ -192,7 +191,7 @@ impl Record {
         head.extend_from_slice(key.as_str().as_bytes());
         push_checksum(&mut head);
         file.write_all_at(&head, 0)?;
-        // The place of the other slot, which can't be read yet: a sync must not fail where the disk is full by then.
+        // Space for the other slot, without a valid checksum, so that a later sync can't fail because the disk is full.
         file.write_all_at(&[0; SLOT_LEN + SUM], SLOTS)?;
         let mut record = Self { data: Arc::new(SyncedFile::new(file)), seq: 0, synced: 0, id, key: key.clone(), slot };
         record.write(slot)?;
@@ -201,13 +200,13 @@ impl Record {
         Ok(record)
     }
 
-    /// Replaces the slot, durable before this returns.
+    /// Writes a new slot, durable before this returns.
     pub(super) fn write(&mut self, slot: Slot) -> io::Result<()> {
         self.write_unsynced(slot)?;
         self.sync()
     }
 
-    /// What was written last is durable when this returns.
+    /// Makes the last write durable.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.synced < self.seq {
             self.data.sync(File::sync_data)?;
@@ -216,12 +215,13 @@ impl Record {
         Ok(())
     }
 
-    /// What to sync after [`write_soon`](Self::write_soon), and what to tell [`synced`](Self::synced) then.
+    /// What to sync after [`write_unsynced`](Self::write_unsynced), and what to pass to
+    /// [`mark_synced`](Self::mark_synced) then.
     pub(super) fn pending_sync(&self) -> (Arc<SyncedFile>, u64) {
         (Arc::clone(&self.data), self.seq)
     }
 
-    /// Counts its writes.
+    /// The number of the last write.
     #[cfg(any(fuzzing, test))]
     pub(super) fn seq(&self) -> u64 {
         self.seq
@@ -235,14 +235,14 @@ impl Record {
         self.synced = self.synced.max(seq);
     }
 
-    /// Replaces the slot, to be synced later.
+    /// Writes a new slot, to be synced later.
     pub(super) fn write_unsynced(&mut self, slot: Slot) -> io::Result<()> {
-        // Else both slots could be torn.
+        // Otherwise a power loss could tear both slots.
         self.sync()?;
         self.write_forced(slot)
     }
 
-    /// As [`write_soon`](Self::write_soon), whatever became of the write before.
+    /// As [`write_unsynced`](Self::write_unsynced), without syncing the write before.
     pub(super) fn write_forced(&mut self, slot: Slot) -> io::Result<()> {
         self.seq += 1;
         self.data.file.write_all_at(&encode_slot(self.seq, slot), SLOTS + self.seq % 2 * SLOT)?;
@@ -250,12 +250,12 @@ impl Record {
         Ok(())
     }
 
-    /// Whether it is about this file under this key: another file's is about one that somebody replaced.
+    /// Whether the record is for this file at this key, and not for an earlier file that was replaced.
     pub(super) fn belongs_to(&self, key: &Key, id: u128) -> bool {
         self.id == id && self.key == *key
     }
 
-    /// Opens a record.
+    /// Reads a record.
     pub(super) fn load(dir: &Dir, name: &str, write: bool) -> io::Result<Loaded> {
         let Some(file) = dir.open_file(name, write)? else { return Ok(Loaded::Absent) };
         let mut bytes = vec![0; SLOTS as usize + SLOT as usize + SLOT_LEN + SUM];
@@ -281,12 +281,12 @@ impl Record {
             parse_slot(bytes.get(start..start + SLOT_LEN + SUM)?)
         });
         let (seq, slot) = slots.into_iter().flatten().max_by_key(|(seq, _)| *seq)?;
-        // Whoever wrote it may have died before it was durable.
+        // Nothing is known to be synced: the writer may have died before.
         Some(Self { data: Arc::new(SyncedFile::new(file)), seq, synced: 0, id, key, slot })
     }
 }
 
-/// How a slot is written, with its checksum.
+/// A slot's bytes, with their checksum.
 pub(super) fn encode_slot(seq: u64, slot: Slot) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(SLOT_LEN + SUM);
     bytes.extend_from_slice(&seq.to_le_bytes());
@@ -327,7 +327,7 @@ pub(super) fn parse_slot(bytes: &[u8]) -> Option<(u64, Slot)> {
     let life = (life != 0).then_some(Life::from_bits(life));
     let owned = *bytes.get(58)? != 0;
     let owner = owned.then_some(Owner::from_bytes(*bytes.get(59..)?.first_chunk()?));
-    // What was not there before had no bytes and was not cut; and no record is written so often.
+    // No appender writes these: a new resource had no bytes and was not cut, and no record is written that often.
     if !existed && (status == Status::Open && len > 0 || status == Status::Truncated) || seq == u64::MAX {
         return None;
     }
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_reads_back_and_a_torn_write_leaves_the_slot_before() {
+    fn a_torn_write_leaves_the_slot_before() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = Dir::open(tmp.path()).unwrap();
         let key = Key::new("a/b").unwrap();
@@ -389,11 +389,11 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_synced_once_for_what_was_written() {
+    fn a_record_is_synced_once_for_each_write() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = Dir::open(tmp.path()).unwrap();
         let mut record = Record::create(&dir, "r", &Key::new("a").unwrap(), 42, slot(1)).unwrap();
-        record.data.sync(|_| Err(io::Error::other("as a disk that is broken"))).unwrap_err();
+        record.data.sync(|_| Err(io::Error::other("a simulated disk failure"))).unwrap_err();
         record.sync().unwrap();
         record.write_unsynced(slot(2)).unwrap();
         record.sync().unwrap_err();
@@ -401,14 +401,14 @@ mod tests {
     }
 
     #[test]
-    fn what_no_appender_writes_is_not_read() {
+    fn slots_that_no_appender_writes_are_refused() {
         let new = Slot { existed: false, ..slot(0) };
         let read = |slot| parse_slot(&encode_slot(1, slot)).map(|(_, slot)| slot);
         assert_eq!(read(new), Some(new));
-        // After a power loss it would stand as it is, with a file that is longer than what is left of it.
+        // After a power loss this would be kept as it is, with a file longer than the recovered length.
         assert_eq!(read(Slot { len: 1, ..new }), None);
         assert_eq!(read(Slot { status: Status::Truncated, ..new }), None);
-        // Nothing could come behind it.
+        // No later slot could have a greater number.
         assert_eq!(parse_slot(&encode_slot(u64::MAX, new)), None);
     }
 }

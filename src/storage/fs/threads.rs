@@ -1,10 +1,10 @@
-//! On which threads a call blocks: the runtime's own for what is short, its blocking pool's for the rest; and what there is
-//! against file systems that stop answering.
+//! Which threads may block: the runtime's own for short calls, its blocking pool's for the rest; and how the damage is
+//! contained when a file system stops answering.
 //!
-//! A thread of the runtime that hangs in a system call takes more with it than its task: often nobody else is left who
-//! polls the sockets. So no more than one thread hangs: there is one [`Inline`] call at a time in the process, all others
-//! go to the pool meanwhile, and a watcher sees to it that another thread of the runtime takes over. In the pool each
-//! [`Gate`] lets in a number of calls that leaves threads for others, and those that change files hold up none that read.
+//! A runtime thread that hangs in a system call stops more than its task: it may be the one that polls the sockets. So at
+//! most one may hang: the process makes one [`Inline`] call at a time, sends all others to the pool meanwhile, and has a
+//! watcher thread that makes another runtime thread take over. In the pool, each [`Gate`] admits a number of calls that
+//! leaves threads for others, and calls that change files have a gate of their own, so that they don't hold up reads.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,28 +16,28 @@ use tokio::task::JoinHandle;
 
 use crate::error::{Error, Result};
 
-/// How many calls of a kind block in the pool at a time. Tokio's pool has 512 threads.
+/// How many calls of one kind block in the pool at a time. Tokio's pool has 512 threads.
 const BLOCKING: usize = 128;
-/// As many lists: each holds a thread until it has been taken.
+/// How many lists do: each holds a thread until it was read to its end.
 const LISTS: usize = 32;
-/// How often the watcher looks. A call that it sees twice has taken too long.
+/// How often the watcher looks. A call that it sees twice takes too long.
 const TICK: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 100 });
-/// How many looks without one that takes too long before others are made inline again …
+/// After how many ticks without such a call inline calls are resumed …
 const RESUME_AFTER: u32 = 50;
-/// … and before the watcher goes, with none at all.
+/// … and after how many without any call the watcher exits.
 const STOP_AFTER: u32 = 50;
 
-/// The calls of a root that block in the pool. Dropping the future of one that waits leaves it undone; one that has begun
-/// goes on.
+/// Limits the calls of a root that block in the pool.
 #[derive(Debug)]
 pub(super) struct Gates {
-    /// Calls that change something, and may hang where reading does not: a file system that is frozen.
+    /// Calls that change something: on a frozen file system these hang while reads don't.
     pub(super) changes: Gate,
     pub(super) reads: Gate,
     pub(super) lists: Gate,
 }
 
-/// Lets in some calls at a time. The others wait for their turn.
+/// Admits a limited number of calls at a time; others wait for their turn. Dropping a future cancels a call that still
+/// waits; one that has begun continues.
 #[derive(Clone, Debug)]
 pub(super) struct Gate(Arc<Semaphore>);
 
@@ -49,43 +49,43 @@ impl Gates {
 }
 
 impl Gate {
-    /// Begins a call that blocks in the pool.
+    /// Starts a call in the pool, without waiting for its end.
     pub(super) async fn begin<T: Send + 'static>(
         &self,
         run: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
         let permit = Arc::clone(&self.0).acquire_owned().await.map_err(Error::storage)?;
         Ok(tokio::task::spawn_blocking(move || {
-            // Also where nobody waits any more, it is held as long as the thread is.
+            // Held as long as the thread is, even if the caller no longer waits.
             let _permit = permit;
             run()
         }))
     }
 
-    /// Blocks in the pool.
+    /// Runs a call in the pool to its end.
     pub(super) async fn run<T: Send + 'static>(&self, run: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         self.begin(run).await?.await.map_err(Error::storage)
     }
 }
 
-/// The calls that block on the threads of a runtime.
+/// Limits the calls that block on a runtime's own threads.
 #[derive(Debug)]
 pub(super) struct Inline {
     busy: AtomicBool,
-    /// Counts the calls.
+    /// How many calls were made.
     calls: AtomicU64,
-    /// One took too long: none for a while.
+    /// A call took too long, so that none is admitted for a while.
     suspended: AtomicBool,
-    /// A thread watches.
+    /// The watcher thread runs.
     watched: AtomicBool,
-    /// Where the call is.
+    /// The runtime of the last call.
     runtime: Mutex<Option<Handle>>,
 }
 
-/// That of this process.
+/// The one of this process.
 pub(super) static INLINE: Inline = Inline::new();
 
-/// The right to block here and now, but not for long.
+/// Allows the current runtime thread to block briefly.
 #[derive(Debug)]
 pub(super) struct InlinePermit(&'static Inline);
 
@@ -100,8 +100,7 @@ impl Inline {
         }
     }
 
-    /// `None` where a call might hold up too much: one is being made, or took too long a short while ago, or the runtime
-    /// has no other thread.
+    /// `None` if a call is running, or one took too long a short while ago, or the runtime has no other thread.
     pub(super) fn try_enter(&'static self) -> Option<InlinePermit> {
         if self.suspended.load(SeqCst) || self.busy.load(SeqCst) {
             return None;
@@ -113,7 +112,7 @@ impl Inline {
         if self.busy.swap(true, SeqCst) {
             return None;
         }
-        let here = InlinePermit(self);
+        let permit = InlinePermit(self);
         {
             let mut slot = self.runtime();
             *slot = Some(runtime);
@@ -126,7 +125,7 @@ impl Inline {
                 return None;
             }
         }
-        Some(here)
+        Some(permit)
     }
 
     fn runtime(&self) -> MutexGuard<'_, Option<Handle>> {
@@ -139,24 +138,25 @@ impl Inline {
         loop {
             std::thread::sleep(TICK);
             let (busy, calls) = (self.busy.load(SeqCst), self.calls.load(SeqCst));
-            let hangs = busy && seen == (true, calls);
+            let stuck = busy && seen == (true, calls);
             idle = if seen == (false, calls) { idle + 1 } else { 0 };
-            good = if hangs { 0 } else { good + 1 };
+            good = if stuck { 0 } else { good + 1 };
             seen = (busy, calls);
-            if hangs {
-                // A task that came from elsewhere wakes a thread, which then polls the sockets and the timers.
+            if stuck {
+                // Spawning from outside the runtime wakes one of its threads, which then polls sockets and timers.
                 if let Some(runtime) = &*self.runtime() {
                     runtime.spawn(async {});
                 }
-                // After that: the log may be on the same disk.
+                // Logged last, because the log may be on the same disk.
                 if !self.suspended.swap(true, SeqCst) {
-                    tracing::warn!("a file system takes long to write a little; the runtime goes on without it");
+                    tracing::warn!("a file system takes long for a small call; further calls run in the blocking pool");
                 }
             } else if good >= RESUME_AFTER {
                 self.suspended.store(false, SeqCst);
             }
             if idle >= STOP_AFTER && !self.suspended.load(SeqCst) {
-                // Whoever comes takes the same lock before it looks whether somebody watches.
+                // `try_enter` counts its call under this lock, then checks `watched`: either the count has changed here, or
+                // that call starts a new watcher.
                 let mut runtime = self.runtime();
                 if self.calls.load(SeqCst) == calls {
                     self.watched.store(false, SeqCst);
@@ -194,12 +194,12 @@ mod tests {
     }
 
     #[test]
-    fn fault_34_a_call_that_hangs_on_a_thread_of_the_runtime_holds_up_nobody_else() {
+    fn fault_34_a_call_that_hangs_on_a_runtime_thread_holds_up_no_other_task() {
         let inline = inline();
         let runtime = runtime(2);
-        // Nobody but the runtime's threads polls the sockets here.
+        // Only the runtime's threads poll the sockets here.
         let (send, port) = mpsc::channel();
-        let (hangs, hung) = mpsc::channel();
+        let (hang, hung) = mpsc::channel();
         let (thaw, thawed) = mpsc::channel::<()>();
         let (served, done) = mpsc::channel();
         runtime.spawn(async move {
@@ -214,16 +214,16 @@ mod tests {
                 }
                 served.send(()).unwrap();
             });
-            // Until the other thread sleeps: now whoever runs this is the one that polls the sockets.
+            // By now the other thread sleeps, and the one that runs this task polls the sockets.
             for _ in 0..200 {
                 let byte = first.read_u8().await.unwrap();
                 first.write_u8(byte).await.unwrap();
             }
             first.read_u8().await.unwrap();
-            let here = inline.try_enter().expect("nobody else is here");
-            hangs.send(()).unwrap();
+            let permit = inline.try_enter().expect("no other call runs");
+            hang.send(()).unwrap();
             thawed.recv().unwrap();
-            drop(here);
+            drop(permit);
         });
         let addr = port.recv().unwrap();
         let connect = || {
@@ -246,12 +246,12 @@ mod tests {
         done.recv().unwrap();
         assert!(runtime.block_on(async { inline.try_enter() }).is_none(), "a second thread would hang");
         thaw.send(()).unwrap();
-        // It is tried again once all has been well for a while.
+        // Inline calls are resumed after a while without a slow one.
         while inline.suspended.load(SeqCst) {
             std::thread::yield_now();
         }
         while runtime.block_on(async { inline.try_enter() }).is_none() {}
-        // And nothing stays behind.
+        // The watcher exits, and keeps nothing.
         while inline.watched.load(SeqCst) {
             std::thread::yield_now();
         }
@@ -259,16 +259,16 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_could_take_over_nothing_is_inline() {
+    fn without_another_runtime_thread_no_call_is_inline() {
         let inline = inline();
         assert!(inline.try_enter().is_none(), "without a runtime");
         assert!(runtime(1).block_on(async { inline.try_enter() }).is_none());
         let current = tokio::runtime::Builder::new_current_thread().build().unwrap();
         assert!(current.block_on(async { inline.try_enter() }).is_none());
         let runtime = runtime(2);
-        let here = runtime.block_on(async { inline.try_enter() });
-        assert!(here.is_some() && runtime.block_on(async { inline.try_enter() }).is_none());
-        drop(here);
+        let permit = runtime.block_on(async { inline.try_enter() });
+        assert!(permit.is_some() && runtime.block_on(async { inline.try_enter() }).is_none());
+        drop(permit);
         assert!(runtime.block_on(async { inline.try_enter() }).is_some());
     }
 
@@ -281,7 +281,7 @@ mod tests {
             let frozen = Arc::clone(&frozen);
             move || drop(frozen.lock().map(|frozen| frozen.recv()))
         };
-        // As those that time out: nobody waits for them.
+        // Like calls that timed out: nothing waits for them.
         for _ in 0..BLOCKING {
             drop(gates.changes.begin(hang()).await.unwrap());
         }

@@ -8,7 +8,7 @@ use crate::key::Key;
 use crate::state::{End, State};
 use crate::storage::{Append, FsStorage, Open, Storage};
 
-/// Seen to fail with the file's length asked before the committed one.
+/// Seen to fail when the file's length is read before the committed one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_during_appends_never_reports_a_cut_file() {
     let tmp = tempfile::tempdir().unwrap();
@@ -28,7 +28,7 @@ async fn a_read_during_appends_never_reports_a_cut_file() {
     assert_eq!(appending.await.unwrap().len, 50_000);
 }
 
-/// Seen to fail without the second look at the table's epoch.
+/// Seen to fail without the check that the table's epoch is unchanged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_during_a_lookup_is_not_reported_as_interrupted() {
     let tmp = tempfile::tempdir().unwrap();

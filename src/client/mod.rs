@@ -41,7 +41,7 @@
 //! Appenders and followers survive broken connections and restarts of the server, with no byte lost or repeated, if the
 //! server speaks `httpfstream.v1`. They try to reconnect for two minutes by default ([`ClientBuilder::retry_for`]). With a
 //! server that speaks only the original's dialect they fail with their first connection: see
-//! [`Appender::is_resumable`] and [`Follower::is_resumable`]. An event of the `tracing` crate tells it, too.
+//! [`Appender::is_resumable`] and [`Follower::is_resumable`]. An event of the `tracing` crate reports it, too.
 //!
 //! # Ends
 //! A [`Follower`] ends without an error only if the server said that the resource is finished, and [`Appender::finish`]

@@ -228,7 +228,7 @@ where
     }
 }
 
-/// Signals that h2 has processed the server's settings, which hyper doesn't tell. They are the first frame (RFC 9113
+/// Signals that h2 has processed the server's settings, which hyper doesn't report. They are the first frame (RFC 9113
 /// section 3.4).
 struct SettingsWatch<IO> {
     io: IO,

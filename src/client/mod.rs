@@ -28,7 +28,7 @@
 //! Over TLS the server picks the version (ALPN, RFC 7301). If it picks HTTP/2, all streams of one [`Client`] to one host
 //! and port share a connection (RFC 8441): as many as the server allows at once, at most 1,000, before the client opens a
 //! further connection. If the server picks HTTP/2 but allows no WebSockets over it, the client falls back to HTTP/1.1,
-//! where each stream has its own connection. So it has in clear text, unless
+//! where each stream has its own connection. In clear text it always uses HTTP/1.1, unless
 //! [`http2_prior_knowledge`](ClientBuilder::http2_prior_knowledge) is set. Everything else is the same in both versions.
 //!
 //! A follower that isn't read doesn't hold up the streams that share its connection: each has a window of 1 MiB of its
@@ -41,7 +41,7 @@
 //! Appenders and followers survive broken connections and restarts of the server, with no byte lost or repeated, if the
 //! server speaks `httpfstream.v1`. They try to reconnect for two minutes by default ([`ClientBuilder::retry_for`]). With a
 //! server that speaks only the original's dialect they fail with their first connection: see
-//! [`Appender::is_resumable`] and [`Follower::is_resumable`]. An event of the `tracing` crate tells it, too.
+//! [`Appender::is_resumable`] and [`Follower::is_resumable`]. An event of the `tracing` crate reports it, too.
 //!
 //! # Ends
 //! A [`Follower`] ends without an error only if the server said that the resource is finished, and [`Appender::finish`]

@@ -103,7 +103,7 @@ pub(super) enum Dialect {
 /// A response that grants the request.
 #[expect(clippy::large_enum_variant, reason = "one per connection, and destructured at once")]
 pub(super) enum Accepted {
-    /// The connection is a WebSocket now. `length` is the resource's, where the response tells it. `closed` is its state
+    /// The connection is a WebSocket now. `length` is the resource's, if the response has it. `closed` is its state
     /// if it can't grow any more, which happens over HTTP/2 only: over HTTP/1.1 a closed resource comes in a body.
     WebSocket { conn: WebSocket, dialect: Dialect, length: Option<u64>, closed: Option<State> },
     /// A 200 with the closed resource in its body, which is read only while the driver lives.

@@ -185,7 +185,7 @@ impl SendBuffer {
         Poll::Pending
     }
 
-    /// Attaches a connection whose server acknowledges nothing. `length` is the resource's, where the server told it.
+    /// Attaches a connection whose server acknowledges nothing. `length` is the resource's, if the server sent it.
     pub(super) fn attach_without_acks(&self, length: Option<u64>) {
         let mut inner = self.lock();
         let offset = length.unwrap_or(0).min(i64::MAX as u64);

@@ -167,7 +167,7 @@ impl Appender {
 
     /// Where the next byte goes, from the resource's start.
     ///
-    /// The original's server doesn't tell its resource's length: there this counts from the appender's first byte.
+    /// The original's server doesn't send the resource's length: there this counts from the appender's first byte.
     pub fn offset(&self) -> u64 {
         self.buffer.position().end
     }

@@ -33,7 +33,7 @@ pub(super) struct AppendTask {
     pub(super) target: Target,
     pub(super) id: AppenderId,
     pub(super) guard: TaskGuard,
-    /// The first request's parameters, used until a server has told the position.
+    /// The first request's parameters, used until a server has sent the position.
     pub(super) parameters: Parameters,
     /// A finish at this length was sent; whether the server carried it out is unknown.
     pub(super) pending_finish: Option<u64>,
@@ -342,7 +342,7 @@ impl Connection {
         match ToAppender::parse(&message)? {
             ToAppender::Ack(offset) => buffer.acknowledge(offset).map(|()| false),
             ToAppender::Finished(length) if self.finishing => buffer.confirm(length).map(|()| true),
-            ToAppender::Finished(_) => Err(violation("the confirmation of a finish that it wasn't asked for")),
+            ToAppender::Finished(_) => Err(violation("the confirmation of a finish that was not requested")),
             ToAppender::Attached { .. } => Err(violation("a second first message")),
         }
     }

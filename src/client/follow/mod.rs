@@ -37,13 +37,13 @@ const QUEUE_LEN: usize = 8;
 /// Reads a resource up to its end.
 ///
 /// Take [chunks](Self::next_chunk), also as a [`Stream`], read it as an [`AsyncRead`], or turn it into the
-/// [body](Self::into_body) of a response; the first three can be mixed. It ends
-/// cleanly only if the server said that the resource has; everything else is an error, behind all bytes that arrived
-/// before. The errors of the [`AsyncRead`] hold an [`Error`] ([`io::Error::downcast`] gets it back).
+/// [body](Self::into_body) of a response; the first three can be mixed. It ends cleanly only if the server said that the
+/// resource has ended; everything else is an error, behind all bytes that arrived before. The errors of the [`AsyncRead`]
+/// hold an [`Error`] ([`io::Error::downcast`] gets it back).
 ///
 /// A background task runs the connection and answers the server's pings while the user does something else. It reads
 /// ahead up to 8 chunks (usually of at most 64 KiB); then it reads nothing more from the socket, and a server may close
-/// the connection of a follower that doesn't go on.
+/// the connection of a follower that stalls.
 ///
 /// # Broken connections
 /// With a server that speaks `httpfstream.v1` ([`is_resumable`](Self::is_resumable)) the follower survives them: when a
@@ -145,7 +145,7 @@ impl Follower {
         self.life
     }
 
-    /// The resource's state at the current [offset](Self::offset), if the server told it.
+    /// The resource's state at the current [offset](Self::offset); `None` if the server didn't send it.
     pub fn state(&self) -> Option<State> {
         self.state
     }
@@ -168,7 +168,7 @@ impl Follower {
     /// - [`Life`](ErrorKind::Life), [`NotFound`](ErrorKind::NotFound): the resource was deleted, or is in another
     ///   life than the bytes that were handed out.
     /// - [`Unauthorized`](ErrorKind::Unauthorized), [`Forbidden`](ErrorKind::Forbidden): not allowed, or no longer.
-    /// - [`PastEnd`](ErrorKind::PastEnd): the resource ends before the offset that was asked for.
+    /// - [`PastEnd`](ErrorKind::PastEnd): the resource ends before the requested offset.
     /// - [`Protocol`](ErrorKind::Protocol), [`TooLarge`](ErrorKind::TooLarge): the server sent something unacceptable.
     ///
     /// # Cancel safety

@@ -30,7 +30,7 @@ pub(super) enum Step {
     State(State),
     /// The resource was created anew before its first byte.
     Life(Life),
-    /// The end, with the resource's state where the server tells states.
+    /// The end, with the resource's state if the server sent it.
     End(Result<Option<State>>),
 }
 
@@ -46,12 +46,12 @@ pub(super) struct Position {
 pub(super) struct FollowTask {
     settings: Arc<Settings>,
     target: Target,
-    /// The first request's parameters, used until a server has told the position.
+    /// The first request's parameters, used until a server has sent the position.
     parameters: Parameters,
     attempts: Attempts,
     /// The life that is followed, the offset before which everything was handed out, and the last known state.
     position: Option<Position>,
-    /// The user asked for no life and no offset, so any life will do until the first byte.
+    /// The user requested no life and no offset, so any life is accepted until the first byte.
     any_life: bool,
     /// The resource existed and, as far as is known, was empty: it may vanish and be created anew.
     was_empty: bool,
@@ -128,7 +128,7 @@ impl FollowTask {
     }
 
     /// Turns the absence of a resource from which nothing was read into a transient error. A resource whose appender was
-    /// lost without a byte vanishes, life and all; when the appender comes back it is created anew, and a follower at
+    /// lost without a byte vanishes, life and all. When the appender resumes it is created anew, and a follower at
     /// offset 0 has missed nothing.
     fn tolerate_absence(&mut self, error: Error) -> Error {
         let vanished = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Life)
@@ -193,7 +193,7 @@ impl FollowTask {
                 return Err(violation("another first message"));
             };
             if self.position.is_some_and(|position| (position.offset, position.life) != (offset, life)) {
-                return Err(violation("another part of the resource than was asked for"));
+                return Err(violation("another part of the resource than was requested"));
             }
             let position = Position { offset, life, state };
             self.position = Some(position);
@@ -238,7 +238,7 @@ impl FollowTask {
         None
     }
 
-    /// Takes a fragment of a message. True if the message tells the resource's end.
+    /// Takes a fragment of a message. True if the message is the resource's end.
     fn on_data(&mut self, permit: Permit<'_, Step>, payload: Bytes, end: bool, text: bool) -> Result<bool> {
         let Some(position) = &mut self.position else { return Err(violation("data before its first message")) };
         if !text {

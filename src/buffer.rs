@@ -18,8 +18,8 @@ pub(crate) type Segments = SmallVec<[Bytes; 1]>;
 /// A queue of bytes that copies small segments and shares large ones.
 #[derive(Debug, Default)]
 pub(crate) struct ByteQueue {
-    /// The first frozen segment; empty if there is none. It is apart from the others so that a queue of one segment needs
-    /// no allocation.
+    /// The first frozen segment; empty if there is none. It is apart from the others so that a queue of one segment
+    /// needs no allocation.
     first: Bytes,
     /// The other frozen segments.
     rest: VecDeque<Bytes>,
@@ -73,8 +73,8 @@ impl ByteQueue {
         self.push_frozen(segment);
     }
 
-    /// Reserves space for a header and for the payload that is pushed behind it, so that both take one allocation if the
-    /// payload is small. Lengths are in bytes.
+    /// Reserves space for a header and for the payload that is pushed behind it, so that both take one allocation if
+    /// the payload is small. Lengths are in bytes.
     pub(crate) fn reserve(&mut self, header: usize, payload: usize) {
         let additional = header + if payload < SMALL { payload } else { 0 };
         if self.tail.capacity() == 0 {

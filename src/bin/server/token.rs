@@ -1,38 +1,38 @@
-//! The token that `--token` asks for.
+//! The token of `--token`.
 
 use http::{HeaderMap, HeaderValue, Method, Request, header};
 
-/// What is answered with 401. A browser asks its user for the second one, and sends what it is told with everything that
-/// it loads from here, WebSockets and scripts included: it can't be made to send a bearer token with those.
+/// The challenges in a 401. For the second one a browser asks its user for a password, and sends that with everything
+/// that it loads from here, including WebSockets and scripts, for which it can't send a bearer token.
 pub(crate) const CHALLENGES: [HeaderValue; 2] =
     [HeaderValue::from_static("Bearer"), HeaderValue::from_static("Basic realm=\"httpfstream\"")];
 
-/// Whether a request carries the token: as a bearer token (RFC 6750), or as the password of any user (RFC 7617).
+/// Whether a request carries the token, as a bearer token (RFC 6750) or as the password of any user (RFC 7617).
 pub(crate) fn carries<B>(request: &Request<B>, token: &str) -> bool {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let Some((scheme, given)) = given.and_then(|value| value.split_once(' ')) else { return false };
     let given = given.trim();
     if scheme.eq_ignore_ascii_case("bearer") {
-        return same(given.as_bytes(), token.as_bytes());
+        return constant_time_eq(given.as_bytes(), token.as_bytes());
     }
     if !scheme.eq_ignore_ascii_case("basic") {
         return false;
     }
     let Ok(decoded) = data_encoding::BASE64.decode(given.as_bytes()) else { return false };
-    // A user's name has no colon, a password may.
+    // The user name has no colon, but the password may.
     let password = decoded.iter().position(|byte| *byte == b':').map(|colon| &decoded[colon + 1..]);
-    password.is_some_and(|password| same(password, token.as_bytes()))
+    password.is_some_and(|password| constant_time_eq(password, token.as_bytes()))
 }
 
-/// A preflight carries no credentials, whatever the request behind it will.
+/// Whether a request is a CORS preflight, which never carries credentials.
 pub(crate) fn is_preflight<B>(request: &Request<B>) -> bool {
     request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ORIGIN)
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// Lets a page of an allowed origin read a refusal, as the layer does with its own answers: the page can't tell it from
-/// a server that isn't there otherwise.
+/// Lets pages of allowed origins read a refusal, as the layer does for its own responses. Otherwise a page can't
+/// distinguish it from an unreachable server.
 pub(crate) fn expose(headers: &mut HeaderMap, origin: Option<&HeaderValue>, allowed: &[String]) {
     if allowed.iter().any(|allowed| allowed == "*") {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -49,8 +49,8 @@ pub(crate) fn expose(headers: &mut HeaderMap, origin: Option<&HeaderValue>, allo
     }
 }
 
-/// Takes as long for a good beginning as for a bad one.
-fn same(given: &[u8], token: &[u8]) -> bool {
+/// Compares in constant time.
+fn constant_time_eq(given: &[u8], token: &[u8]) -> bool {
     given.len() == token.len() && given.iter().zip(token).fold(0, |d, (a, b)| d | (a ^ b)) == 0
 }
 
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_19_the_token_is_a_bearer_token_or_anybodys_password() {
+    fn fault_19_the_token_is_a_bearer_token_or_any_users_password() {
         let basic = |text: &str| format!("Basic {}", data_encoding::BASE64.encode(text.as_bytes()));
         for good in ["Bearer se:cret", "bearer  se:cret ", &basic(":se:cret"), &basic("me:se:cret")] {
             assert!(carried(good), "{good}");
@@ -80,8 +80,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_can_be_read_by_pages_of_allowed_origins() {
-        let told = |origin: Option<&str>, allowed: &[&str]| {
+    fn pages_of_allowed_origins_can_read_a_refusal() {
+        let exposed = |origin: Option<&str>, allowed: &[&str]| {
             let allowed: Vec<String> = allowed.iter().map(|origin| (*origin).into()).collect();
             let mut headers = HeaderMap::new();
             expose(&mut headers, origin.map(|origin| origin.parse().unwrap()).as_ref(), &allowed);
@@ -89,22 +89,22 @@ mod tests {
                 .map(|name| headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned())
         };
         let (a, b) = ("https://a.example", "https://b.example");
-        assert_eq!(told(Some(a), &[b, a]), [a, "true", "Origin"]);
-        assert_eq!(told(Some("https://c.example"), &[b, a]), ["", "", "Origin"]);
-        assert_eq!(told(Some("https://a.example.evil"), &[b, a]), ["", "", "Origin"]);
-        assert_eq!(told(None, &[a]), ["", "", "Origin"]);
-        assert_eq!(told(Some(a), &[a, "*"]), ["*", "", ""]);
-        assert_eq!(told(Some(a), &[]), ["", "", ""]);
+        assert_eq!(exposed(Some(a), &[b, a]), [a, "true", "Origin"]);
+        assert_eq!(exposed(Some("https://c.example"), &[b, a]), ["", "", "Origin"]);
+        assert_eq!(exposed(Some("https://a.example.evil"), &[b, a]), ["", "", "Origin"]);
+        assert_eq!(exposed(None, &[a]), ["", "", "Origin"]);
+        assert_eq!(exposed(Some(a), &[a, "*"]), ["*", "", ""]);
+        assert_eq!(exposed(Some(a), &[]), ["", "", ""]);
     }
 
     #[test]
-    fn only_a_whole_preflight_is_one() {
-        let asked = |method: &str, headers: &[(&str, &str)]| {
+    fn a_preflight_needs_its_method_and_both_headers() {
+        let preflight = |method: &str, headers: &[(&str, &str)]| {
             let builder = Request::builder().method(method);
             is_preflight(&headers.iter().fold(builder, |b, (name, value)| b.header(*name, *value)).body(()).unwrap())
         };
         let whole = [("origin", "https://a.example"), ("access-control-request-method", "PUT")];
-        assert!(asked("OPTIONS", &whole));
-        assert!(!asked("PUT", &whole) && !asked("OPTIONS", &whole[..1]) && !asked("OPTIONS", &whole[1..]));
+        assert!(preflight("OPTIONS", &whole));
+        assert!(!preflight("PUT", &whole) && !preflight("OPTIONS", &whole[..1]) && !preflight("OPTIONS", &whole[1..]));
     }
 }

@@ -9,7 +9,7 @@ use smallvec::{SmallVec, smallvec};
 /// Segments smaller than this are copied together, in bytes: that is cheaper than a slice each, and a small slice can't
 /// keep a large buffer alive.
 const SMALL: usize = 8 * 1024;
-/// The size up to which small segments are copied together, about, in bytes.
+/// The approximate size up to which small segments are copied together, in bytes.
 const COALESCE: usize = 32 * 1024;
 
 /// The contents of a queue. Most often this is one segment, which is stored inline.

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::Input;
 
-/// The most bytes that a script sends, about.
+/// The approximate maximum length of a script, in bytes.
 const MAX_LEN: usize = 600_000;
 /// The mask of clients' small frames. Large ones are masked with zeros, which takes no time.
 const MASK: [u8; 4] = [0x11, 0x80, 0xff, 0x07];

@@ -195,8 +195,8 @@ impl<B: Body> Body for AsBytes<B> {
     }
 }
 
-/// Reads a refused body for up to two seconds, so that the client sees the answer. Dropping the body would reset the stream
-/// or the connection, and most clients then lose the answer (seen with curl 7.88, and httpx over HTTP/1.1).
+/// Reads a refused body for up to two seconds, so that the client sees the answer. Dropping the body would reset the
+/// stream or the connection, and most clients then lose the answer (seen with curl 7.88, and httpx over HTTP/1.1).
 pub(crate) fn drain(mut body: RequestBody) {
     if body.is_end_stream() {
         return;

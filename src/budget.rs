@@ -37,7 +37,7 @@ impl Reservation {
         reserved
     }
 
-    /// Reserves what is missing to `total`. Returns whether the budget had it; otherwise nothing changes.
+    /// Grows to at least `total`. Returns whether the budget had it; otherwise nothing changes.
     pub(crate) fn grow_to(&mut self, total: usize) -> bool {
         self.grow(total.saturating_sub(self.amount))
     }

@@ -9,7 +9,7 @@ use smallvec::{SmallVec, smallvec};
 /// Segments smaller than this are copied together, in bytes: that is cheaper than a slice each, and a small slice can't
 /// keep a large buffer alive.
 const SMALL: usize = 8 * 1024;
-/// The size up to which small segments are copied together, about, in bytes.
+/// The approximate size up to which small segments are copied together, in bytes.
 const COALESCE: usize = 32 * 1024;
 
 /// The contents of a queue. Most often this is one segment, which is stored inline.
@@ -18,8 +18,8 @@ pub(crate) type Segments = SmallVec<[Bytes; 1]>;
 /// A queue of bytes that copies small segments and shares large ones.
 #[derive(Debug, Default)]
 pub(crate) struct ByteQueue {
-    /// The first frozen segment; empty if there is none. It is apart from the others so that a queue of one segment needs
-    /// no allocation.
+    /// The first frozen segment; empty if there is none. It is apart from the others so that a queue of one segment
+    /// needs no allocation.
     first: Bytes,
     /// The other frozen segments.
     rest: VecDeque<Bytes>,
@@ -73,8 +73,8 @@ impl ByteQueue {
         self.push_frozen(segment);
     }
 
-    /// Reserves space for a header and for the payload that is pushed behind it, so that both take one allocation if the
-    /// payload is small. Lengths are in bytes.
+    /// Reserves space for a header and for the payload that is pushed behind it, so that both take one allocation if
+    /// the payload is small. Lengths are in bytes.
     pub(crate) fn reserve(&mut self, header: usize, payload: usize) {
         let additional = header + if payload < SMALL { payload } else { 0 };
         if self.tail.capacity() == 0 {

@@ -1,4 +1,4 @@
-//! Serves a folder of resources that can be appended to and followed.
+//! Serves resources in a folder, for appending and following.
 
 mod server;
 mod shared;
@@ -32,61 +32,62 @@ use self::server::{Body, full, token};
 use self::shared::exit::{FAILED, FINISHED};
 
 const PROGRAM: &str = "httpfstream-server";
-/// What a shutdown leaves to those who are not done; it has to be over in ten seconds.
+/// The grace period of a shutdown, which has to end within ten seconds.
 const GRACE: Duration = Duration::from_secs(7);
-/// How long a reader may take nothing of what is to be sent to it. The kernel counts from its first probe of a closed
-/// window, which opens again when about half of the reader's buffer is free (measured); so with a full buffer it has to
-/// take that much in this time.
+/// How long a reader may accept no data. The kernel counts from its first probe of a closed window, which opens again
+/// when about half of the reader's buffer is free (measured); so a reader whose buffer is full has to read that much
+/// within this time.
 #[cfg(target_os = "linux")]
 const STALL: Duration = Duration::from_secs(600);
-/// How often a client is asked over HTTP/2 whether it is still there.
+/// The interval of HTTP/2 pings.
 const PING: Duration = Duration::from_secs(30);
-/// What a client may have going on one connection over HTTP/2; how much of each answer waits in memory for one that takes
-/// nothing, and how much it may send on each ahead of what was taken, in bytes.
+/// The most concurrent streams of an HTTP/2 connection.
 const STREAMS: u32 = 100;
+/// The most bytes of a response that are buffered for an HTTP/2 stream whose client doesn't read.
 const SEND_BUFFER: usize = 64 * 1024;
+/// The flow-control window of an HTTP/2 stream: how many bytes a client may send that weren't read yet.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// Followers of all resources, unless one may have more.
+/// The limit of followers of all resources, unless `--max-followers` is larger.
 const TOTAL_FOLLOWERS: usize = 50_000;
 
-/// Serves a folder of resources that can be appended to and followed while they grow.
+/// Serves resources in a folder. They can be appended to, and followed while they grow.
 ///
-/// Exit codes: 0 stopped in good order (SIGTERM, SIGINT), 1 failed, 2 wrong usage.
+/// Exit codes: 0 shut down (SIGTERM, SIGINT), 1 failed, 2 wrong usage.
 #[derive(Parser, Debug)]
 #[command(name = PROGRAM, version)]
 struct Args {
-    /// The folder that holds the data. Made where it is missing.
+    /// The data folder. Created if it is missing.
     #[arg(long, env = "HTTPFSTREAM_ROOT", default_value = "httpfstream-data")]
     root: PathBuf,
 
-    /// The address to listen on. Without a host (`:8080`) that is all interfaces.
+    /// The address to listen on. Without a host (`:8080`), all interfaces.
     #[arg(long, env = "HTTPFSTREAM_HTTP", default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
     http: String,
 
-    /// Ask everybody for this token: a bearer token, or with HTTP Basic any user's password.
+    /// Require this token: as a bearer token, or as the password of any user with HTTP Basic.
     #[arg(long, env = "HTTPFSTREAM_TOKEN", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     token: Option<String>,
 
-    /// Refuse to append and to delete.
+    /// Refuse appends and deletes.
     #[arg(long, env = "HTTPFSTREAM_READ_ONLY")]
     read_only: bool,
 
-    /// List the resources below each path that ends with a slash.
+    /// Serve a listing of the resources at each path that ends with a slash.
     #[arg(long, env = "HTTPFSTREAM_LISTING")]
     listing: bool,
 
-    /// A web page's origin (`https://app.example`) that may append and follow, besides this server's own; `*` is all.
-    /// Can be repeated.
+    /// Allow web pages of this origin (`https://app.example`) to append and follow, besides this server's own; `*`
+    /// allows all. Can be repeated.
     #[arg(long, env = "HTTPFSTREAM_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
     allow_origin: Vec<String>,
 
-    /// A name that requests may have in `Host`, where the server listens only on loopback; `*` is all. Can be repeated.
+    /// When listening on loopback, accept requests with this name in `Host`; `*` accepts all. Can be repeated.
     ///
-    /// Otherwise only loopback names are let in: a web page could make its own name point here (DNS rebinding).
+    /// By default only loopback names are accepted, because a web page could point its own name here (DNS rebinding).
     #[arg(long, env = "HTTPFSTREAM_ALLOW_HOST", value_delimiter = ',', value_name = "NAME")]
     allow_host: Vec<String>,
 
-    /// The largest resource, in bytes.
+    /// The maximum size of a resource, in bytes.
     #[arg(
         long,
         env = "HTTPFSTREAM_MAX_RESOURCE_SIZE",
@@ -96,37 +97,38 @@ struct Args {
     )]
     max_resource_size: u64,
 
-    /// When bytes survive a power loss: only once they are finished (`process`), within a second (`interval`), or at once
-    /// (`acked`). What is acknowledged to an appender survives in the last two; a killed server never loses any.
+    /// When bytes survive a power loss: once the resource is finished (`process`), within a second (`interval`), or
+    /// before they are acknowledged (`acked`). With the last two, acknowledged bytes always survive. A killed server
+    /// loses none.
     #[arg(long, env = "HTTPFSTREAM_DURABILITY", value_enum, default_value_t = Policy::Interval)]
     durability: Policy,
 
-    /// How long a resource waits for its lost appender to come back, in seconds. Nobody else can append until then.
+    /// How long a resource is reserved for its lost appender, in seconds. Nobody else can append until then.
     #[arg(long, env = "HTTPFSTREAM_GRACE", value_name = "SECONDS", default_value_t = 30)]
     grace: u64,
 
-    /// How long a resource waits between two request bodies (`Upload-Complete: ?0`), in seconds.
+    /// How long a resource stays open between two request bodies (`Upload-Complete: ?0`), in seconds.
     #[arg(long, env = "HTTPFSTREAM_PARKING_TIMEOUT", value_name = "SECONDS", default_value_t = 600)]
     parking_timeout: u64,
 
-    /// How many connections there may be at once. One more is answered with 503, and closed.
+    /// The maximum number of connections. Any more are answered with 503 and closed.
     ///
-    /// Default: half of the file descriptors that the process may have (`ulimit -Hn`); the others are for files.
+    /// Default: half of the process's file descriptors (`ulimit -Hn`); the others are for files.
     #[arg(long, env = "HTTPFSTREAM_MAX_CONNECTIONS", value_name = "N")]
     max_connections: Option<usize>,
 
-    /// How many may follow one resource at once. One more is answered with 503.
+    /// The maximum number of followers of one resource. Any more are answered with 503.
     #[arg(long, env = "HTTPFSTREAM_MAX_FOLLOWERS", value_name = "N", default_value_t = 10_000)]
     max_followers: usize,
 
-    /// How long the head of a request may take, and a connection may be idle, in seconds. (Between two requests over HTTP/2
-    /// it may be idle for four times as long.)
+    /// Time limit for the head of a request, and for an idle connection, in seconds. (Between two requests over HTTP/2
+    /// a connection may be idle for four times as long.)
     #[arg(long, env = "HTTPFSTREAM_HEAD_TIMEOUT", value_name = "SECONDS", default_value_t = 30,
         value_parser = clap::value_parser!(u32).range(1..))]
     head_timeout: u32,
 
-    /// How long one call of the file system may take, in seconds. Whoever waits longer for one is told that the storage does
-    /// not answer, and may try again.
+    /// Time limit for one call of the file system, in seconds. A request that waits longer fails with a retryable
+    /// error.
     #[arg(long, env = "HTTPFSTREAM_STORAGE_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
         value_parser = clap::value_parser!(u64).range(1..))]
     storage_timeout: u64,
@@ -159,14 +161,14 @@ fn main() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HTTPFSTREAM_LOG").unwrap_or_else(|_| level.into());
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).init();
-    // One may have to wait for a disk; then another one has to be there for everything else.
+    // At least two workers, so that one is free while the other waits for a disk.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
         runtime.worker_threads(2);
     }
     let ran = runtime.enable_all().build().map_err(BoxError::from).and_then(|runtime| {
         let ran = runtime.block_on(run(args));
-        // Whoever asked for an end at once doesn't want to wait for a disk.
+        // After a second signal the process must not wait for a disk.
         runtime.shutdown_background();
         ran
     });
@@ -229,7 +231,8 @@ async fn run(args: Args) -> Result<(), BoxError> {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let _ = stream.set_nodelay(true);
-                    // A body is not asked while its reader takes nothing, so only the kernel can tell.
+                    // hyper doesn't poll a response body while its reader accepts nothing, so only the kernel can
+                    // detect it.
                     #[cfg(target_os = "linux")]
                     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, STALL.as_millis() as u32);
                     if let Some(stream) = connections.admit(stream) {
@@ -237,8 +240,9 @@ async fn run(args: Args) -> Result<(), BoxError> {
                     }
                 }
                 Err(error) => {
-                    // Out of file descriptors, mostly: what is open goes on, and will end.
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    // Most often the process is out of file descriptors. Open connections continue, and free theirs
+                    // when they end.
+                    tracing::warn!(%error, "accepting a connection failed");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
@@ -246,13 +250,14 @@ async fn run(args: Args) -> Result<(), BoxError> {
         }
     }
     drop(listener);
-    eprintln!("{PROGRAM}: stopping; once more stops at once");
+    eprintln!("{PROGRAM}: stopping; a second signal stops at once");
     tokio::select! {
-        // Plain downloads go on as long as the connections that the layer has.
+        // One grace period for both: `Streams::shutdown` ends the layer's connections, `GracefulShutdown` plain
+        // downloads.
         _ = async {
             tokio::join!(streams.shutdown(GRACE), tokio::time::timeout(GRACE, graceful.shutdown()))
         } => Ok(()),
-        () = signals.next() => Err("stopped at once; what was not synced yet is in the system's hands".into()),
+        () = signals.next() => Err("stopped at once; data that was not synced may be lost in a power failure".into()),
     }
 }
 
@@ -304,11 +309,11 @@ impl Server {
                 let upgrade = request.method() == Method::CONNECT;
                 let response = server.answer(request).await?;
                 if upgrade && response.status().is_success() {
-                    // A WebSocket over HTTP/2. Nothing tells when it ends; the client answers pings as long as it is there.
-                    answering.for_good();
+                    // A WebSocket over HTTP/2. Its end isn't visible here; pings detect a dead client.
+                    answering.forever();
                     return Ok::<_, Infallible>(response);
                 }
-                // Until the last of the body.
+                // The request counts as active until the end of its response body.
                 Ok(response.map(|body| {
                     let counted = move |error| {
                         let _ = &answering;
@@ -328,7 +333,7 @@ impl Server {
             .max_concurrent_streams(STREAMS)
             .max_send_buf_size(SEND_BUFFER)
             .initial_stream_window_size(STREAM_WINDOW)
-            // So that one append that is stored slowly can't use up the connection that others share.
+            // Large enough that a slow append can't use up the window of the connection, which other streams share.
             .initial_connection_window_size(2 * STREAMS * STREAM_WINDOW);
         let watcher = graceful.watcher();
         tokio::spawn(async move {
@@ -337,22 +342,23 @@ impl Server {
             tokio::select! {
                 ended = connection => {
                     if let Err(error) = ended {
-                        tracing::debug!(error, "a connection ended badly");
+                        tracing::debug!(error, "a connection failed");
                     }
                 }
-                () = requests.idle(head_timeout) => tracing::debug!("a connection that is idle is closed"),
+                () = requests.idle(head_timeout) => tracing::debug!("closing an idle connection"),
             }
         });
     }
 
     async fn answer(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        // Without the query: there may be a token in it.
+        // Without the query, which may hold a token.
         let line =
             tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{} {}", request.method(), request.uri().path()));
         let head = request.method() == Method::HEAD;
         let mut response = if !self.knows(&request) {
             drain(request);
-            let text = "this server listens on loopback and takes requests only for loopback names; see --allow-host\n";
+            let text =
+                "this server listens on loopback and accepts requests only for loopback names; see --allow-host\n";
             let mut response = Response::new(full(text));
             *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
             response
@@ -363,7 +369,7 @@ impl Server {
             }
         };
         if head && let Some(len @ 1..) = response.body().size_hint().exact() {
-            // hyper leaves it out over HTTP/1.1 only.
+            // hyper drops the body of an answer to HEAD only over HTTP/1.1.
             response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
             *response.body_mut() = full("");
         }
@@ -381,6 +387,7 @@ impl Server {
         server::answer(request, &self.streams, self.listing).await
     }
 
+    /// Whether the request's `Host` is allowed.
     fn knows(&self, request: &Request<Incoming>) -> bool {
         let Some(allowed) = &self.hosts else { return true };
         let host = match request.uri().authority() {
@@ -399,17 +406,17 @@ impl Server {
     }
 }
 
-/// Takes what is still sent behind a refusal, or else most clients would never see it. As the layer does.
+/// Reads a refused body for up to two seconds, so that the client sees the answer. The layer does the same.
 fn drain(request: Request<Incoming>) {
-    let waits = request.headers().contains_key(header::EXPECT);
+    let expects_continue = request.headers().contains_key(header::EXPECT);
     let mut body = request.into_body();
-    if !waits && !body.is_end_stream() {
-        let taking = async move { while let Some(Ok(_)) = body.frame().await {} };
-        tokio::spawn(tokio::time::timeout(Duration::from_secs(2), taking));
+    if !expects_continue && !body.is_end_stream() {
+        let draining = async move { while let Some(Ok(_)) = body.frame().await {} };
+        tokio::spawn(tokio::time::timeout(Duration::from_secs(2), draining));
     }
 }
 
-/// Go's `:8080` is all interfaces, over both families where the system has them.
+/// Binds the address. As in Go, `:8080` is all interfaces, over IPv6 and IPv4 where the system has them.
 async fn listen(address: &str) -> io::Result<TcpListener> {
     if let Some(port) = address.strip_prefix(':') {
         let port: u16 = port.parse().map_err(|_| io::Error::other("the port is not a number up to 65535"))?;
@@ -432,15 +439,17 @@ fn banner(args: &Args, addr: SocketAddr) {
         env!("CARGO_PKG_VERSION"),
         if addr.ip().is_unspecified() { " (all interfaces)" } else { "" }
     );
-    eprintln!("  the data lies in {}", root.display());
+    eprintln!("  data:    {}", root.display());
     eprintln!("  follow:  httpfstream-follow {base}/foo.txt");
     eprintln!("  append:  date | httpfstream-append {base}/foo.txt");
     eprintln!("  read:    curl {base}/foo.txt");
     eprintln!("  view:    {base}/foo.txt?view");
     match (public, &args.token) {
-        (false, _) => eprintln!("  to be reached from elsewhere, listen on all interfaces: -http=:{}", addr.port()),
+        (false, _) => {
+            eprintln!("  only this machine can connect; to listen on all interfaces: --http=:{}", addr.port())
+        }
         (true, None) if !args.read_only => {
-            eprintln!("  anybody who reaches this address can append and delete: see --token and --read-only");
+            eprintln!("  anyone who can connect can append and delete: see --token and --read-only");
         }
         _ => {}
     }

@@ -17,8 +17,8 @@ use crate::state::{End, Life, Stat, State};
 use crate::storage::{Append, ByteStream, MemoryStorage, Open, Storage, stream};
 use crate::streams::Streams;
 
-/// A peer sends any bytes to the append loop, in either dialect, in steps of any size. The stored data, the final state and
-/// the messages to the peer are those that a simple decoder of all its bytes expects.
+/// A peer sends any bytes to the append loop, in either dialect, in steps of any size. The stored data, the final state
+/// and the messages to the peer are those that a simple decoder of all its bytes expects.
 pub fn frames(data: &[u8]) -> bool {
     let mut input = Input(data);
     let (kind, sizes, step) = (input.byte(), input.byte(), input.byte());

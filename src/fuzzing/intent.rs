@@ -9,8 +9,8 @@ use crate::protocol::StartPosition;
 use crate::server::intent::{Intent, Rules};
 use crate::server::parameters::{FollowHeaders, Parameters, Range};
 
-/// Parses a request from text: a method, a target and a version in the first line, then headers. Lines that can't be headers
-/// are skipped. `None` if hyper would refuse the request as well.
+/// Parses a request from text: a method, a target and a version in the first line, then headers. Lines that can't be
+/// headers are skipped. `None` if hyper would refuse the request as well.
 pub(super) fn request(text: &[u8]) -> Option<Request<()>> {
     let mut lines = text.split(|byte| *byte == b'\n');
     let mut first = lines.next()?.split(|byte| *byte == b' ');

@@ -1,8 +1,8 @@
 //! The fuzz targets of `tests/fuzz`: one function per target, which panics if a property doesn't hold.
 //!
 //! Built for cargo-fuzz and for tests only. The expected results come from a second, simpler implementation: a decoder
-//! that has all bytes at once, a path checked character by character. Each function returns whether the input reached the
-//! interesting code, so that a useless corpus is noticed.
+//! that has all bytes at once, a path checked character by character. Each function returns whether the input reached
+//! the interesting code, so that a useless corpus is noticed.
 
 mod client;
 mod frames;
@@ -41,7 +41,8 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Runs a future on this thread's runtime, whose clock is paused and advances by itself. A future that hangs is a failure.
+/// Runs a future on this thread's runtime, whose clock is paused and advances by itself. A future that hangs is a
+/// failure.
 fn run<F: Future>(future: F) -> F::Output {
     use std::time::Duration;
 

@@ -8,8 +8,8 @@ use crate::error::ErrorKind;
 use crate::key::Key;
 use crate::server::intent::{Intent, Rules};
 
-/// A path becomes the key that its decoded characters spell, or is refused because of them. A request for the path reaches
-/// that key, behind a prefix at segment boundaries only.
+/// A path becomes the key that its decoded characters spell, or is refused because of them. A request for the path
+/// reaches that key, behind a prefix at segment boundaries only.
 pub fn path(data: &[u8]) -> bool {
     let Some((&prefix, path)) = data.split_first() else { return false };
     let path = String::from_utf8_lossy(path);

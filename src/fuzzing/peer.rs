@@ -14,12 +14,12 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::Input;
 
-/// The most bytes that a script sends, about.
+/// The approximate maximum length of a script, in bytes.
 const MAX_LEN: usize = 600_000;
 /// The mask of clients' small frames. Large ones are masked with zeros, which takes no time.
 const MASK: [u8; 4] = [0x11, 0x80, 0xff, 0x07];
-/// Instructions in the place of an opcode: raw bytes instead of a frame, a large frame, a wait for the other side, a control
-/// message of `httpfstream.v1`, the end of the connection.
+/// Instructions in the place of an opcode: raw bytes instead of a frame, a large frame, a wait for the other side, a
+/// control message of `httpfstream.v1`, the end of the connection.
 const RAW: u8 = 0x70;
 const LARGE: u8 = 0x71;
 const GATE: u8 = 0x72;

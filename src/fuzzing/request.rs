@@ -13,8 +13,8 @@ use crate::storage::MemoryStorage;
 /// The contents of the resource before the request.
 const STORED: &[u8] = b"one\ntwo\r\n\xe2\x82\xac\n\xff";
 
-/// The layer answers every request without an upgrade, never with an internal error, and only with bytes that are stored.
-/// Afterwards the resource holds its former contents, and possibly a prefix of the request's body.
+/// The layer answers every request without an upgrade, never with an internal error, and only with bytes that are
+/// stored. Afterwards the resource holds its former contents, and possibly a prefix of the request's body.
 pub fn request(data: &[u8]) -> bool {
     let mut input = Input(data);
     let (kind, len) = (input.byte(), input.byte());

@@ -1,4 +1,5 @@
-//! Encoding of bytes as server-sent events (HTML standard, section 9.2), from which a client can restore the exact bytes.
+//! Encoding of bytes as server-sent events (HTML standard, section 9.2), from which a client can restore the exact
+//! bytes.
 
 use std::str::from_utf8;
 
@@ -37,16 +38,16 @@ impl Encoder {
         out.freeze()
     }
 
-    /// An event for a change of state: the appender was lost, or is back. An incomplete character stays held back, which may
-    /// come before or after this event.
+    /// An event for a change of state: the appender was lost, or is back. An incomplete character stays held back,
+    /// which may come before or after this event.
     pub(crate) fn state(&self, state: State) -> Bytes {
         let mut out = BytesMut::new();
         self.state_event(&mut out, &control::state(state), "");
         out.freeze()
     }
 
-    /// The last events. The end of an interrupted resource has an id of its own, so that a client that reconnects after it
-    /// can be told from one that never got it; for a finished resource that makes no difference.
+    /// The last events. The end of an interrupted resource has an id of its own, so that a client that reconnects after
+    /// it can be told from one that never got it; for a finished resource that makes no difference.
     pub(crate) fn end(&mut self, state: State) -> Bytes {
         let mut out = BytesMut::new();
         if !self.incomplete.is_empty() {

@@ -1,5 +1,5 @@
-//! The echo endpoint for the Autobahn test suite, which `tests/external/autobahn.sh` runs on the codec of this crate. The
-//! server around it is in `server/autobahn.rs`, the client in `client/autobahn.rs`.
+//! The echo endpoint for the Autobahn test suite, which `tests/external/autobahn.sh` runs on the codec of this crate.
+//! The server around it is in `server/autobahn.rs`, the client in `client/autobahn.rs`.
 //!
 //! The endpoint refuses TEXT that isn't UTF-8, as section 6 of the suite requires. The layer accepts any bytes as TEXT.
 

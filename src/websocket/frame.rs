@@ -94,8 +94,8 @@ impl Decoder {
         std::str::from_utf8(&self.close_reason).unwrap_or_default()
     }
 
-    /// The next event, or `None` if `buf` needs more bytes. `take_buf` allows to take the whole buffer as payload, where
-    /// the caller wouldn't reuse its memory.
+    /// The next event, or `None` if `buf` needs more bytes. `take_buf` lets it take the whole buffer as payload,
+    /// where the caller wouldn't reuse its memory.
     pub(crate) fn decode(&mut self, buf: &mut BytesMut, take_buf: bool) -> Result<Option<Event>, ProtocolError> {
         loop {
             if let Some(frame) = &mut self.frame {

@@ -25,7 +25,8 @@ pub(crate) enum KeepaliveAction {
 }
 
 impl Keepalive {
-    /// Ticks every `interval`, and gives up once the peer was silent for `silence`, which is rounded up to whole intervals.
+    /// Ticks every `interval`, and gives up once the peer was silent for `silence`, which is rounded up to whole
+    /// intervals.
     pub(crate) fn new(interval: Duration, silence: Duration) -> Self {
         // The tick that notices activity may come right behind it, and isn't counted: only the ones after it are.
         let ticks = silence.as_nanos().div_ceil(interval.as_nanos().max(1)).clamp(1, u32::MAX.into());
@@ -46,8 +47,8 @@ impl Keepalive {
         std::future::poll_fn(|cx| self.sleep.as_mut().poll(cx)).await;
     }
 
-    /// Starts the next interval and returns what to do now. `activity` is the connection's counter, which grows whenever
-    /// something arrives.
+    /// Starts the next interval and returns what to do now. `activity` is the connection's counter, which grows
+    /// whenever something arrives.
     pub(crate) fn on_tick(&mut self, activity: u64) -> KeepaliveAction {
         self.sleep.as_mut().reset(Instant::now() + self.interval);
         if activity != self.last_activity {

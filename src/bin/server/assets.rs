@@ -21,24 +21,24 @@ const ASSETS: [Asset; 4] = [
     Asset { name: "view.css", content_type: "text/css; charset=utf-8", text: include_str!("../../web/view.css") },
 ];
 
-/// One tag for all: they belong together, and change together.
+/// One entity tag for all assets, which belong together.
 static TAG: LazyLock<HeaderValue> = LazyLock::new(|| {
     let hash = ASSETS.iter().fold(Sha256::new(), |hash, asset| hash.chain_update(asset.text)).finalize();
     let tag = format!("\"{}\"", data_encoding::HEXLOWER.encode(&hash[..16]));
     HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("\"\""))
 });
 
-pub(super) fn answer(name: &str, asked: &HeaderMap) -> Option<Response<Body>> {
+pub(super) fn answer(name: &str, request: &HeaderMap) -> Option<Response<Body>> {
     let asset = ASSETS.iter().find(|asset| asset.name == name)?;
     let mut response = with_type(asset.text, asset.content_type);
-    if asked.get_all(header::IF_NONE_MATCH).into_iter().any(names_tag) {
+    if request.get_all(header::IF_NONE_MATCH).into_iter().any(names_tag) {
         *response.body_mut() = full("");
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     }
     let headers = response.headers_mut();
     headers.insert(header::ETAG, TAG.clone());
     if name == "follow.js" {
-        // Pages of other sites may import it. What they can do with it is decided where they follow.
+        // Pages of any origin may import it. The follow request itself is subject to `--allow-origin`.
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     }
     Some(response)

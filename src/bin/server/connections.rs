@@ -1,4 +1,4 @@
-//! How many connections there may be, and for how long each may say nothing.
+//! The limits on the number of connections and on their idle time.
 
 use std::io::{self, IoSlice, Write};
 use std::pin::Pin;
@@ -10,19 +10,19 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// File descriptors that neither connections nor appends get: the listener, the storage, reads.
+/// File descriptors reserved for the listener, the storage and reads.
 const RESERVE: u64 = 64;
-/// How many resources may be appended to at most, however many descriptors there are.
-const MOST_APPENDS: u64 = 10_000;
-/// How many of those that are turned away are heard out.
-const HEARD_OUT: usize = 32;
-/// How long.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How many times longer than a head may take a connection may be idle between two requests. (Over HTTP/1.1 hyper allows
-/// no more than for a head.)
-const IDLE: u32 = 4;
+/// The maximum number of appends, however many descriptors there are.
+const MAX_APPENDS: u64 = 10_000;
+/// How many refused connections are drained at a time, so that the client sees the answer.
+const MAX_DRAINING: usize = 32;
+/// How long each of them is drained.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection may be idle between two requests, in multiples of the time limit for a head. (Over HTTP/1.1
+/// hyper allows no more than that limit.)
+const IDLE_FACTOR: u32 = 4;
 
-const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     content-type: application/problem+json\r\n\
     content-length: 153\r\n\
     cache-control: no-store\r\n\
@@ -31,7 +31,7 @@ const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     {\"type\":\"urn:httpfstream:problem:overloaded\",\"title\":\"Service Unavailable\",\"status\":503,\
     \"detail\":\"too many connections to this server: try again later\"}\n";
 
-/// How the process's file descriptors are shared out.
+/// The division of the process's file descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shares {
     pub(crate) connections: usize,
@@ -39,18 +39,18 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    /// Half of them are for connections, unless that was said. An append holds up to two besides; a third of what is left
-    /// after these is for reads.
+    /// Half of the descriptors are for connections, unless their number is given. Two thirds of the rest are for
+    /// appends, each of which holds up to two besides its connection; the last third is for reads.
     pub(crate) fn of(descriptors: u64, connections: Option<usize>) -> Self {
         let usable = descriptors.saturating_sub(RESERVE).max(2);
         let connections = connections.unwrap_or(usize::try_from(usable / 2).unwrap_or(usize::MAX));
         let left = usable.saturating_sub(connections as u64);
-        Self { connections, appends: (left / 3).clamp(1, MOST_APPENDS) as usize }
+        Self { connections, appends: (left / 3).clamp(1, MAX_APPENDS) as usize }
     }
 }
 
-/// Raises the limit of file descriptors as far as that is allowed, as Go's programs do, and says where it is. The usual
-/// one (1,024) is that low only for programs that use `select`.
+/// Raises the limit of file descriptors to the hard limit, as Go's programs do, and returns it. The usual soft limit
+/// (1,024) is so low only for programs that use `select`.
 #[cfg(unix)]
 pub(crate) fn raise_descriptors() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -65,48 +65,49 @@ pub(crate) fn raise_descriptors() -> u64 {
     u64::MAX
 }
 
-/// Counts connections.
+/// Limits the number of connections.
 #[derive(Debug, Clone)]
 pub(crate) struct Connections {
-    room: Arc<Semaphore>,
-    heard_out: Arc<Semaphore>,
+    admitted: Arc<Semaphore>,
+    draining: Arc<Semaphore>,
 }
 
 impl Connections {
-    pub(crate) fn new(most: usize) -> Self {
-        let semaphore = |most: usize| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        Self { room: semaphore(most), heard_out: semaphore(HEARD_OUT) }
+    pub(crate) fn new(max: usize) -> Self {
+        let semaphore = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+        Self { admitted: semaphore(max), draining: semaphore(MAX_DRAINING) }
     }
 
-    /// One more, if there is room. Else it is told so, and closed.
+    /// Admits a connection, or answers it with 503 and closes it.
     pub(crate) fn admit(&self, stream: TcpStream) -> Option<Counted> {
-        match Arc::clone(&self.room).try_acquire_owned() {
+        match Arc::clone(&self.admitted).try_acquire_owned() {
             Ok(counted) => return Some(Counted { stream, _counted: counted }),
-            Err(_) => tracing::debug!("a connection is turned away"),
+            Err(_) => tracing::debug!("refusing a connection: the limit is reached"),
         }
-        match Arc::clone(&self.heard_out).try_acquire_owned() {
+        match Arc::clone(&self.draining).try_acquire_owned() {
             Ok(counted) => {
-                tokio::spawn(tokio::time::timeout(PATIENCE, turn_away(stream, counted)));
+                tokio::spawn(tokio::time::timeout(DRAIN_TIMEOUT, refuse(stream, counted)));
             }
-            // Too many at once: those whose request is here already may miss the answer.
+            // Too many at once: a client whose request has arrived already may miss the answer.
             Err(_) => {
-                let _ = stream.into_std().and_then(|mut stream| stream.write(TURNED_AWAY));
+                let _ = stream.into_std().and_then(|mut stream| stream.write(REFUSAL));
             }
         }
         None
     }
 }
 
-/// Closing a socket with something unread in it would be a reset, which destroys what was written.
-async fn turn_away(mut stream: TcpStream, _counted: OwnedSemaphorePermit) -> io::Result<()> {
-    stream.write_all(TURNED_AWAY).await?;
+/// Sends the refusal, and drains the connection: closing a socket with unread data would reset it, which destroys what
+/// was written.
+async fn refuse(mut stream: TcpStream, _counted: OwnedSemaphorePermit) -> io::Result<()> {
+    stream.write_all(REFUSAL).await?;
     stream.shutdown().await?;
     let mut sink = [0; 1024];
     while stream.read(&mut sink).await? > 0 {}
     Ok(())
 }
 
-/// A connection, counted until its socket is closed: after an upgrade too.
+/// A connection that is counted until its socket is closed, also after an upgrade.
 #[derive(Debug)]
 pub(crate) struct Counted {
     stream: TcpStream,
@@ -145,7 +146,7 @@ impl AsyncWrite for Counted {
     }
 }
 
-/// The requests of one connection that are being answered.
+/// The active requests of one connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Requests(watch::Sender<usize>);
 
@@ -154,39 +155,39 @@ impl Requests {
         Self(watch::Sender::new(0))
     }
 
-    /// One more, until this is dropped.
+    /// Counts a request until the guard is dropped.
     pub(crate) fn begin(&self) -> Answering {
         self.0.send_modify(|answering| *answering += 1);
         Answering(self.0.clone())
     }
 
-    /// Returns once the connection has been idle for too long: without a request for as long as a head may take, and
-    /// without another one for somewhat longer.
+    /// Returns once the connection was idle for too long: for the time limit of a head before the first request, and
+    /// for [`IDLE_FACTOR`] times as long after a request.
     ///
-    /// hyper alone waits for ever for a first byte, for the rest of what may become HTTP/2, for its settings, and for
-    /// the next request over it.
+    /// hyper by itself waits for ever for the first byte, for the rest of an HTTP/2 preface, for the settings, and for
+    /// the next request over HTTP/2.
     pub(crate) async fn idle(&self, head: Duration) {
         let mut answering = self.0.subscribe();
         let mut limit = head;
         loop {
-            let none = *answering.borrow_and_update() == 0;
-            let limit_now = if none { limit } else { Duration::MAX };
+            let is_idle = *answering.borrow_and_update() == 0;
+            let limit_now = if is_idle { limit } else { Duration::MAX };
             match tokio::time::timeout(limit_now, answering.changed()).await {
-                Ok(_) => limit = head.saturating_mul(IDLE),
+                Ok(_) => limit = head.saturating_mul(IDLE_FACTOR),
                 Err(_) => return,
             }
         }
     }
 }
 
-/// A request that is being answered.
+/// The guard of an active request.
 #[derive(Debug)]
 pub(crate) struct Answering(watch::Sender<usize>);
 
 impl Answering {
-    /// It is so to the connection's end.
-    pub(crate) fn for_good(self) {
-        // Given back only once.
+    /// Keeps the request active until the connection ends.
+    pub(crate) fn forever(self) {
+        // Incremented twice, and decremented only once when dropped.
         self.0.send_modify(|answering| *answering += 1);
     }
 }
@@ -203,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fault_38_descriptors_are_shared_out() {
+    fn fault_38_descriptors_are_divided() {
         assert_eq!(Shares::of(1_048_576, None), Shares { connections: 524_256, appends: 10_000 });
         assert_eq!(Shares::of(1_024, None), Shares { connections: 480, appends: 160 });
         assert_eq!(Shares::of(1_024, Some(100)), Shares { connections: 100, appends: 286 });
@@ -217,15 +218,15 @@ mod tests {
     }
 
     #[test]
-    fn fault_43_the_raw_answer_is_as_long_as_it_says() {
-        let text = std::str::from_utf8(TURNED_AWAY).unwrap();
+    fn fault_43_the_raw_refusal_has_its_content_length() {
+        let text = std::str::from_utf8(REFUSAL).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{}", body.len());
         serde_json::from_str::<serde_json::Value>(body).unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn fault_16_only_idle_connections_are_idle() {
+    async fn fault_16_only_idle_connections_time_out() {
         let head = Duration::from_secs(30);
         let began = tokio::time::Instant::now();
         let requests = Requests::new();
@@ -240,14 +241,14 @@ mod tests {
                 tokio::time::sleep(head * 100).await;
                 drop((one, two));
             }
-            // Begun and ended before anybody looks.
+            // A request that begins and ends before the watcher runs.
             tokio::time::sleep(head * 3).await;
             drop(requests.begin());
             began.elapsed()
         };
         let ((), ended) = tokio::join!(requests.idle(head), using);
-        assert_eq!(began.elapsed() - ended, head * IDLE);
-        requests.begin().for_good();
+        assert_eq!(began.elapsed() - ended, head * IDLE_FACTOR);
+        requests.begin().forever();
         let for_ever = Duration::from_secs(1 << 30);
         assert!(tokio::time::timeout(for_ever, requests.idle(head)).await.is_err());
     }

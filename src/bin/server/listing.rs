@@ -1,4 +1,4 @@
-//! The listing, at every path that ends with a slash, where `--listing` asks for it.
+//! The listing at each path that ends with a slash, with `--listing`.
 
 use std::fmt::Write;
 use std::future::poll_fn;
@@ -11,13 +11,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{Body, escape, page, way_up};
 
-/// More are not listed: each costs a look at the storage, and a line of the page.
-const MOST: usize = 10_000;
+/// The maximum number of listed resources: each takes a lookup in the storage, and a row of the page.
+const MAX_ENTRIES: usize = 10_000;
 
-/// What stands for itself in a path (RFC 3986 section 3.3).
+/// The characters to escape in a path (RFC 3986 section 3.3).
 const PATH: AsciiSet = NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// All resources below a path; `None` where there are none, but at the root.
+/// The page of all resources below a path. `None` if there are none, except at the root.
 pub(super) async fn answer(path: &str, streams: &Streams) -> Option<Response<Body>> {
     let folder = path.trim_start_matches('/');
     let prefix = match folder.strip_suffix('/') {
@@ -28,7 +28,7 @@ pub(super) async fn answer(path: &str, streams: &Streams) -> Option<Response<Bod
     let (entries, more) = match collect(&prefix, streams).await {
         Ok(found) => found,
         Err(error) => {
-            tracing::warn!(%error, "the resources can't be listed");
+            tracing::warn!(%error, "listing the resources failed");
             let mut response = page("<!doctype html><title>httpfstream</title><p>The storage can't be listed.".into());
             *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
             return Some(response);
@@ -37,18 +37,18 @@ pub(super) async fn answer(path: &str, streams: &Streams) -> Option<Response<Bod
     (!entries.is_empty() || prefix.is_empty()).then(|| page(html(path, &prefix, &entries, more)))
 }
 
-/// What is open first, then the newest first; and whether there are more.
+/// The resources, open ones first and then by age, the newest first; and whether there are more.
 async fn collect(prefix: &str, streams: &Streams) -> httpfstream::Result<(Vec<(Key, Stat)>, bool)> {
     let mut list = streams.list(prefix);
     let mut entries = Vec::new();
     let mut more = false;
     while let Some(entry) = poll_fn(|cx| list.as_mut().poll_next(cx)).await {
         let (key, mut stat) = entry?;
-        if entries.len() == MOST {
+        if entries.len() == MAX_ENTRIES {
             more = true;
             break;
         }
-        // The storage can't tell live from lost, and what is gone since is not listed.
+        // The storage can't distinguish live from lost. A resource that was deleted meanwhile is skipped.
         if stat.state.is_open() {
             let Some(now) = streams.stat(&key).await? else { continue };
             stat = now.with_modified(stat.modified);
@@ -71,10 +71,10 @@ fn html(path: &str, prefix: &str, entries: &[(Key, Stat)], more: bool) -> String
         way_up(path)
     );
     if more {
-        let _ = writeln!(out, "<p>There are more than {MOST}; these are some of them.</p>");
+        let _ = writeln!(out, "<p>There are more than {MAX_ENTRIES} resources; this is a part of them.</p>");
     }
     if entries.is_empty() {
-        out.push_str("<p>There is nothing yet.</p>\n");
+        out.push_str("<p>There are no resources yet.</p>\n");
     } else {
         out.push_str(
             "<table>\n<tr><th>Name<th>State<th class=\"number\">Bytes<th class=\"changed\">Changed (UTC)<th></tr>\n",
@@ -82,7 +82,7 @@ fn html(path: &str, prefix: &str, entries: &[(Key, Stat)], more: bool) -> String
     }
     for (key, stat) in entries {
         let name = key.as_str().strip_prefix(prefix).unwrap_or(key.as_str());
-        // `./` for names with a colon, which would be taken for a scheme.
+        // With `./`, since a name with a colon would be taken for a scheme.
         let href = format!("./{}", utf8_percent_encode(name, &PATH));
         let changed = stat.modified.and_then(utc).unwrap_or_default();
         let _ = writeln!(
@@ -133,8 +133,8 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn times_are_those_of_date() {
-        for (seconds, told) in [
+    fn times_match_those_of_date() {
+        for (seconds, expected) in [
             (0, "1970-01-01 00:00:00"),
             (951_782_399, "2000-02-28 23:59:59"),
             (951_782_400, "2000-02-29 00:00:00"),
@@ -142,7 +142,7 @@ mod tests {
             (1_772_323_200, "2026-03-01 00:00:00"),
             (4_107_542_400, "2100-03-01 00:00:00"),
         ] {
-            assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap(), told);
+            assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap(), expected);
         }
     }
 

@@ -1,5 +1,5 @@
-//! What the server has for browsers, besides the service: the viewer, the follow module, the listing, and its token as
-//! browsers send one.
+//! What the server adds to the service: the viewer, the follow module and the listing for browsers, the token, and the
+//! limits of connections.
 
 mod assets;
 pub(crate) mod connections;
@@ -15,13 +15,13 @@ use httpfstream::{BoxError, Streams};
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// Answers a request for one of the pages; `None` if it is none, so that the service answers.
+/// Answers a request for one of the pages. `None` for any other request, which is for the service.
 ///
-/// No resource is shadowed: the assets lie where the storage keeps its bookkeeping, a path that ends with a slash can't
-/// name a resource, and the viewer is asked for by name.
+/// No resource is shadowed: the assets are below the storage's own folder, a path that ends with a slash can't name a
+/// resource, and the viewer is requested explicitly.
 pub(crate) async fn answer<B>(request: &Request<B>, streams: &Streams, listing: bool) -> Option<Response<Body>> {
     let method = request.method();
-    if !matches!(*method, Method::GET | Method::HEAD) || has_verb(request) || asks_for_a_socket(request) {
+    if !matches!(*method, Method::GET | Method::HEAD) || has_verb(request) || is_websocket(request) {
         return None;
     }
     let path = request.uri().path();
@@ -42,19 +42,19 @@ fn parameters<B>(request: &Request<B>) -> impl Iterator<Item = &str> {
     pairs.map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name))
 }
 
-/// A request with a verb is the service's, whatever else it has.
+/// Whether the request has a verb, so that it is for the service in any case.
 fn has_verb<B>(request: &Request<B>) -> bool {
-    // Decoded as the service does it.
+    // Decoded like in the service.
     let is_verb = |name: &str| percent_encoding::percent_decode_str(name).eq(*b"verb");
     request.headers().contains_key("x-verb") || parameters(request).any(is_verb)
 }
 
-fn asks_for_a_socket<B>(request: &Request<B>) -> bool {
+fn is_websocket<B>(request: &Request<B>) -> bool {
     let upgrades = request.headers().get_all(header::UPGRADE).into_iter();
     upgrades.filter_map(|value| value.to_str().ok()).any(|value| value.to_ascii_lowercase().contains("websocket"))
 }
 
-/// A page of our own. It runs our script and nothing else, and talks to this server only.
+/// A page of our own, which may run only our scripts and connect only to this server.
 fn page(html: String) -> Response<Body> {
     const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; \
                           img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -78,12 +78,12 @@ pub(crate) fn full(body: impl Into<Bytes>) -> Body {
     Full::new(body.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// The way from a page to the server's root: relative, so that it holds behind a proxy that takes a prefix away.
+/// The relative path from a page to the server's root. It works behind a proxy that strips a prefix, too.
 fn way_up(path: &str) -> String {
     "../".repeat(path.matches('/').count().saturating_sub(1))
 }
 
-/// For text and attributes in HTML.
+/// Escapes text for HTML, including attributes.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

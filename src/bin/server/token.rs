@@ -23,19 +23,19 @@ pub(crate) fn carries(headers: &HeaderMap, token: &str) -> bool {
     let Some((scheme, given)) = given.and_then(|value| value.split_once(' ')) else { return false };
     let given = given.trim();
     if scheme.eq_ignore_ascii_case("bearer") {
-        return same(given.as_bytes(), token.as_bytes());
+        return constant_time_eq(given.as_bytes(), token.as_bytes());
     }
     if !scheme.eq_ignore_ascii_case("basic") {
         return false;
     }
     let Ok(decoded) = data_encoding::BASE64.decode(given.as_bytes()) else { return false };
-    // A user's name has no colon, a password may.
+    // The user name has no colon, but the password may.
     let password = decoded.iter().position(|byte| *byte == b':').map(|colon| &decoded[colon + 1..]);
-    password.is_some_and(|password| same(password, token.as_bytes()))
+    password.is_some_and(|password| constant_time_eq(password, token.as_bytes()))
 }
 
 /// Compares in constant time, so that the time doesn't tell how much of a guess is right.
-fn same(given: &[u8], token: &[u8]) -> bool {
+fn constant_time_eq(given: &[u8], token: &[u8]) -> bool {
     given.len() == token.len() && given.iter().zip(token).fold(0, |d, (a, b)| d | (a ^ b)) == 0
 }
 
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_19_the_token_is_a_bearer_token_or_anybodys_password() {
+    fn fault_19_the_token_is_a_bearer_token_or_any_users_password() {
         let basic = |text: &str| format!("Basic {}", data_encoding::BASE64.encode(text.as_bytes()));
         for good in ["Bearer se:cret", "bearer  se:cret ", &basic(":se:cret"), &basic("me:se:cret")] {
             assert!(carried(good), "{good}");

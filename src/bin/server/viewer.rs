@@ -5,10 +5,11 @@ use httpfstream::{Key, Streams};
 
 use super::{Body, page, way_up};
 
-/// The page takes the resource's name from its own address, so nothing of the request gets into the HTML.
+/// The viewer of a resource. The page takes the resource's name from its own address, so nothing of the request gets
+/// into the HTML.
 pub(super) async fn answer(path: &str, streams: &Streams) -> Option<Response<Body>> {
     let key = Key::from_url_path(path).ok()?;
-    // What can't be looked up is the service's to answer, as if nobody had asked to view it.
+    // Errors and absent resources are left to the service, which answers as it does without `?view`.
     streams.stat(&key).await.ok()??;
     Some(page(include_str!("../../web/view.html").replace("{{base}}", &way_up(path))))
 }

@@ -10,7 +10,8 @@ use super::Conn;
 use crate::websocket::frame::{Kind, close_payload};
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
-    /// Closes the connection in order: sends a close frame and waits for the peer to close its side, all within `timeout`.
+    /// Closes the connection in order: sends a close frame and waits for the peer to close its side, all within
+    /// `timeout`.
     ///
     /// Closing TCP with unread bytes in the socket would reset the connection and destroy what the peer has not
     /// read yet, so whatever still arrives is read and dropped.

@@ -25,7 +25,8 @@ pub(crate) struct Conn<IO> {
     read_buf: BytesMut,
     /// Whether the next read is a large one.
     read_large: bool,
-    /// Length of the small read that `read_buf` was allocated for; 0 if it was extended since, or filled by a large read.
+    /// Length of the small read that `read_buf` was allocated for; 0 if it was extended since, or filled by a large
+    /// read.
     small_read_len: usize,
     /// Bytes that are to be written.
     out: ByteQueue,

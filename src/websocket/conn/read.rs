@@ -60,8 +60,8 @@ pub(crate) enum Streamed {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
-    /// The next event from the peer. Pings are answered here: the pong is queued, and written as far as the socket takes
-    /// it.
+    /// The next event from the peer. Pings are answered here: the pong is queued, and written as far as the socket
+    /// takes it.
     pub(crate) fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Poll<Inbound> {
         loop {
             match self.next_decoded() {
@@ -161,8 +161,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         poll_fn(|cx| self.poll_message(cx, max_len)).await
     }
 
-    /// The payload of BINARY messages that has arrived, regardless of their boundaries and about `max_len` bytes at most; or a
-    /// complete TEXT message.
+    /// The payload of BINARY messages that has arrived, regardless of their boundaries and about `max_len` bytes at
+    /// most; or a complete TEXT message.
     pub(crate) fn poll_streamed(&mut self, cx: &mut Context<'_>, max_len: usize) -> Poll<Streamed> {
         let mut data = ByteQueue::default();
         loop {
@@ -263,8 +263,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
         }
     }
 
-    /// Reads on to extend a batch, since one large append costs much less than many small ones. Returns whether there was
-    /// more; an end or an error is deferred.
+    /// Reads on to extend a batch, since one large append costs much less than many small ones. Returns whether there
+    /// was more; an end or an error is deferred.
     fn read_more(&mut self, cx: &mut Context<'_>) -> bool {
         // The limit of queued pongs holds here as well as in `poll_inbound`.
         if !self.read_large || self.deferred.is_some() || self.pong_bytes > SMALL_READ {

@@ -20,7 +20,8 @@ use crate::websocket::frame::{Kind, Role, put_header};
 struct Peer {
     /// The results of the next reads; an empty one is the end of the stream. After the last, reads are pending.
     reads: VecDeque<io::Result<Vec<u8>>>,
-    /// The number of bytes that writes still take before they are pending. `None`: writes take 0 bytes, which is an error.
+    /// The number of bytes that writes still take before they are pending. `None`: writes take 0 bytes, which is an
+    /// error.
     room: Option<usize>,
     written: Vec<u8>,
     /// Flushes are pending, as with TLS that buffers what is written.

@@ -63,7 +63,6 @@ pin_project! {
 }
 
 impl<F> FollowBody<F> {
-    #[cfg_attr(not(feature = "client"), expect(dead_code))]
     pub(crate) fn new(follower: F) -> Self {
         Self { follower }
     }

@@ -1,4 +1,4 @@
-//! Who appends: an appender's own secret name, and what is kept of it.
+//! The identity of an appender: its secret name, and the hash of it that is stored.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,14 +8,15 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, ErrorKind, Result};
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-/// What 128 random bits take.
+/// The characters that 128 random bits need.
 const SHORTEST: usize = 22;
 const LONGEST: usize = 128;
 
-/// An appender's secret name (`Appender-Id` on the wire): whoever shows it again may go on where it was.
+/// The secret name of an appender (`Appender-Id` on the wire). An appender that presents it again may continue where the
+/// one before it was.
 ///
 /// It is 22 to 128 characters of `A-Z a-z 0-9 - _` with at least 128 random bits, so that nobody can guess it. It is a
-/// credential: its [`Debug`](fmt::Debug) shows nothing of it, and storages keep only a hash.
+/// credential: [`Debug`](fmt::Debug) doesn't show it, and storages keep only a hash.
 ///
 /// ```
 /// use httpfstream::AppenderId;
@@ -29,17 +30,17 @@ const LONGEST: usize = 128;
 pub struct AppenderId(Box<str>);
 
 impl AppenderId {
-    /// A fresh one, of 144 random bits.
+    /// A new id of 144 random bits.
     ///
     /// # Errors
-    /// [`Storage`](ErrorKind::Storage) if the system has no randomness to give.
+    /// [`Storage`](ErrorKind::Storage) if the system's random source fails.
     pub fn random() -> Result<Self> {
         let mut bits = [0; 24];
         getrandom::fill(&mut bits).map_err(Error::storage)?;
         Ok(Self(bits.iter().map(|bits| char::from(ALPHABET[usize::from(bits % 64)])).collect()))
     }
 
-    /// The characters, for the wire and for a file that only its owner can read.
+    /// The id itself, for the wire or for a file that only its owner can read.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -62,18 +63,18 @@ impl fmt::Debug for AppenderId {
     }
 }
 
-/// Whom a resource is kept for if its appender is lost: a hash of an [`AppenderId`] and of the principal that the
-/// application named for it.
+/// The appender that a resource is kept for if it is lost: a hash of an [`AppenderId`] and of the principal that the
+/// application named.
 ///
-/// Compared in constant time.
+/// Owners are compared in constant time.
 #[derive(Clone, Copy)]
 pub struct Owner([u8; 32]);
 
 impl Owner {
-    /// Whoever comes without an id: the owner of a resumable upload that gave none.
+    /// The owner of a resumable upload without an id: any appender without an id may continue it.
     pub const ANYONE: Self = Self([0; 32]);
 
-    /// Of an id, and of the principal if there is one ([`Grant::principal`](crate::Grant::principal)).
+    /// The owner for an id, and for a principal if there is one ([`Grant::principal`](crate::Grant::principal)).
     pub fn new(id: &AppenderId, principal: Option<&str>) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"httpfstream appender\0");
@@ -85,12 +86,12 @@ impl Owner {
         Self(hash.finalize().into())
     }
 
-    /// What a storage has kept.
+    /// The owner that a storage has kept as these bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// For a storage to keep.
+    /// The bytes for a storage to keep.
     pub const fn to_bytes(self) -> [u8; 32] {
         self.0
     }

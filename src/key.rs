@@ -10,9 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The longest key, in bytes.
 const MAX_KEY: usize = 4096;
-/// The longest segment of a key, in bytes: what file systems take.
+/// The longest segment of a key, in bytes: the limit of most file systems.
 const MAX_SEGMENT: usize = 255;
-/// The most segments of a key: each is a folder to be made, and to be made durable.
+/// The most segments of a key: for each a folder has to be created and made durable.
 const MAX_SEGMENTS: usize = 128;
 
 /// The name of a resource: `logs/build-7.txt`.
@@ -22,15 +22,15 @@ const MAX_SEGMENTS: usize = 128;
 /// - No segment is empty, `.` or `..`, is longer than 255 bytes, or holds `\`, NUL or another control character.
 /// - At most 4,096 bytes of UTF-8, and 128 segments.
 ///
-/// So a key is one relative path that stays where it is put, and two different keys never name one path
-/// (on a file system that tells upper from lower case).
+/// So a key is a relative path that can't leave its folder, and two different keys never name the same path (on a
+/// case-sensitive file system).
 ///
 /// Cloning is cheap.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(Arc<str>);
 
 impl Key {
-    /// Checks a name, which is taken as it stands: no percent-decoding, no normalization.
+    /// A key of this name, without percent-decoding and without normalization.
     ///
     /// # Errors
     /// [`BadPath`](ErrorKind::BadPath) or [`PathTooLong`](ErrorKind::PathTooLong) where the invariants don't hold.
@@ -55,14 +55,14 @@ impl Key {
         Ok(Self(name.into()))
     }
 
-    /// Parses the path of a URL (with or without its leading slash), percent-decoded once.
+    /// The key that the path of a URL names, with or without its leading slash, percent-decoded once.
     ///
-    /// An encoded slash is refused, so that one resource has one path.
+    /// An encoded slash is refused, so that each resource has one path.
     ///
     /// # Errors
-    /// As [`Key::new`]; also for a bad percent sign and for bytes that are not UTF-8.
+    /// As [`Key::new`]; also for a stray percent sign and for bytes that are not UTF-8.
     pub fn from_url_path(path: &str) -> Result<Self> {
-        // Nothing that decodes to an allowed key is longer: a cheap bound before any work is done.
+        // A path that decodes to an allowed key is not longer. Checked first, so that a huge path costs nothing.
         if path.len() > 3 * MAX_KEY + 1 {
             return Err(ErrorKind::PathTooLong.into());
         }

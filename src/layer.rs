@@ -231,7 +231,7 @@ impl HttpFStreamLayer {
     /// use axum::response::IntoResponse;
     /// use httpfstream::HttpFStreamLayer;
     ///
-    /// /// `/builds/{id}/log`, of whoever may see the build.
+    /// /// Answers `/builds/{id}/log`.
     /// async fn log(State(logs): State<HttpFStreamLayer>, Path(id): Path<u64>, request: Request) -> impl IntoResponse {
     ///     logs.serve(format!("builds/{id}.log"), request).await
     /// }

@@ -15,15 +15,15 @@ use crate::storage::Append;
 pub struct Life(u128);
 
 impl Life {
-    /// A life from 128 bits of the storage's own, which must never be used for another life of the same key.
+    /// A life from 128 bits that the storage chooses. It must never use them for another life of the same key.
     pub const fn from_bits(bits: u128) -> Self {
         Self(bits)
     }
 
-    /// A fresh random life.
+    /// A random life.
     ///
     /// # Errors
-    /// [`Storage`](ErrorKind::Storage) if the system has no randomness to give.
+    /// [`Storage`](ErrorKind::Storage) if the system's random source fails.
     pub fn random() -> Result<Self> {
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).map_err(crate::Error::storage)?;
@@ -60,7 +60,9 @@ impl fmt::Debug for Life {
     }
 }
 
-/// How a resource stands.
+/// The state of a resource.
+///
+/// A resource is open while it is live, lost or parked, and closed once it is finished, interrupted or sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum State {
@@ -68,14 +70,14 @@ pub enum State {
     Live,
     /// The appender was lost and may come back: see [`Append::claim`].
     Lost,
-    /// The appender left it open between two requests and will come back. Known to this process only: to a storage it
-    /// is live, and after a restart it is lost.
+    /// The appender left it open between two requests and will come back. Only this process knows this state: for the storage
+    /// it is live, and after a restart it is lost.
     Parked,
-    /// The last appender ended cleanly. May be appended to again.
+    /// The last appender ended cleanly. The resource may be appended to again.
     Finished,
-    /// The last appender was lost and did not come back. May be appended to again.
+    /// The last appender was lost and did not come back. The resource may be appended to again.
     Interrupted,
-    /// Finished for good.
+    /// Finished for good: it can't be appended to.
     Sealed,
 }
 
@@ -92,12 +94,12 @@ impl State {
         }
     }
 
-    /// Whether its last appender said that this is all: finished or sealed.
+    /// Whether the resource is whole: finished or sealed.
     pub const fn is_complete(self) -> bool {
         matches!(self, Self::Finished | Self::Sealed)
     }
 
-    /// Whether more may come by itself: live, lost or parked, nothing has ended yet.
+    /// Whether more may be appended without a new appender: live, lost or parked.
     pub const fn is_open(self) -> bool {
         matches!(self, Self::Live | Self::Lost | Self::Parked)
     }
@@ -124,15 +126,15 @@ impl fmt::Display for State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stat {
-    /// Which life this is.
+    /// The life of the resource.
     pub life: Life,
     /// The committed length in bytes.
     pub len: u64,
-    /// How it stands.
+    /// Its state.
     pub state: State,
-    /// When bytes were last added, where the storage knows.
+    /// When bytes were last appended, if the storage knows.
     pub modified: Option<SystemTime>,
-    /// Whoever [claimed](Append::claim) the resource and appended last in this life, where the storage keeps it.
+    /// The owner that [claimed](Append::claim) the resource and appended last in this life, if the storage keeps it.
     pub owner: Option<Owner>,
 }
 

@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     /// A request's intent, in one line.
-    fn told(rules: &Rules, method: &str, uri: &str, headers: &[(&str, &str)]) -> String {
+    fn summary(rules: &Rules, method: &str, uri: &str, headers: &[(&str, &str)]) -> String {
         let mut request = Request::builder().method(method).uri(uri);
         if method == "CONNECT" {
             request = request.version(Version::HTTP_2).extension(hyper::ext::Protocol::from_static("websocket"));
@@ -266,11 +266,14 @@ mod tests {
     #[test]
     fn by_default_only_upgrades_with_a_verb_are_ours() {
         let rules = Rules::default();
-        assert_eq!(told(&rules, "GET", "/a?verb=FOLLOW", &WS), "Follow a Http1");
-        assert_eq!(told(&rules, "GET", "/a?x&verb=app%45nd", &WS), "Append a Http1");
-        assert_eq!(told(&rules, "GET", "/a", &with(&[("X-Verb", "follow")])), "Follow a Http1 by header");
-        assert_eq!(told(&rules, "GET", "/a?verb=follow", &with(&[("X-Verb", "FOLLOW")])), "Follow a Http1 by header");
-        assert_eq!(told(&rules, "CONNECT", "http://h/a?verb=FOLLOW", &[]), "Follow a Http2");
+        assert_eq!(summary(&rules, "GET", "/a?verb=FOLLOW", &WS), "Follow a Http1");
+        assert_eq!(summary(&rules, "GET", "/a?x&verb=app%45nd", &WS), "Append a Http1");
+        assert_eq!(summary(&rules, "GET", "/a", &with(&[("X-Verb", "follow")])), "Follow a Http1 by header");
+        assert_eq!(
+            summary(&rules, "GET", "/a?verb=follow", &with(&[("X-Verb", "FOLLOW")])),
+            "Follow a Http1 by header"
+        );
+        assert_eq!(summary(&rules, "CONNECT", "http://h/a?verb=FOLLOW", &[]), "Follow a Http2");
         for (method, uri, headers) in [
             ("GET", "/a", &WS[..]),
             ("GET", "/a?verb=FOLLOW", &[]),
@@ -286,26 +289,26 @@ mod tests {
             ("DELETE", "/a", &[]),
             ("CONNECT", "http://h/a", &[]),
         ] {
-            assert_eq!(told(&rules, method, uri, headers), "pass", "{method} {uri} {headers:?}");
+            assert_eq!(summary(&rules, method, uri, headers), "pass", "{method} {uri} {headers:?}");
         }
     }
 
     #[test]
     fn with_plain_http_requests_without_an_upgrade_are_ours() {
         let rules = Rules { plain: true, ..Rules::default() };
-        assert_eq!(told(&rules, "GET", "/a/b", &[]), "serve a/b");
-        assert_eq!(told(&rules, "HEAD", "/a", &[]), "serve a");
-        assert_eq!(told(&rules, "DELETE", "/a", &[]), "delete a");
-        assert_eq!(told(&rules, "GET", "/a?verb=FOLLOW", &[]), "plain Follow a");
-        assert_eq!(told(&rules, "GET", "/a?verb=APPEND", &[]), "plain Append a");
-        assert_eq!(told(&rules, "PUT", "/a?verb=APPEND", &[]), "plain Append a");
-        assert_eq!(told(&rules, "PUT", "/a?verb=FOLLOW", &[]), "405 GET, HEAD");
-        assert_eq!(told(&rules, "DELETE", "/a?verb=APPEND", &[]), "405 GET, PUT, POST, PATCH");
-        assert_eq!(told(&rules, "GET", "/../a?verb=FOLLOW", &[]), "400");
+        assert_eq!(summary(&rules, "GET", "/a/b", &[]), "serve a/b");
+        assert_eq!(summary(&rules, "HEAD", "/a", &[]), "serve a");
+        assert_eq!(summary(&rules, "DELETE", "/a", &[]), "delete a");
+        assert_eq!(summary(&rules, "GET", "/a?verb=FOLLOW", &[]), "plain Follow a");
+        assert_eq!(summary(&rules, "GET", "/a?verb=APPEND", &[]), "plain Append a");
+        assert_eq!(summary(&rules, "PUT", "/a?verb=APPEND", &[]), "plain Append a");
+        assert_eq!(summary(&rules, "PUT", "/a?verb=FOLLOW", &[]), "405 GET, HEAD");
+        assert_eq!(summary(&rules, "DELETE", "/a?verb=APPEND", &[]), "405 GET, PUT, POST, PATCH");
+        assert_eq!(summary(&rules, "GET", "/../a?verb=FOLLOW", &[]), "400");
         for (method, uri) in [("GET", "/"), ("GET", "/a//b"), ("POST", "/a"), ("GET", "/a?verb=x"), ("OPTIONS", "/a")] {
-            assert_eq!(told(&rules, method, uri, &[]), "pass", "{method} {uri}");
+            assert_eq!(summary(&rules, method, uri, &[]), "pass", "{method} {uri}");
         }
-        assert_eq!(told(&rules, "GET", "/a", &WS), "pass", "an upgrade that is not ours");
+        assert_eq!(summary(&rules, "GET", "/a", &WS), "pass", "an upgrade that is not ours");
     }
 
     #[test]
@@ -319,17 +322,17 @@ mod tests {
             ("POST", &[("Upload-Draft-Interop-Version", "6")]),
             ("PATCH", &[("content-type", "Application/Partial-Upload; x=y")]),
         ] {
-            assert_eq!(told(&rules, method, "/a", headers), "plain Append a", "{method} {headers:?}");
-            assert_eq!(told(&Rules::default(), method, "/a", headers), "pass", "{method} {headers:?}");
+            assert_eq!(summary(&rules, method, "/a", headers), "plain Append a", "{method} {headers:?}");
+            assert_eq!(summary(&Rules::default(), method, "/a", headers), "pass", "{method} {headers:?}");
         }
-        assert_eq!(told(&rules, "PATCH", "/..", &[complete]), "400");
+        assert_eq!(summary(&rules, "PATCH", "/..", &[complete]), "400");
         for (method, headers) in [
             ("GET", [complete]),
             ("POST", [("content-type", "application/partial-upload")]),
             ("PATCH", [("content-type", "application/partial-uploads")]),
             ("PATCH", [("upload-offset", "1")]),
         ] {
-            assert_ne!(told(&rules, method, "/a", &headers), "plain Append a", "{method} {headers:?}");
+            assert_ne!(summary(&rules, method, "/a", &headers), "plain Append a", "{method} {headers:?}");
         }
     }
 
@@ -338,59 +341,59 @@ mod tests {
         let rules = Rules { plain: true, ..Rules::default() };
         let cross = [("origin", "https://a.example"), ("access-control-request-method", "PUT")];
         let asking = |headers| [&cross[..], &[("access-control-request-headers", headers)]].concat();
-        assert_eq!(told(&rules, "OPTIONS", "/a?verb=APPEND", &cross), "preflight");
-        assert_eq!(told(&rules, "OPTIONS", "/a", &asking("content-type, Upload-Offset")), "preflight");
-        assert_eq!(told(&rules, "OPTIONS", "/a", &asking("x-verb")), "preflight");
-        assert_eq!(told(&Rules::default(), "OPTIONS", "/a?verb=APPEND", &cross), "pass");
-        assert_eq!(told(&rules, "OPTIONS", "/a", &cross), "pass");
-        assert_eq!(told(&rules, "OPTIONS", "/a", &asking("content-type, x-verbs")), "pass");
-        assert_eq!(told(&rules, "OPTIONS", "/a", &[("access-control-request-headers", "x-verb")]), "pass");
-        assert_eq!(told(&rules, "OPTIONS", "/a?verb=APPEND", &cross[..1]), "405 GET, PUT, POST, PATCH");
+        assert_eq!(summary(&rules, "OPTIONS", "/a?verb=APPEND", &cross), "preflight");
+        assert_eq!(summary(&rules, "OPTIONS", "/a", &asking("content-type, Upload-Offset")), "preflight");
+        assert_eq!(summary(&rules, "OPTIONS", "/a", &asking("x-verb")), "preflight");
+        assert_eq!(summary(&Rules::default(), "OPTIONS", "/a?verb=APPEND", &cross), "pass");
+        assert_eq!(summary(&rules, "OPTIONS", "/a", &cross), "pass");
+        assert_eq!(summary(&rules, "OPTIONS", "/a", &asking("content-type, x-verbs")), "pass");
+        assert_eq!(summary(&rules, "OPTIONS", "/a", &[("access-control-request-headers", "x-verb")]), "pass");
+        assert_eq!(summary(&rules, "OPTIONS", "/a?verb=APPEND", &cross[..1]), "405 GET, PUT, POST, PATCH");
     }
 
     #[test]
     fn mount_points_match_whole_segments() {
         let rules = Rules { mount: "/s".into(), plain: true, verb_from_method: true };
-        assert_eq!(told(&rules, "GET", "/s/a", &[]), "serve a");
-        assert_eq!(told(&rules, "GET", "/s/a", &WS), "Follow a Http1");
-        assert_eq!(told(&rules, "GET", "/s/a?verb=APPEND", &WS), "Append a Http1");
+        assert_eq!(summary(&rules, "GET", "/s/a", &[]), "serve a");
+        assert_eq!(summary(&rules, "GET", "/s/a", &WS), "Follow a Http1");
+        assert_eq!(summary(&rules, "GET", "/s/a?verb=APPEND", &WS), "Append a Http1");
         for uri in ["/sa", "/s", "/x/a", "/s/", "/S/a"] {
-            assert_eq!(told(&rules, "GET", uri, &[]), "pass", "{uri}");
+            assert_eq!(summary(&rules, "GET", uri, &[]), "pass", "{uri}");
         }
-        assert_eq!(told(&rules, "GET", "/s/?verb=FOLLOW", &WS), "400");
+        assert_eq!(summary(&rules, "GET", "/s/?verb=FOLLOW", &WS), "400");
     }
 
     #[test]
     fn the_method_is_the_verb_where_every_request_is_ours() {
         let rules = Rules { plain: true, verb_from_method: true, ..Rules::default() };
         for method in ["PUT", "POST", "PATCH"] {
-            assert_eq!(told(&rules, method, "/a", &[]), "plain Append a");
-            assert_eq!(told(&rules, method, "/a/", &[]), "400");
+            assert_eq!(summary(&rules, method, "/a", &[]), "plain Append a");
+            assert_eq!(summary(&rules, method, "/a/", &[]), "400");
         }
-        assert_eq!(told(&rules, "GET", "/a", &[]), "serve a");
-        assert_eq!(told(&rules, "HEAD", "/a", &[]), "serve a");
-        assert_eq!(told(&rules, "DELETE", "/a", &[]), "delete a");
-        assert_eq!(told(&rules, "GET", "/a", &WS), "Follow a Http1");
-        assert_eq!(told(&rules, "CONNECT", "http://h/a", &[]), "Follow a Http2");
+        assert_eq!(summary(&rules, "GET", "/a", &[]), "serve a");
+        assert_eq!(summary(&rules, "HEAD", "/a", &[]), "serve a");
+        assert_eq!(summary(&rules, "DELETE", "/a", &[]), "delete a");
+        assert_eq!(summary(&rules, "GET", "/a", &WS), "Follow a Http1");
+        assert_eq!(summary(&rules, "CONNECT", "http://h/a", &[]), "Follow a Http2");
         for verb in ["", "READ", "APPENDS"] {
-            assert_eq!(told(&rules, "GET", &format!("/a?verb={verb}"), &[]), "400", "{verb}");
-            assert_eq!(told(&rules, "GET", &format!("/a?verb={verb}"), &WS), "400", "{verb}");
+            assert_eq!(summary(&rules, "GET", &format!("/a?verb={verb}"), &[]), "400", "{verb}");
+            assert_eq!(summary(&rules, "GET", &format!("/a?verb={verb}"), &WS), "400", "{verb}");
         }
         let cross = [("origin", "https://a.example"), ("access-control-request-method", "PUT")];
-        assert_eq!(told(&rules, "OPTIONS", "/a", &cross), "preflight");
-        assert_eq!(told(&rules, "OPTIONS", "/a", &[]), "pass");
+        assert_eq!(summary(&rules, "OPTIONS", "/a", &cross), "preflight");
+        assert_eq!(summary(&rules, "OPTIONS", "/a", &[]), "pass");
     }
 
     #[test]
     fn fault_10_contradictions_are_400_and_unknown_verbs_are_not_ours() {
         let rules = Rules { plain: true, ..Rules::default() };
         let append = [("X-Verb", "APPEND")];
-        assert_eq!(told(&rules, "GET", "/a?verb=FOLLOW", &with(&append)), "400");
-        assert_eq!(told(&rules, "GET", "/a?verb=FOLLOW&verb=APPEND", &WS), "400");
-        assert_eq!(told(&rules, "GET", "/a", &[("X-Verb", "APPEND"), ("X-Verb", "FOLLOW")]), "400");
-        assert_eq!(told(&rules, "GET", "/a?verb=nope", &with(&append)), "400");
-        assert_eq!(told(&rules, "GET", "/a?verb=FOLLOW&verb=follow", &WS), "Follow a Http1");
-        assert_eq!(told(&rules, "GET", "/a?verb=nope", &WS), "pass");
-        assert_eq!(told(&rules, "GET", "/a?verb=nope", &[]), "pass");
+        assert_eq!(summary(&rules, "GET", "/a?verb=FOLLOW", &with(&append)), "400");
+        assert_eq!(summary(&rules, "GET", "/a?verb=FOLLOW&verb=APPEND", &WS), "400");
+        assert_eq!(summary(&rules, "GET", "/a", &[("X-Verb", "APPEND"), ("X-Verb", "FOLLOW")]), "400");
+        assert_eq!(summary(&rules, "GET", "/a?verb=nope", &with(&append)), "400");
+        assert_eq!(summary(&rules, "GET", "/a?verb=FOLLOW&verb=follow", &WS), "Follow a Http1");
+        assert_eq!(summary(&rules, "GET", "/a?verb=nope", &WS), "pass");
+        assert_eq!(summary(&rules, "GET", "/a?verb=nope", &[]), "pass");
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::ReusableBoxFuture;
 
 use super::Streams;
 use crate::buffer::Segments;
-use crate::chunk::{Chunk, Update};
+use crate::chunk::{Chunk, FollowBody, Update};
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::{ErrorKind, Result};
@@ -236,6 +236,23 @@ impl Follower {
                 Source::Ended => return Poll::Ready(Err(ErrorKind::Storage.into())),
             }
         }
+    }
+
+    /// Turns the follower into the body of a response or a request. It starts with the next byte that would be handed out.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> httpfstream::Result<()> {
+    /// # use httpfstream::{Streams, storage::MemoryStorage};
+    /// use http_body_util::BodyExt;
+    ///
+    /// # let streams = Streams::new(MemoryStorage::new(1 << 20));
+    /// streams.append("a", &b"all"[..]).await?;
+    /// let response = http::Response::new(streams.follow("a").await?.into_body());
+    /// assert_eq!(response.into_body().collect().await?.to_bytes(), "all");
+    /// # Ok(()) }
+    /// ```
+    pub fn into_body(self) -> FollowBody<Self> {
+        FollowBody::new(self)
     }
 
     /// The state of the resource where the bytes end that were handed out.

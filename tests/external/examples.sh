@@ -16,23 +16,40 @@ check_custom_storage_runs_to_its_end() {
 
 check_axum_answers_a_chat_and_guards_its_builds() {
     background "$examples/axum" 127.0.0.1:0 >"$work/axum.log"
+    local example=$pid
     eventually grep -qE 'http://127\.0\.0\.1:[0-9]+/' "$work/axum.log"
     url=$(grep -oE 'http://127\.0\.0\.1:[0-9]+' "$work/axum.log" | head -n 1)
     expect 200 "$url/"
-    local id
-    id=$(curl -sS --max-time 10 -d hello "$url/chat")
-    timeout 30 "$bin/httpfstream-follow" "$url/streams/chat/$id" >"$work/chat"
+    expect 200 "$url/follow.js"
+    local id own='Cookie: session=me'
+    id=$(curl -sS --max-time 10 -H "$own" -d hello "$url/chat")
+    timeout 30 "$bin/httpfstream-follow" -H "$own" "$url/chats/$id" >"$work/chat"
     grep -q 'You said “hello”.*that is all I can say about it\.$' "$work/chat"
-    expect 200 "$url/streams/chat/$id"
+    expect 200 -H "$own" "$url/chats/$id"
     cmp "$work/chat" "$work/body"
+    # Each session has chats of its own, and their history.
+    expect 401 "$url/chats/$id"
+    expect 404 -H 'Cookie: session=you' "$url/chats/$id"
+    expect 200 -H "$own" "$url/chat"
+    [ "$(cat "$work/body")" = "$id" ] || fail "the history is $(cat "$work/body")"
     # Appending is the application's.
-    if echo x | "$bin/httpfstream-append" "$url/streams/chat/$id" 2>/dev/null; then fail "anybody appends"; fi
+    if echo x | "$bin/httpfstream-append" -H "$own" "$url/chats/$id" 2>/dev/null; then fail "anybody appends"; fi
+    # A stop keeps the text as a finished stream, whether a user asks for it or the server stops.
+    id=$(curl -sS --max-time 10 -H "$own" -d more "$url/chat")
+    expect 202 -H "$own" -X POST "$url/chat/$id/stop"
+    timeout 30 "$bin/httpfstream-follow" -H "$own" "$url/chats/$id" >"$work/chat"
+    [ "$(wc -c <"$work/chat")" -lt 60 ] || fail "it goes on: $(cat "$work/chat")"
+    id=$(curl -sS --max-time 10 -H "$own" -d 'at the end' "$url/chat")
+    background "$bin/httpfstream-follow" -H "$own" "$url/chats/$id" >"$work/chat"
+    local follower=$pid
+    eventually grep -q You "$work/chat"
     expect 401 "$url/builds/7"
     expect 200 -H 'Authorization: Bearer sesame' "$url/builds/7"
     grep -q '^step 1 of 600$' "$work/body"
-    expect 404 "$url/streams/builds/7"
-    kill -TERM "$pid"
-    expect_exit 0 "$pid" 10
+    expect 404 -H "$own" "$url/chats/builds/7"
+    kill -TERM "$example"
+    expect_exit 0 "$example" 10
+    expect_exit 0 "$follower" 10
 }
 
 # Starts an example, and sets `$url` to where it listens.

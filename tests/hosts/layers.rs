@@ -153,7 +153,7 @@ async fn a_trace_ends_with_the_101_and_the_crate_logs_what_comes_after() {
     assert_eq!(appender.to_end().await.1, Some(1011));
     log.until("appending failed").await;
     let text = log.text();
-    assert!(text.contains("target=httpfstream::append"), "{text}");
+    assert!(text.contains("target=httpfstream::server::append"), "{text}");
     assert!(text.contains("path=\"/a.txt\"") && !text.contains("sesame"), "a span of the path has no token: {text}");
 }
 

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use common::spy::Spy;
 use common::{HANDSHAKE, Raw, Server, client_frame, log, memory_layer, serve, stores};
-use httpfstream::{Access, Denied, Grant, HttpFStreamLayer, Verb};
-use httpfstream::{State, storage::MemoryStorage};
+use http::HeaderValue;
+use httpfstream::storage::MemoryStorage;
+use httpfstream::{Access, Denied, Grant, HttpFStreamLayer, Key, State, Verb};
 
 const APPEND: (&str, &str) = ("X-Verb", "APPEND");
 const FOLLOW: (&str, &str) = ("X-Verb", "FOLLOW");
@@ -275,6 +276,79 @@ async fn fault_19_a_denied_request_is_answered_before_the_upgrade_and_its_token_
     // Nor do the crates underneath tell.
     let secret = log.lines().find(|line| line.contains("s3cr3t"));
     assert_eq!(secret, None, "a token in the log");
+}
+
+#[tokio::test]
+async fn a_refusal_does_not_reveal_whether_the_resource_exists() {
+    // Tenants: `/a` is `mine/a`, for those who may do anything at all.
+    let spy = Spy::new(MemoryStorage::new(1 << 20));
+    let watch = spy.watch.clone();
+    let layer = HttpFStreamLayer::new(spy).plain_http(true).authorize(|access: Access| async move {
+        match access.head.uri.query() {
+            Some("mine") => Ok(Grant::new().key(Key::new(&format!("mine/{}", access.key))?)),
+            Some("hidden") => Err(Denied::NotFound),
+            Some("forbidden") => Err(Denied::Forbidden),
+            _ => Err(Denied::challenge([HeaderValue::from_static("Basic realm=\"logs\"")])),
+        }
+    });
+    let server = serve(layer).await;
+    // At the name in the URL there is a resource as well, which nobody may see.
+    for key in ["mine/a", "a"] {
+        server.streams.append(key, key.as_bytes()).await.unwrap();
+    }
+    let calls = |watch: &common::spy::Watch| watch.now().opens + watch.now().stats + watch.now().reads;
+    let before = calls(&watch);
+    let foreign = [("Origin", "https://elsewhere.example")];
+    for (query, status) in [("?hidden", 404), ("?forbidden", 403), ("", 401)] {
+        for method in ["GET", "HEAD", "DELETE"] {
+            for headers in [&[][..], &foreign] {
+                let [here, absent] = [format!("/a{query}"), format!("/absent{query}")];
+                let here = server.request(method, &here, headers).await;
+                let absent = server.request(method, &absent, headers).await;
+                assert_eq!((here.status, absent.status), (status, status), "{method} {query} {headers:?}");
+                assert_eq!(here.body, absent.body);
+                let challenge = here.header("www-authenticate");
+                assert_eq!(challenge, (status == 401).then_some("Basic realm=\"logs\""), "{method} {query}");
+            }
+        }
+    }
+    assert_eq!(calls(&watch), before, "nothing was looked up");
+    assert_eq!(server.get("/a?mine").await.text(), "mine/a");
+    assert_eq!(server.get("/absent?mine").await.status, 404);
+    assert_eq!(server.request("DELETE", "/a?mine", &foreign).await.status, 403);
+    assert_eq!(server.request("DELETE", "/a?mine", &[]).await.status, 204);
+    assert_eq!(server.streams.stat("mine/a").await.unwrap(), None);
+    assert!(server.streams.stat("a").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn without_a_verb_the_method_tells_in_a_service_of_its_own() {
+    let server = serve(memory_layer().verb_from_method(true)).await;
+    for (method, data) in [("PUT", "put"), ("POST", "post")] {
+        let target = format!("/{method}");
+        let mut raw = Raw::connect(server.addr).await;
+        raw.send_head(method, &target, &[("Content-Length", "4")], "").await;
+        raw.send(b"body").await;
+        assert_eq!(raw.read_head().await.status, 201, "{data}");
+        assert_eq!(server.get(&target).await.text(), "body");
+        // An upgrade follows. (Of a closed resource the original's dialect has the data as a plain body.)
+        assert_eq!(server.upgrade(&target, &[]).await.0.text(), "body");
+    }
+    for verb in ["", "READ", "follows"] {
+        let answer = server.get(&format!("/PUT?verb={verb}")).await;
+        assert_eq!(answer.status, 400, "{verb:?}");
+        assert!(answer.text().contains("APPEND or FOLLOW"), "{}", answer.text());
+        assert_eq!(server.upgrade(&format!("/PUT?verb={verb}"), &[]).await.0.status, 400);
+    }
+    assert_eq!(server.request("DELETE", "/PUT", &[]).await.status, 204);
+    assert_eq!(server.get("/PUT").await.status, 404);
+    // Around an application all of that is the application's.
+    let server = serve(memory_layer()).await;
+    for method in ["PUT", "POST", "PATCH"] {
+        assert_eq!(server.request(method, "/a", &[]).await.status, 404, "{method}");
+    }
+    assert_eq!(server.get("/a?verb=READ").await.status, 404);
+    assert_eq!(server.upgrade("/a", &[]).await.0.status, 404);
 }
 
 #[tokio::test]

@@ -71,6 +71,19 @@ check_finished_is_whole_with_and_without_verb() {
     cmp "$work/numbers" "$work/body"
 }
 
+check_without_a_verb_the_method_says_what_is_meant() {
+    expect 201 -T "$work/numbers" "$url/put.log"
+    expect 200 "$url/put.log"
+    cmp "$work/numbers" "$work/body"
+    expect 201 --data-binary "@$work/numbers" -H 'Content-Type: text/plain' "$url/posted.log"
+    expect 200 "${websocket[@]}" "$url/posted.log"
+    cmp "$work/numbers" "$work/body"
+    # A replayed PUT is refused, and changes nothing.
+    expect 409 -T "$work/numbers" "$url/put.log"
+    expect 204 -X DELETE "$url/put.log"
+    expect 404 "$url/put.log"
+}
+
 fault_15_ranges() {
     expect 206 -r 10-19 "$url/logs/numbers.txt"
     cmp <(tail -c +11 "$work/numbers" | head -c 10) "$work/body"
@@ -151,11 +164,13 @@ fault_26_compression_is_declined() {
     has_no_header sec-websocket-extensions
 }
 
-fault_10_contradictions_are_400_and_unknown_verbs_pass() {
+fault_10_contradictions_and_unknown_verbs_are_400() {
     expect 400 "${websocket[@]}" -H "X-Verb: FOLLOW" "$url/odd?verb=APPEND"
     expect 400 "${websocket[@]}" "$url/odd?verb=APPEND&verb=FOLLOW"
-    expect 404 "${websocket[@]}" "$url/odd?verb=SUBSCRIBE"
-    expect 404 "$url/odd?verb=SUBSCRIBE"
+    expect 400 "${websocket[@]}" "$url/odd?verb=SUBSCRIBE"
+    grep -q 'APPEND or FOLLOW' "$work/body"
+    expect 400 "$url/odd?verb=SUBSCRIBE"
+    grep -q 'APPEND or FOLLOW' "$work/body"
     nothing_stored odd
 }
 

@@ -490,7 +490,7 @@ check_what_can_not_be_meant_is_refused() {
     has_problem upgrade-required
     expect 403 -H 'Origin: http://evil.example' --data-binary x "$url/odd?verb=APPEND"
     has_problem not-allowed
-    expect 404 --data-binary x "$url/odd"
+    expect 400 --data-binary x "$url/odd?verb=WRITE"
     [ ! -e "$work/root/odd" ] || fail "created"
 }
 

@@ -127,8 +127,7 @@ struct Args {
         value_parser = clap::value_parser!(u32).range(1..))]
     head_timeout: u32,
 
-    /// Time limit for one call of the file system, in seconds. A request that waits longer fails with a retryable
-    /// error.
+    /// Time limit for one call of the file system, in seconds. A request that waits longer fails.
     #[arg(long, env = "HTTPFSTREAM_STORAGE_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
         value_parser = clap::value_parser!(u64).range(1..))]
     storage_timeout: u64,

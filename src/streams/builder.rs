@@ -140,7 +140,8 @@ impl StreamsBuilder {
     }
 
     /// How long one call of the storage may take: a single read, append or sync. A call that takes longer fails, for its
-    /// resource only (503, or close code 1011). Nobody else gets the resource before the call has ended.
+    /// resource only: with 503 if nothing was begun, else with 500, and over a WebSocket with close code 1011. Nobody else
+    /// gets the resource before the call has ended.
     ///
     /// This needs a storage whose calls don't block the threads of the runtime. With [`FsStorage`] one append in the whole
     /// process may block one, unless [`inline_appends`](FsStorageBuilder::inline_appends) forbids it: its appender gets a

@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Error, Result};
 
@@ -54,12 +55,20 @@ impl Gate {
         &self,
         run: impl FnOnce() -> T + Send + 'static,
     ) -> Result<JoinHandle<T>> {
-        let permit = Arc::clone(&self.0).acquire_owned().await.map_err(Error::storage)?;
-        Ok(tokio::task::spawn_blocking(move || {
-            // Held as long as the thread is, even if the caller no longer waits.
-            let _permit = permit;
-            run()
-        }))
+        let start = |permit: OwnedSemaphorePermit| {
+            tokio::task::spawn_blocking(move || {
+                // Held as long as the thread is, even if the caller no longer waits.
+                let _permit = permit;
+                run()
+            })
+        };
+        if let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() {
+            return Ok(start(permit));
+        }
+        // The turn is awaited by a task: a future that nobody polls for a while would get its permit and hold up the others.
+        let turn = Arc::clone(&self.0).acquire_owned();
+        let waiting = tokio::spawn(async move { turn.await.map(start) });
+        AbortOnDropHandle::new(waiting).await.map_err(Error::storage)?.map_err(Error::storage)
     }
 
     /// Runs a call in the pool to its end.
@@ -293,5 +302,23 @@ mod tests {
         assert_eq!(tokio::task::spawn_blocking(|| 2).await.unwrap(), 2);
         drop(_thaw);
         late.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_call_that_nobody_polls_does_not_keep_its_turn() {
+        let gates = Gates::new();
+        let (thaw, frozen) = std::sync::mpsc::channel::<()>();
+        let frozen = Arc::new(Mutex::new(frozen));
+        for _ in 0..BLOCKING {
+            let frozen = Arc::clone(&frozen);
+            drop(gates.reads.begin(move || drop(frozen.lock().map(|frozen| frozen.recv()))).await.unwrap());
+        }
+        let mut unpolled = std::pin::pin!(gates.reads.run(|| 1));
+        let waits = std::future::poll_fn(|cx| std::task::Poll::Ready(unpolled.as_mut().poll(cx).is_pending())).await;
+        assert!(waits);
+        drop(thaw);
+        let all = tokio::time::timeout(Duration::from_secs(30), gates.reads.0.acquire_many(BLOCKING as u32)).await;
+        drop(all.expect("all permits come back").unwrap());
+        assert_eq!(unpolled.await.unwrap(), 1);
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -117,7 +117,9 @@ impl IntoFuture for FollowRequest {
 /// The end is an end only if the resource was finished; an interrupted resource yields an error after its last byte. Errors of
 /// the [`AsyncRead`] contain an [`Error`] ([`io::Error::downcast`] returns it).
 pub struct Follower {
-    source: Source,
+    /// The next step, which returns the cursor with it. It is kept when a caller stops waiting, so that nothing is read
+    /// twice.
+    next: ReusableBoxFuture<'static, (Cursor, Result<Step>)>,
     /// Chunks of the last step that were not handed out yet.
     ready: <Segments as IntoIterator>::IntoIter,
     /// What remains of a chunk that an [`AsyncRead`] had no room for.
@@ -126,13 +128,8 @@ pub struct Follower {
     life: Life,
     state: State,
     ended: Option<Result<(), ErrorKind>>,
-}
-
-enum Source {
-    Idle(Cursor),
-    /// Waits for the next step, and returns the cursor with it.
-    Waiting(ReusableBoxFuture<'static, (Cursor, Result<Step>)>),
-    Ended,
+    /// Whether the [`Stream`] has ended.
+    exhausted: bool,
 }
 
 async fn step(mut cursor: Cursor) -> (Cursor, Result<Step>) {
@@ -143,8 +140,9 @@ async fn step(mut cursor: Cursor) -> (Cursor, Result<Step>) {
 impl Follower {
     fn new(cursor: Cursor) -> Self {
         let (offset, life, state) = (cursor.at(), cursor.life(), cursor.state());
+        let next = ReusableBoxFuture::new(step(cursor));
         let ready = Segments::new().into_iter();
-        Self { source: Source::Idle(cursor), ready, rest: Bytes::new(), offset, life, state, ended: None }
+        Self { next, ready, rest: Bytes::new(), offset, life, state, ended: None, exhausted: false }
     }
 
     /// The next bytes, as soon as there are any; `None` at the clean end, however often it is called.
@@ -212,30 +210,9 @@ impl Follower {
     }
 
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step>> {
-        loop {
-            match std::mem::replace(&mut self.source, Source::Ended) {
-                Source::Idle(mut cursor) => {
-                    // Most steps complete at once, and need no future that outlives this call.
-                    let polled = pin!(cursor.next()).poll(cx);
-                    if let Poll::Ready(step) = polled {
-                        self.source = Source::Idle(cursor);
-                        return Poll::Ready(step);
-                    }
-                    self.source = Source::Waiting(ReusableBoxFuture::new(step(cursor)));
-                }
-                Source::Waiting(mut waiting) => match waiting.poll(cx) {
-                    Poll::Ready((cursor, step)) => {
-                        self.source = Source::Idle(cursor);
-                        return Poll::Ready(step);
-                    }
-                    Poll::Pending => {
-                        self.source = Source::Waiting(waiting);
-                        return Poll::Pending;
-                    }
-                },
-                Source::Ended => return Poll::Ready(Err(ErrorKind::Storage.into())),
-            }
-        }
+        let (cursor, result) = ready!(self.next.poll(cx));
+        self.next.set(step(cursor));
+        Poll::Ready(result)
     }
 
     /// Turns the follower into the body of a response or a request. It starts with the next byte that would be handed out.
@@ -276,13 +253,11 @@ impl Stream for Follower {
 
     /// As [`next_chunk`](Follower::next_chunk). It ends after an error.
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if matches!(self.source, Source::Ended) {
+        if self.exhausted {
             return Poll::Ready(None);
         }
         let next = ready!(self.poll_chunk(cx)).transpose();
-        if !matches!(next, Some(Ok(_))) {
-            self.source = Source::Ended;
-        }
+        self.exhausted = !matches!(next, Some(Ok(_)));
         Poll::Ready(next)
     }
 }

@@ -78,6 +78,11 @@ impl Lease {
         &self.resource
     }
 
+    /// The runtime that the lease was opened in.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// From now on only [`sync`](Self::sync) syncs; no sync is scheduled after an append.
     pub(crate) fn sync_on_request(&mut self) {
         self.syncs_on_request = true;

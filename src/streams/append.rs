@@ -7,8 +7,8 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use futures_core::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::task::JoinHandle;
 
 use super::Streams;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,6 +22,9 @@ use crate::{hub::Durability, streams::StreamsBuilder};
 
 /// How much is read from a source, or taken from a write, at once, in bytes.
 const READ: usize = 64 * 1024;
+/// With less room than this, in bytes, a read gets a new buffer. Small reads share one: what they yield may be kept by
+/// the tail or the storage, and keeps the whole buffer alive.
+const MIN_READ: usize = 8 * 1024;
 
 /// A resource about to be opened for appending: see [`Streams::open_append`]. Await it.
 ///
@@ -119,9 +122,11 @@ impl IntoFuture for AppendRequest {
 /// ```
 ///
 /// # As an [`AsyncWrite`]
-/// A write is an append of at most 64 KiB; an error may be reported by the write after it. A flush waits until everything
-/// that was written is committed. A shutdown is [`finish`](Self::finish). Errors contain an [`Error`]
-/// ([`io::Error::downcast`] returns it).
+/// A write takes over at most 64 KiB, which are then appended whether or not the appender is polled again, even if it is
+/// dropped. A flush waits until everything that was written is committed. A shutdown is [`finish`](Self::finish).
+///
+/// Errors contain an [`Error`] ([`io::Error::downcast`] returns it). The error of a write may be reported by the next call of
+/// any kind, [`append`](Self::append) and [`finish`](Self::finish) included: that call has then done nothing else.
 pub struct Appender {
     streams: Streams,
     watch: LeaseWatch,
@@ -132,10 +137,12 @@ pub struct Appender {
 /// What an appender is doing.
 enum State {
     Idle(Lease),
-    /// A write over [`AsyncWrite`] that has not completed; it returns the lease.
-    Writing(BoxFuture<'static, (Lease, Result<u64>)>),
+    /// A write over [`AsyncWrite`] that has not completed; it returns the lease. A task, because a writer need not poll
+    /// the appender between two writes: the bytes would reach no follower, and the write could keep its turn at the
+    /// storage from others.
+    Writing(JoinHandle<(Lease, Result<u64>)>),
     /// A shutdown over [`AsyncWrite`].
-    Finishing(BoxFuture<'static, Result<()>>),
+    Finishing(JoinHandle<Result<()>>),
     /// It has ended, this way.
     Ended(Result<(), ErrorKind>),
 }
@@ -185,7 +192,9 @@ impl Appender {
         let mut buf = BytesMut::new();
         let mut total = 0;
         loop {
-            buf.reserve(READ);
+            if buf.capacity() < MIN_READ {
+                buf.reserve(READ);
+            }
             let read = tokio::select! {
                 biased;
                 error = &mut closed => return Err(error),
@@ -251,10 +260,12 @@ impl Appender {
     /// Ends the resource cleanly: everything is made durable, the followers see the end. Returns the final length.
     ///
     /// # Cancel safety
-    /// Once polled, the finish completes even if the future is dropped.
+    /// Once polled, the finish completes even if the future is dropped, unless a write over [`AsyncWrite`] has to complete
+    /// first. Flush before.
     ///
     /// # Errors
-    /// As [`append`](Self::append), except `Full`.
+    /// As [`append`](Self::append). [`Full`](ErrorKind::Full) only for bytes of a write over [`AsyncWrite`] that were not
+    /// flushed: the resource would lack them, so it is interrupted.
     pub async fn finish(self) -> Result<u64> {
         self.end(End::Finished).await
     }
@@ -293,32 +304,47 @@ impl Appender {
     /// Completes the write that was begun over [`AsyncWrite`], if there is one.
     fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let State::Writing(writing) = &mut self.state else { return Poll::Ready(Ok(())) };
-        let (lease, written) = ready!(writing.as_mut().poll(cx));
-        self.state = State::Idle(lease);
-        Poll::Ready(written.map(drop))
+        match ready!(Pin::new(writing).poll(cx)) {
+            Ok((lease, written)) => {
+                self.state = State::Idle(lease);
+                Poll::Ready(written.map(drop))
+            }
+            Err(panicked) => {
+                self.state = State::Ended(Err(ErrorKind::Storage));
+                Poll::Ready(Err(Error::storage(panicked)))
+            }
+        }
     }
 }
 
 impl AsyncWrite for Appender {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_written(cx))?;
-        let taken = data.len().min(READ);
         let mut lease = match std::mem::replace(&mut self.state, State::Ended(Err(ErrorKind::Poisoned))) {
             State::Idle(lease) => lease,
             other => {
+                let kind = if let State::Ended(Err(kind)) = &other { *kind } else { ErrorKind::Poisoned };
                 self.state = other;
-                return Poll::Ready(Err(Error::from(ErrorKind::Poisoned).into()));
+                return Poll::Ready(Err(Error::from(kind).into()));
             }
         };
+        let taken = data.len().min(READ);
         let data = Bytes::copy_from_slice(&data[..taken]);
-        self.state = State::Writing(Box::pin(async move {
+        let runtime = lease.runtime().clone();
+        let mut writing = Box::pin(async move {
             let written = append(&mut lease, data).await;
             (lease, written)
-        }));
-        // The bytes are taken over. If they are not committed at once, the next call waits for that.
-        match self.poll_written(cx) {
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
-            _ => Poll::Ready(Ok(taken)),
+        });
+        // Most writes complete at once, and need no task.
+        match writing.as_mut().poll(cx) {
+            Poll::Ready((lease, written)) => {
+                self.state = State::Idle(lease);
+                Poll::Ready(written.map(|_| taken).map_err(Into::into))
+            }
+            Poll::Pending => {
+                self.state = State::Writing(runtime.spawn(writing));
+                Poll::Ready(Ok(taken))
+            }
         }
     }
 
@@ -331,11 +357,13 @@ impl AsyncWrite for Appender {
         loop {
             match std::mem::replace(&mut self.state, State::Ended(Err(ErrorKind::Poisoned))) {
                 State::Idle(lease) => {
+                    let runtime = lease.runtime().clone();
                     let finishing = async move { lease.finish(End::Finished).await.map(drop) };
-                    self.state = State::Finishing(Box::pin(finishing));
+                    self.state = State::Finishing(runtime.spawn(finishing));
                 }
-                State::Finishing(mut finishing) => match finishing.as_mut().poll(cx) {
+                State::Finishing(mut finishing) => match Pin::new(&mut finishing).poll(cx) {
                     Poll::Ready(ended) => {
+                        let ended = ended.unwrap_or_else(|panicked| Err(Error::storage(panicked)));
                         self.state = State::Ended(ended.as_ref().map_err(Error::kind).copied());
                         return Poll::Ready(ended.map_err(Into::into));
                     }

@@ -50,6 +50,8 @@ pub struct Watch {
     pub refuse_reads: Arc<AtomicBool>,
     /// Syncs take a permit, and give it back.
     syncing: Arc<Semaphore>,
+    /// And so do appends.
+    appending: Arc<Semaphore>,
     meanwhile: Arc<Mutex<Option<Hook>>>,
 }
 
@@ -58,12 +60,13 @@ type Hook = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sy
 impl<S> Spy<S> {
     pub fn new(inner: S) -> Self {
         let calls = Arc::new(watch::Sender::new(Calls::default()));
-        let syncing = Arc::new(Semaphore::new(1000));
+        let [syncing, appending] = [(); 2].map(|()| Arc::new(Semaphore::new(1000)));
         let watch = Watch {
             calls,
             fail_syncs: Arc::default(),
             refuse_reads: Arc::default(),
             syncing,
+            appending,
             meanwhile: Arc::default(),
         };
         Self { inner, watch }
@@ -84,6 +87,11 @@ impl Watch {
     /// Syncs hang until what this returns is dropped.
     pub fn hold_syncs(&self) -> OwnedSemaphorePermit {
         Arc::clone(&self.syncing).try_acquire_many_owned(1000).unwrap()
+    }
+
+    /// Appends hang until what this returns is dropped.
+    pub fn hold_appends(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.appending).try_acquire_many_owned(1000).unwrap()
     }
 
     /// Does this before and after each look into the storage, while whoever looks waits.
@@ -161,6 +169,7 @@ impl<A: Append> Append for SpyAppend<A> {
     }
 
     async fn append(&mut self, data: &[Bytes]) -> Result<u64> {
+        let _permit = self.watch.appending.acquire().await.unwrap();
         let appended = self.inner.append(data).await;
         self.watch.count(|calls| {
             calls.appends += 1;

@@ -138,8 +138,8 @@ pub enum Denied {
     Unauthorized,
     /// 403.
     Forbidden,
-    /// The request is answered as if the resource were absent, so that not even its existence is revealed: a plain GET or
-    /// DELETE goes on to the inner service, everything else is 404.
+    /// The request is answered as if the resource were absent, so that not even its existence is revealed: a plain GET,
+    /// HEAD or DELETE goes on to the inner service, everything else is 404.
     NotFound,
     /// Any other refusal.
     Error(Error),

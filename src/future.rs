@@ -27,11 +27,11 @@ pin_project! {
     }
 }
 
-/// The outcome of a request that took more than its head to classify.
+/// Who answers a request that the layer had to look up.
 pub(crate) enum Verdict<F> {
-    /// The request was for a stream: our response.
+    /// The layer, with this response.
     Ours(Response<OwnBody>),
-    /// The request is the inner service's: its future.
+    /// The inner service, by this future.
     Theirs(F),
 }
 

@@ -88,6 +88,9 @@ impl HttpFStreamLayer {
     /// DELETE of one, requests with a verb, and resumable uploads. Requests for an absent resource go on to the inner
     /// service.
     ///
+    /// Without a mount point and with [`authorize`](Self::authorize), that function decides over each GET of the application
+    /// whose path can be a key, and its refusal is the response: let it return [`Denied::NotFound`] for what is no stream.
+    ///
     /// Default: `false`; [`mount`](Self::mount) sets it to `true`.
     pub fn plain_http(mut self, on: bool) -> Self {
         self.options.rules.plain = on;
@@ -95,8 +98,12 @@ impl HttpFStreamLayer {
     }
 
     /// Whether a request without a verb means what its method says: GET and HEAD read, a WebSocket upgrade follows, and PUT,
-    /// POST and PATCH append their body. An unknown verb is then refused (400). It implies that no other service answers
-    /// such requests, as in the standalone service [`HttpFStream::new`].
+    /// POST and PATCH append their body (a PATCH has the content type `application/partial-upload`). An unknown verb is then
+    /// refused (400). Turn it on where no other service answers such requests, as in the standalone service
+    /// [`HttpFStream::new`].
+    ///
+    /// Requests that are no upgrades are looked at only with a [`mount`](Self::mount) point or
+    /// [`plain_http`](Self::plain_http).
     ///
     /// Default: `false`: upgrades, PUT, POST and PATCH without a verb and requests with an unknown verb go on to the inner
     /// service.
@@ -116,8 +123,8 @@ impl HttpFStreamLayer {
     /// Decides who may do what. The function is called for each request that the layer answers, before anything is looked up
     /// and before any upgrade. It gets the head of the request, with the extensions that outer layers have set.
     ///
-    /// A refusal is the response, whether the resource exists or not. The exception is [`Denied::NotFound`]: a plain GET or
-    /// DELETE then goes on to the inner service, as for an absent resource.
+    /// A refusal is the response, whether the resource exists or not. The exception is [`Denied::NotFound`]: a plain GET, HEAD
+    /// or DELETE then goes on to the inner service, as for an absent resource.
     ///
     /// Default: everybody may do everything.
     ///
@@ -162,7 +169,7 @@ impl HttpFStreamLayer {
     ///
     /// Default: 30 seconds. The least is one millisecond.
     pub fn ping_interval(mut self, every: Duration) -> Self {
-        self.options.times.ping = every.clamp(SHORTEST, LONGEST);
+        self.options.timeouts.ping = every.clamp(SHORTEST, LONGEST);
         self
     }
 
@@ -172,7 +179,7 @@ impl HttpFStreamLayer {
     ///
     /// Default: 10 minutes.
     pub fn silence_timeout(mut self, limit: Duration) -> Self {
-        self.options.times.silence = limit.clamp(SHORTEST, LONGEST);
+        self.options.timeouts.silence = limit.clamp(SHORTEST, LONGEST);
         self
     }
 
@@ -181,7 +188,7 @@ impl HttpFStreamLayer {
     ///
     /// Default: 60 seconds.
     pub fn stall_timeout(mut self, limit: Duration) -> Self {
-        self.options.times.stall = limit.clamp(SHORTEST, LONGEST);
+        self.options.timeouts.stall = limit.clamp(SHORTEST, LONGEST);
         self
     }
 

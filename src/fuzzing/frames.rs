@@ -28,7 +28,7 @@ pub fn frames(data: &[u8]) -> bool {
         _ => AppendDialect::V1 { resumed: false },
     };
     let limits = AppendLimits {
-        times: Default::default(),
+        timeouts: Default::default(),
         max_message: [16, 1000, 70_000, u64::MAX][usize::from(sizes % 4)],
         max_resource: [20, 3000, 300_000, u64::MAX][usize::from(sizes / 4 % 4)],
         until: None,

@@ -14,7 +14,7 @@ pub(crate) struct Options {
     pub(crate) read_only: bool,
     pub(crate) authorize: Option<Authorize>,
     pub(crate) origins: Origins,
-    pub(crate) times: Times,
+    pub(crate) timeouts: Timeouts,
     pub(crate) max_message: u64,
     pub(crate) max_resource: u64,
     pub(crate) max_wait: Duration,
@@ -28,7 +28,7 @@ impl Default for Options {
             read_only: false,
             authorize: None,
             origins: Origins::default(),
-            times: Times::default(),
+            timeouts: Timeouts::default(),
             max_message: 16 * 1024 * 1024,
             max_resource: u64::MAX,
             max_wait: Duration::from_secs(60),
@@ -39,13 +39,13 @@ impl Default for Options {
 
 /// Timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Times {
+pub(crate) struct Timeouts {
     pub(crate) ping: Duration,
     pub(crate) silence: Duration,
     pub(crate) stall: Duration,
 }
 
-impl Default for Times {
+impl Default for Timeouts {
     fn default() -> Self {
         Self { ping: Duration::from_secs(30), silence: Duration::from_secs(600), stall: Duration::from_secs(60) }
     }

@@ -20,7 +20,7 @@ pub(crate) async fn delete(
     key: Key,
     head: &request::Parts,
 ) -> Option<Response<OwnBody>> {
-    // Authorized before anything is looked up, so that a refusal doesn't tell what exists.
+    // Authorized before anything is looked up, so that a refusal doesn't reveal what exists.
     let key = match grant(options, Verb::Delete, key, head).await {
         Ok(Allowed { key, .. }) => key,
         Err(error) if error.kind() == ErrorKind::NotFound => return None,

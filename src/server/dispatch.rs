@@ -21,7 +21,7 @@ use crate::error::{BoxError, ErrorKind, Result};
 use crate::hub::Hub;
 use crate::key::Key;
 
-/// Answers a request, or gives it back: the inner service answers it then.
+/// Answers a request, or returns it as the error if the inner service has to answer it.
 pub(crate) async fn respond<B>(
     hub: &Arc<Hub>,
     options: &Options,

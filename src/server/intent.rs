@@ -33,9 +33,9 @@ pub(crate) enum Upgrade {
 /// What a request wants.
 #[derive(Debug)]
 pub(crate) enum Intent {
-    /// The request is not ours.
+    /// The request is the inner service's.
     Pass,
-    /// The request is ours, and invalid.
+    /// The request is for the layer, and invalid.
     Refuse(Error),
     /// The verb is ours, but doesn't take this method. `allow` lists those that it takes.
     MethodNotAllowed { allow: &'static str },
@@ -79,7 +79,7 @@ impl Rules {
             }
         };
         let preflight = upgrade.is_none() && is_preflight(request);
-        if preflight && (self.verb_from_method || verb.is_some() || asks_for_ours(request.headers())) {
+        if preflight && (self.verb_from_method || verb.is_some() || announces_ours(request.headers())) {
             return Intent::Preflight;
         }
         // The key is parsed last, so that a request that is not ours costs no allocation.
@@ -143,11 +143,11 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// Whether a preflight asks for headers that only our requests have.
-fn asks_for_ours(headers: &HeaderMap) -> bool {
+/// Whether a preflight announces headers that only our requests have.
+fn announces_ours(headers: &HeaderMap) -> bool {
     let ours = [X_VERB, APPENDER_ID, UPLOAD_OFFSET, UPLOAD_COMPLETE, UPLOAD_DRAFT];
-    let mut asked = headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).into_iter();
-    asked.any(|value| {
+    let mut announced = headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).into_iter();
+    announced.any(|value| {
         tokens(value.as_bytes()).any(|name| ours.iter().any(|ours| name.eq_ignore_ascii_case(ours.as_str().as_bytes())))
     })
 }

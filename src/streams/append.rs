@@ -227,7 +227,7 @@ impl Appender {
     /// [`ShuttingDown`](ErrorKind::ShuttingDown) as soon as [`Streams::shutdown`] begins. In the last case the appender may
     /// still append and finish until the grace of the shutdown is over.
     ///
-    /// The future doesn't borrow the appender.
+    /// The future doesn't borrow the appender. Once the appender itself has ended the resource, it resolves with `Fenced`.
     ///
     /// # Cancel safety
     /// Cancel safe.

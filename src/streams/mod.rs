@@ -187,7 +187,8 @@ impl Streams {
     }
 
     /// Serves one resource for reading, from a route of the application's own: GET, HEAD and FOLLOW, over a WebSocket or
-    /// without. A WebSocket upgrade without a verb follows. An absent resource is 404, writing is refused (403).
+    /// without. A WebSocket upgrade without a verb follows. An absent resource is 404, writing is refused (403), and so is an
+    /// unknown verb (400).
     ///
     /// There is no authorization: the route does that before. Web pages of other sites are refused.
     ///
@@ -235,7 +236,8 @@ impl Streams {
     /// New work is refused from now on. Appenders over sockets are ended: what they have sent in full is stored and synced,
     /// and their followers get it. The resource is interrupted, or, if its appender gave an [`AppenderId`], lost: after the
     /// next start it is kept during its grace period. In-process appenders are notified by [`Appender::closed`], and may go on
-    /// to their finish. After `grace` everything that is still open is aborted, and given one more second.
+    /// to their finish. Each [`Appender`] that is kept and not ended is waited for, even one whose resource was deleted. After
+    /// `grace` everything that is still open is aborted, and given one more second.
     ///
     /// Neither hyper nor axum knows of upgraded connections, so call this beside their own graceful shutdown.
     ///

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::read_ahead::{MAX_READ_AHEAD, ReadAhead};
 use super::checks::{deadline, expired, expiry};
-use super::config::{Options, Times};
+use super::config::{Options, Timeouts};
 use super::parameters::Parameters;
 use super::response::problem_with_stat;
 use crate::body::OwnBody;
@@ -48,7 +48,7 @@ const MAX_QUEUED_ACKS: usize = 4 * 1024;
 /// Bounds of one append request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AppendLimits {
-    pub(crate) times: Times,
+    pub(crate) timeouts: Timeouts,
     /// The largest message, in bytes.
     pub(crate) max_message: u64,
     /// The largest resource, in bytes.
@@ -61,7 +61,7 @@ impl AppendLimits {
     /// The layer's limits, for a grant that is valid for `left`.
     fn new(options: &Options, left: Option<Duration>) -> Self {
         Self {
-            times: options.times,
+            timeouts: options.timeouts,
             max_message: options.max_message,
             max_resource: options.max_resource,
             until: deadline(left),
@@ -152,8 +152,8 @@ pub(crate) async fn append_from<S: Source>(
     let (mut revoked, mut stopping) = (pin!(revoked.cancelled()), pin!(hub.shutting_down.cancelled()));
     let mut abandoned = pin!(abandoned);
     let mut keepalive = match source.answers_pings() {
-        false => Keepalive::new(limits.times.silence, limits.times.silence),
-        true => Keepalive::new(limits.times.ping, limits.times.ping * 2),
+        false => Keepalive::new(limits.timeouts.silence, limits.timeouts.silence),
+        true => Keepalive::new(limits.timeouts.ping, limits.timeouts.ping * 2),
     };
     let acknowledged = lease.resource().len();
     let mut acks = source.acks().map(|_| Acks { acknowledged, sync: None });
@@ -176,7 +176,7 @@ pub(crate) async fn append_from<S: Source>(
                         acks.acknowledged = len;
                         messages::queue(out, &messages::ack(len));
                     }
-                    if out.len() > MAX_QUEUED_ACKS && source.send_acks(limits.times.stall).await.is_err() {
+                    if out.len() > MAX_QUEUED_ACKS && source.send_acks(limits.timeouts.stall).await.is_err() {
                         return failed(ErrorKind::TimedOut.into());
                     }
                     continue;

@@ -20,7 +20,7 @@ use crate::websocket::{Conn, Inbound, Streamed};
 const V1: AppendDialect = AppendDialect::V1 { resumed: false };
 
 fn limits(max_resource: u64) -> AppendLimits {
-    AppendLimits { times: Times::default(), max_message: 1 << 30, max_resource, until: None }
+    AppendLimits { timeouts: Timeouts::default(), max_message: 1 << 30, max_resource, until: None }
 }
 
 async fn open(streams: &Streams) -> Lease {

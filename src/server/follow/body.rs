@@ -89,9 +89,9 @@ pub(crate) async fn follow(
         return Ok(response);
     }
     let limits = FollowLimits {
-        heartbeat: follow_headers.accepts_events.then_some(options.times.ping),
+        heartbeat: follow_headers.accepts_events.then_some(options.timeouts.ping),
         until: deadline(left),
-        stall: options.times.stall,
+        stall: options.timeouts.stall,
         len,
     };
     Ok(response.map(|_| boxed(follow_body(Arc::clone(hub), cursor, limits))))
@@ -105,15 +105,15 @@ fn retry_later() -> Response<OwnBody> {
     response
 }
 
-/// How a follow is answered.
+/// The response to a follow.
 enum Plan {
-    /// By a body that follows from this position.
+    /// A body that follows from this position.
     Follow(StartPosition),
-    /// The same as a 206, since a `Range` gave the position.
+    /// The same, as a 206: a `Range` gave the position.
     FollowRange(StartPosition),
-    /// Like a GET without a verb.
+    /// What is stored now, as for a GET without a verb.
     Snapshot,
-    /// By a 204: the client has seen everything.
+    /// A 204: the client has seen everything.
     NoContent,
 }
 

@@ -18,7 +18,7 @@ use super::websocket::{FollowLimits, run};
 use crate::buffer::ByteQueue;
 use crate::hub::{Cursor, Found};
 use crate::key::Key;
-use crate::server::config::Times;
+use crate::server::config::Timeouts;
 use crate::storage::MemoryStorage;
 use crate::streams::Streams;
 use crate::websocket::frame::{Decoder, Event, Role, header_len};
@@ -49,7 +49,7 @@ fn a_small_message_is_framed_in_one_allocation() {
 async fn an_idle_follower_takes_little_memory() {
     let streams = Streams::new(MemoryStorage::new(1 << 20));
     let _appender = streams.open_append("a").await.unwrap();
-    let limits = FollowLimits { times: Times::default(), until: None, dialect: FollowDialect::V1 };
+    let limits = FollowLimits { timeouts: Timeouts::default(), until: None, dialect: FollowDialect::V1 };
     let following = run(Arc::clone(&streams.hub), duplex(1).0, cursor(&streams).await, limits);
     assert!(size_of_val(&following) < 1600, "{}", size_of_val(&following));
 }
@@ -58,7 +58,7 @@ async fn follow<IO>(streams: &Streams, io: IO, dialect: FollowDialect) -> JoinHa
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let limits = FollowLimits { times: Times::default(), until: None, dialect };
+    let limits = FollowLimits { timeouts: Timeouts::default(), until: None, dialect };
     tokio::spawn(run(Arc::clone(&streams.hub), io, cursor(streams).await, limits))
 }
 

@@ -16,7 +16,7 @@ use crate::hub::{Cursor, Found, Hub, Step};
 use crate::key::Key;
 use crate::protocol::messages;
 use crate::server::checks::{authorize, closing, deadline, expiry};
-use crate::server::config::{Options, Times};
+use crate::server::config::{Options, Timeouts};
 use crate::server::handshake::AcceptedUpgrade;
 use crate::server::intent::Upgrade;
 use crate::server::parameters::Parameters;
@@ -61,7 +61,7 @@ pub(crate) async fn follow(
     let (mut response, pending) = accepted.split()?;
     describe(response.headers_mut(), &stat);
     let dialect = if parameters.v1 { FollowDialect::V1 } else { FollowDialect::Original { by_header } };
-    let limits = FollowLimits { times: options.times, until: deadline(left), dialect };
+    let limits = FollowLimits { timeouts: options.timeouts, until: deadline(left), dialect };
     let task_hub = Arc::clone(hub);
     hub.tasks.spawn(async move {
         if let Some(io) = pending.connection().await {
@@ -77,7 +77,7 @@ const MAX_MESSAGE: u64 = 64 * 1024;
 /// Bounds of one follow, and its dialect.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FollowLimits {
-    pub(super) times: Times,
+    pub(super) timeouts: Timeouts,
     /// When the grant expires.
     pub(super) until: Option<Instant>,
     pub(super) dialect: FollowDialect,
@@ -111,7 +111,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     connection.encoder.begin(&cursor, connection.conn.out());
-    let mut keepalive = Keepalive::new(limits.times.ping, limits.times.silence);
+    let mut keepalive = Keepalive::new(limits.timeouts.ping, limits.timeouts.silence);
     let mut idle = None;
     loop {
         let wakeup = match cursor.resource().filter(|_| cursor.is_idle()).cloned() {
@@ -162,7 +162,7 @@ where
             }
             Some(step) => Some(encoder.end(&step, &cursor, conn.out())),
         };
-        match conn.flush(limits.times.stall).await {
+        match conn.flush(limits.timeouts.stall).await {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::TimedOut => return Some((connection, 4002, "stalled")),
             Err(_) => return None,

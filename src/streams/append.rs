@@ -242,7 +242,7 @@ impl Appender {
         self.resumed
     }
 
-    /// Where the next byte goes: the committed length of the resource.
+    /// Where the next byte goes: the committed length of the resource. A write over [`AsyncWrite`] counts once it is flushed.
     pub fn offset(&self) -> u64 {
         self.watch.resource().len()
     }
@@ -257,7 +257,8 @@ impl Appender {
         self.streams.hub.follower_count(&self.watch.resource().key)
     }
 
-    /// Ends the resource cleanly: everything is made durable, the followers see the end. Returns the final length.
+    /// Ends the resource cleanly: everything is made durable, the followers see the end. Returns the final length, also after
+    /// a shutdown over [`AsyncWrite`].
     ///
     /// # Cancel safety
     /// Once polled, the finish completes even if the future is dropped, unless a write over [`AsyncWrite`] has to complete
@@ -282,6 +283,10 @@ impl Appender {
     }
 
     async fn end(mut self, end: End) -> Result<u64> {
+        if end == End::Finished && matches!(self.state, State::Finishing(_) | State::Ended(Ok(()))) {
+            poll_fn(|cx| self.poll_finish(cx)).await?;
+            return Ok(self.offset());
+        }
         self.lease().await?;
         match self.state {
             State::Idle(lease) => Ok(lease.finish(end).await?.len),
@@ -312,6 +317,28 @@ impl Appender {
             Err(panicked) => {
                 self.state = State::Ended(Err(ErrorKind::Storage));
                 Poll::Ready(Err(Error::storage(panicked)))
+            }
+        }
+    }
+
+    /// Finishes the resource. Once that is done or has failed, it returns the same outcome again.
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        ready!(self.poll_written(cx))?;
+        loop {
+            match &mut self.state {
+                State::Finishing(finishing) => {
+                    let ended = ready!(Pin::new(finishing).poll(cx));
+                    let ended = ended.unwrap_or_else(|panicked| Err(Error::storage(panicked)));
+                    self.state = State::Ended(ended.as_ref().map_err(Error::kind).copied());
+                    return Poll::Ready(ended);
+                }
+                State::Ended(ended) => return Poll::Ready(ended.map_err(Error::from)),
+                State::Idle(_) | State::Writing(_) => {}
+            }
+            if let State::Idle(lease) = std::mem::replace(&mut self.state, State::Ended(Err(ErrorKind::Poisoned))) {
+                let runtime = lease.runtime().clone();
+                let finishing = async move { lease.finish(End::Finished).await.map(drop) };
+                self.state = State::Finishing(runtime.spawn(finishing));
             }
         }
     }
@@ -353,35 +380,7 @@ impl AsyncWrite for Appender {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_written(cx))?;
-        loop {
-            match std::mem::replace(&mut self.state, State::Ended(Err(ErrorKind::Poisoned))) {
-                State::Idle(lease) => {
-                    let runtime = lease.runtime().clone();
-                    let finishing = async move { lease.finish(End::Finished).await.map(drop) };
-                    self.state = State::Finishing(runtime.spawn(finishing));
-                }
-                State::Finishing(mut finishing) => match Pin::new(&mut finishing).poll(cx) {
-                    Poll::Ready(ended) => {
-                        let ended = ended.unwrap_or_else(|panicked| Err(Error::storage(panicked)));
-                        self.state = State::Ended(ended.as_ref().map_err(Error::kind).copied());
-                        return Poll::Ready(ended.map_err(Into::into));
-                    }
-                    Poll::Pending => {
-                        self.state = State::Finishing(finishing);
-                        return Poll::Pending;
-                    }
-                },
-                other => {
-                    let ended = match &other {
-                        State::Ended(Err(kind)) => Err(Error::from(*kind).into()),
-                        _ => Ok(()),
-                    };
-                    self.state = other;
-                    return Poll::Ready(ended);
-                }
-            }
-        }
+        self.poll_finish(cx).map_err(Into::into)
     }
 }
 

@@ -142,6 +142,26 @@ async fn changes_of_the_state_are_told_in_their_place() {
 }
 
 #[tokio::test]
+async fn updates_go_on_to_the_end_of_a_resource_that_was_closed_meanwhile() {
+    let server = Server::new().await;
+    let (mut follower, peer) = half_way(&server, quick().build().unwrap()).await;
+    drop(peer);
+    let mut peer = server.accept().await;
+    peer.begin(5, "finished").await;
+    say_the_rest(&mut peer).await;
+    let Some(Update::Data(chunk)) = within(follower.next_update()).await.unwrap() else { panic!("a false end") };
+    assert_eq!(chunk.bytes, "rest");
+    assert_eq!(within(follower.next_update()).await.unwrap(), None);
+
+    let (mut follower, peer) = half_way(&server, quick().build().unwrap()).await;
+    drop(peer);
+    let mut peer = server.accept().await;
+    peer.begin(5, "interrupted").await;
+    peer.say(r#"{"state":"interrupted","length":5}"#).await;
+    assert_eq!(within(follower.next_update()).await.unwrap_err().kind(), ErrorKind::Interrupted);
+}
+
+#[tokio::test]
 async fn only_the_message_is_the_end() {
     for (state, end) in [("finished", Ok(())), ("sealed", Ok(())), ("interrupted", Err(ErrorKind::Interrupted))] {
         let server = Server::new().await;

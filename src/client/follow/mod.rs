@@ -191,12 +191,20 @@ impl Follower {
     /// Cancel safe: nothing is lost if the future is dropped.
     pub async fn next_update(&mut self) -> Result<Option<Update>> {
         poll_fn(|cx| {
-            let before = self.state;
-            ready!(self.poll_step(cx))?;
-            Poll::Ready(Ok(match self.take_chunk() {
-                Some(chunk) => Some(Update::Data(chunk)),
-                None => self.state.filter(|state| state.is_open() && Some(*state) != before).map(Update::State),
-            }))
+            loop {
+                let before = self.state;
+                ready!(self.poll_step(cx))?;
+                if let Some(chunk) = self.take_chunk() {
+                    return Poll::Ready(Ok(Some(Update::Data(chunk))));
+                }
+                if self.ended.is_some() {
+                    return Poll::Ready(Ok(None));
+                }
+                // A server that is connected to after the resource was closed says so before the rest of the bytes.
+                if let Some(state) = self.state.filter(|state| state.is_open() && Some(*state) != before) {
+                    return Poll::Ready(Ok(Some(Update::State(state))));
+                }
+            }
         })
         .await
     }

@@ -280,7 +280,7 @@ async fn the_last(appender: &mut Raw, message: &[u8]) {
 #[tokio::test]
 async fn fault_21_incomplete_messages_share_a_budget() {
     // Room for one: what each may hold in any case does not count.
-    let server = server(streams().max_buffered_messages(256 * 1024)).await;
+    let server = server(streams().max_buffered_message_bytes(256 * 1024)).await;
     let (large, small) = (pattern(0, 300_000), pattern(0, 60_000));
     let pong = Frame::Pong(vec![]);
     let (mut one, mut other) = (server.append("/one").await, server.append("/other").await);

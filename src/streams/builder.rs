@@ -134,7 +134,7 @@ impl StreamsBuilder {
     ///
     /// Default: 256 MiB. A message larger than this is never accepted.
     #[must_use]
-    pub fn max_buffered_messages(mut self, bytes: usize) -> Self {
+    pub fn max_buffered_message_bytes(mut self, bytes: usize) -> Self {
         self.config.limits.incomplete = bytes;
         self
     }

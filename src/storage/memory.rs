@@ -23,6 +23,15 @@ const BLOCK: usize = 64 * 1024;
 /// ever evicted: [`delete`](Storage::delete) what is no longer needed.
 ///
 /// Clones share one store.
+///
+/// ```
+/// use httpfstream::{Streams, storage::MemoryStorage};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> httpfstream::Result<()> {
+/// let streams = Streams::new(MemoryStorage::new(64 << 20));
+/// streams.append("a", &b"kept until the process ends"[..]).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct MemoryStorage {
     inner: Arc<Mutex<Inner>>,

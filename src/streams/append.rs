@@ -131,11 +131,11 @@ pub struct Appender {
     streams: Streams,
     watch: LeaseWatch,
     resumed: bool,
-    state: State,
+    activity: Activity,
 }
 
 /// What an appender is doing.
-enum State {
+enum Activity {
     Idle(Lease),
     /// A write over [`AsyncWrite`] that has not completed; it returns the lease. A task, because a writer need not poll
     /// the appender between two writes: the bytes would reach no follower, and the write could keep its turn at the
@@ -158,7 +158,7 @@ async fn append(lease: &mut Lease, data: Bytes) -> Result<u64> {
 
 impl Appender {
     fn new(streams: Streams, lease: Lease, resumed: bool) -> Self {
-        Self { streams, watch: lease.watch(), resumed, state: State::Idle(lease) }
+        Self { streams, watch: lease.watch(), resumed, activity: Activity::Idle(lease) }
     }
 
     /// Appends bytes and returns the length of the resource with them. The bytes are then committed, and on their way to all
@@ -283,13 +283,13 @@ impl Appender {
     }
 
     async fn end(mut self, end: End) -> Result<u64> {
-        if end == End::Finished && matches!(self.state, State::Finishing(_) | State::Ended(Ok(()))) {
+        if end == End::Finished && matches!(self.activity, Activity::Finishing(_) | Activity::Ended(Ok(()))) {
             poll_fn(|cx| self.poll_finish(cx)).await?;
             return Ok(self.offset());
         }
         self.lease().await?;
-        match self.state {
-            State::Idle(lease) => Ok(lease.finish(end).await?.len),
+        match self.activity {
+            Activity::Idle(lease) => Ok(lease.finish(end).await?.len),
             _ => Err(ErrorKind::Poisoned.into()),
         }
     }
@@ -299,23 +299,23 @@ impl Appender {
     /// Cancel safe.
     async fn lease(&mut self) -> Result<&mut Lease> {
         poll_fn(|cx| self.poll_written(cx)).await?;
-        match &mut self.state {
-            State::Idle(lease) => Ok(lease),
-            State::Ended(Err(kind)) => Err((*kind).into()),
+        match &mut self.activity {
+            Activity::Idle(lease) => Ok(lease),
+            Activity::Ended(Err(kind)) => Err((*kind).into()),
             _ => Err(ErrorKind::Poisoned.into()),
         }
     }
 
     /// Completes the write that was begun over [`AsyncWrite`], if there is one.
     fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let State::Writing(writing) = &mut self.state else { return Poll::Ready(Ok(())) };
+        let Activity::Writing(writing) = &mut self.activity else { return Poll::Ready(Ok(())) };
         match ready!(Pin::new(writing).poll(cx)) {
             Ok((lease, written)) => {
-                self.state = State::Idle(lease);
+                self.activity = Activity::Idle(lease);
                 Poll::Ready(written.map(drop))
             }
             Err(panicked) => {
-                self.state = State::Ended(Err(ErrorKind::Storage));
+                self.activity = Activity::Ended(Err(ErrorKind::Storage));
                 Poll::Ready(Err(Error::storage(panicked)))
             }
         }
@@ -325,20 +325,22 @@ impl Appender {
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         ready!(self.poll_written(cx))?;
         loop {
-            match &mut self.state {
-                State::Finishing(finishing) => {
+            match &mut self.activity {
+                Activity::Finishing(finishing) => {
                     let ended = ready!(Pin::new(finishing).poll(cx));
                     let ended = ended.unwrap_or_else(|panicked| Err(Error::storage(panicked)));
-                    self.state = State::Ended(ended.as_ref().map_err(Error::kind).copied());
+                    self.activity = Activity::Ended(ended.as_ref().map_err(Error::kind).copied());
                     return Poll::Ready(ended);
                 }
-                State::Ended(ended) => return Poll::Ready(ended.map_err(Error::from)),
-                State::Idle(_) | State::Writing(_) => {}
+                Activity::Ended(ended) => return Poll::Ready(ended.map_err(Error::from)),
+                Activity::Idle(_) | Activity::Writing(_) => {}
             }
-            if let State::Idle(lease) = std::mem::replace(&mut self.state, State::Ended(Err(ErrorKind::Poisoned))) {
+            if let Activity::Idle(lease) =
+                std::mem::replace(&mut self.activity, Activity::Ended(Err(ErrorKind::Poisoned)))
+            {
                 let runtime = lease.runtime().clone();
                 let finishing = async move { lease.finish(End::Finished).await.map(drop) };
-                self.state = State::Finishing(runtime.spawn(finishing));
+                self.activity = Activity::Finishing(runtime.spawn(finishing));
             }
         }
     }
@@ -347,11 +349,11 @@ impl Appender {
 impl AsyncWrite for Appender {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_written(cx))?;
-        let mut lease = match std::mem::replace(&mut self.state, State::Ended(Err(ErrorKind::Poisoned))) {
-            State::Idle(lease) => lease,
+        let mut lease = match std::mem::replace(&mut self.activity, Activity::Ended(Err(ErrorKind::Poisoned))) {
+            Activity::Idle(lease) => lease,
             other => {
-                let kind = if let State::Ended(Err(kind)) = &other { *kind } else { ErrorKind::Poisoned };
-                self.state = other;
+                let kind = if let Activity::Ended(Err(kind)) = &other { *kind } else { ErrorKind::Poisoned };
+                self.activity = other;
                 return Poll::Ready(Err(Error::from(kind).into()));
             }
         };
@@ -365,11 +367,11 @@ impl AsyncWrite for Appender {
         // Most writes complete at once, and need no task.
         match writing.as_mut().poll(cx) {
             Poll::Ready((lease, written)) => {
-                self.state = State::Idle(lease);
+                self.activity = Activity::Idle(lease);
                 Poll::Ready(written.map(|_| taken).map_err(Into::into))
             }
             Poll::Pending => {
-                self.state = State::Writing(runtime.spawn(writing));
+                self.activity = Activity::Writing(runtime.spawn(writing));
                 Poll::Ready(Ok(taken))
             }
         }

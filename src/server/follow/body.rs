@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Ver
 use tokio::time::Instant;
 
 use super::find;
-use super::response_body::{BodyWriter, FollowBody};
+use super::response_body::{BodyWriter, StreamedBody};
 use crate::access::{Allowed, Verb};
 use crate::body::{OwnBody, boxed, full};
 use crate::error::{Error, ErrorKind, Result};
@@ -88,7 +88,7 @@ pub(crate) async fn follow(
     if head.method == Method::HEAD {
         return Ok(response);
     }
-    let limits = FollowLimits {
+    let limits = BodyLimits {
         heartbeat: follow_headers.accepts_events.then_some(options.timeouts.ping),
         until: deadline(left),
         stall: options.timeouts.stall,
@@ -171,7 +171,7 @@ fn forbid_buffering(headers: &mut HeaderMap, live: bool) {
 
 /// Bounds of one follow.
 #[derive(Debug, Clone, Copy)]
-struct FollowLimits {
+struct BodyLimits {
     /// The time between heartbeats, which are comments, of a stream of server-sent events. `None` for plain bytes.
     heartbeat: Option<Duration>,
     /// When the grant expires.
@@ -183,8 +183,8 @@ struct FollowLimits {
 }
 
 /// The body of a follow.
-fn follow_body(hub: Arc<Hub>, cursor: Cursor, limits: FollowLimits) -> FollowBody {
-    FollowBody::new(limits.len, move |out| async move {
+fn follow_body(hub: Arc<Hub>, cursor: Cursor, limits: BodyLimits) -> StreamedBody {
+    StreamedBody::new(limits.len, move |out| async move {
         // Counted, so that a shutdown waits until the follower has got the rest.
         let _counted = hub.tasks.token();
         let followed = tokio::select! {
@@ -203,8 +203,8 @@ fn follow_body(hub: Arc<Hub>, cursor: Cursor, limits: FollowLimits) -> FollowBod
 }
 
 /// Sends what the cursor finds until the resource is closed. An error aborts the body.
-async fn run(hub: &Hub, mut cursor: Cursor, limits: FollowLimits, out: &BodyWriter) -> Result<(), Error> {
-    let FollowLimits { heartbeat, until, len, .. } = limits;
+async fn run(hub: &Hub, mut cursor: Cursor, limits: BodyLimits, out: &BodyWriter) -> Result<(), Error> {
+    let BodyLimits { heartbeat, until, len, .. } = limits;
     let mut events = heartbeat.map(|_| Encoder::new(cursor.life(), cursor.at()));
     if let Some(events) = &mut events {
         out.send(events.begin(cursor.state())).await;

@@ -23,7 +23,7 @@ use crate::error::BoxError;
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A body whose bytes a future writes through a [`BodyWriter`].
-pub(super) struct FollowBody {
+pub(super) struct StreamedBody {
     /// `None` once it has returned.
     write: Option<BoxFuture<'static, Result<(), BoxError>>>,
     pieces: mpsc::Receiver<Bytes>,
@@ -31,7 +31,7 @@ pub(super) struct FollowBody {
     remaining: Option<u64>,
 }
 
-impl FollowBody {
+impl StreamedBody {
     /// A body of `len` bytes, if that is known. `write` is polled only when more of the body is requested, and is never
     /// ahead by more than a piece. Its `Ok` is the body's clean end, its `Err` aborts the body.
     pub(super) fn new<F, Fut>(len: Option<u64>, write: F) -> Self
@@ -46,7 +46,7 @@ impl FollowBody {
     }
 }
 
-impl Body for FollowBody {
+impl Body for StreamedBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -83,7 +83,7 @@ impl Body for FollowBody {
     }
 }
 
-/// Writes a [`FollowBody`].
+/// Writes a [`StreamedBody`].
 pub(super) struct BodyWriter {
     pieces: mpsc::Sender<Bytes>,
     /// Cloned for each piece.

@@ -10,6 +10,16 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 
 /// Configures an [`FsStorage`].
+///
+/// ```
+/// # fn main() -> httpfstream::Result<()> {
+/// use httpfstream::storage::FsStorage;
+///
+/// # let dir = tempfile::tempdir().unwrap(); let path = dir.path();
+/// // On a file system that copies on write, space that is allocated ahead guarantees nothing.
+/// let storage = FsStorage::builder(path).preallocate(false).open()?;
+/// # let _ = storage; Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct FsStorageBuilder {
     pub(super) root: PathBuf,

@@ -11,7 +11,7 @@
 //! | `recovery` | Bringing records and files in order after a crash or a power loss |
 //! | `list` | Listing resources, all or the lost ones |
 //! | `appender` | [`FsAppend`]: the [`Append`](super::Append) calls of one appender |
-//! | `lease` | One open resource: length, record, fencing, the write path, the end |
+//! | `file_lease` | One open resource: length, record, fencing, the write path, the end |
 //! | `sync` | The steps of one sync of an open resource |
 //! | `commit` | Group commit: the queue of syncs and the threads that serve it |
 //! | `record` | The format of a record, and what it says after a crash |
@@ -80,9 +80,9 @@ use crate::state::{Life, Stat};
 mod appender;
 mod builder;
 mod commit;
+mod file_lease;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
-mod lease;
 mod list;
 mod lookup;
 mod open;

@@ -5,18 +5,18 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::appender::FsAppend;
-use super::lease::Lease;
+use super::file_lease::FileLease;
 use super::path::error;
 use super::record::{Record, closed_record_name, open_record_name};
 use super::root::{Root, identity};
-use super::table::{Entry, LeaseGuard, Reservation};
+use super::table::{Entry, KeyReservation, LeaseGuard};
 use crate::error::{ErrorKind, Result};
 use crate::identity::Owner;
 use crate::key::Key;
 use crate::state::{Life, State};
 use crate::storage::Open;
 
-/// A file that is ready for a [`Lease`]: an existing one, or a new one without its name.
+/// A file that is ready for a [`FileLease`]: an existing one, or a new one without its name.
 pub(super) struct Opened {
     pub(super) file: File,
     pub(super) life: Life,
@@ -59,7 +59,7 @@ impl Root {
             table.by_key.insert(key.clone(), Entry::Reserved);
             older
         };
-        let reservation = Reservation { root: self, key };
+        let reservation = KeyReservation { root: self, key };
         let key = &reservation.key;
         let taken_over = older.and_then(|older| {
             let taken_over = older.take_over().ok();
@@ -72,7 +72,7 @@ impl Root {
         let lease = match taken_over {
             Some(lease) => lease,
             None => {
-                let lease = Lease::new(Arc::clone(self), key.clone(), self.open_file(key, how)?).map_err(error)?;
+                let lease = FileLease::new(Arc::clone(self), key.clone(), self.open_file(key, how)?).map_err(error)?;
                 if !self.table().inodes.insert(lease.inode) {
                     // A hard link, or another spelling on a file system that ignores case.
                     lease.release();
@@ -147,7 +147,7 @@ impl Root {
             table.by_key.insert(key.clone(), Entry::Reserved);
             lease
         };
-        let reservation = Reservation { root: self, key: key.clone() };
+        let reservation = KeyReservation { root: self, key: key.clone() };
         let life = match &lease {
             Some(lease) => {
                 lease.fence();

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::builder::FsStorageBuilder;
 use super::commit::Commits;
-use super::lease::Lease;
+use super::file_lease::FileLease;
 use super::path::{Dir, DurableFolders, error};
 use super::record::first_bits;
 use super::table::Table;
@@ -80,7 +80,7 @@ impl Root {
     }
 
     /// The current lease of a key that has an appender.
-    pub(super) fn lease(&self, key: &Key) -> Option<Arc<Lease>> {
+    pub(super) fn lease(&self, key: &Key) -> Option<Arc<FileLease>> {
         self.table().lease(key)
     }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::commit::SyncReceiver;
-use super::lease::{Core, Lease};
+use super::file_lease::{Core, FileLease};
 use super::path::error;
 use super::record::{NO_BOOT, Record, Slot};
 use crate::error::{Error, ErrorKind, Result};
@@ -68,7 +68,7 @@ impl RecordedSync {
     }
 }
 
-impl Lease {
+impl FileLease {
     /// The queued sync that has not begun, for others to join. Taken out as it begins.
     pub(super) fn next_sync(&self) -> MutexGuard<'_, Option<SyncReceiver>> {
         self.next_sync.lock().unwrap_or_else(|poisoned| poisoned.into_inner())

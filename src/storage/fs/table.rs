@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::lease::Lease;
+use super::file_lease::FileLease;
 use super::path::conflict;
 use super::root::Root;
 use crate::error::Result;
@@ -29,11 +29,11 @@ pub(super) struct Table {
 pub(super) enum Entry {
     /// Being opened or deleted.
     Reserved,
-    Open(Arc<Lease>),
+    Open(Arc<FileLease>),
 }
 
 impl Table {
-    pub(super) fn lease(&self, key: &Key) -> Option<Arc<Lease>> {
+    pub(super) fn lease(&self, key: &Key) -> Option<Arc<FileLease>> {
         match self.by_key.get(key) {
             Some(Entry::Open(lease)) => Some(Arc::clone(lease)),
             _ => None,
@@ -76,21 +76,21 @@ impl Table {
 }
 
 /// Reserves a key while it is being opened or deleted. Dropping it frees the key.
-pub(super) struct Reservation<'a> {
+pub(super) struct KeyReservation<'a> {
     pub(super) root: &'a Root,
     pub(super) key: Key,
 }
 
-impl Reservation<'_> {
+impl KeyReservation<'_> {
     /// Turns the reservation into an open resource.
-    pub(super) fn fill(self, lease: Arc<Lease>) {
+    pub(super) fn fill(self, lease: Arc<FileLease>) {
         let mut table = self.root.table();
         table.epoch += 1;
         table.by_key.insert(self.key.clone(), Entry::Open(lease));
     }
 }
 
-impl Drop for Reservation<'_> {
+impl Drop for KeyReservation<'_> {
     fn drop(&mut self) {
         let mut table = self.root.table();
         if matches!(table.by_key.get(&self.key), Some(Entry::Reserved)) {
@@ -102,7 +102,7 @@ impl Drop for Reservation<'_> {
 /// A lease in the hands of its appender and of the appender's running calls. Dropping the last one frees the key.
 #[derive(Debug)]
 pub(super) struct LeaseGuard {
-    pub(super) lease: Arc<Lease>,
+    pub(super) lease: Arc<FileLease>,
 }
 
 impl LeaseGuard {

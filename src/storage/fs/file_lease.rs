@@ -25,7 +25,7 @@ use crate::state::{End, Life, Stat, State};
 
 /// One appender's hold on a resource, shared by the appender and the table. A takeover moves the core to a new lease.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(super) struct FileLease {
     pub(super) root: Arc<Root>,
     pub(super) key: Key,
     pub(super) life: Life,
@@ -66,7 +66,7 @@ pub(super) struct Core {
     id: u128,
 }
 
-impl Lease {
+impl FileLease {
     pub(super) fn new(root: Arc<Root>, key: Key, opened: Opened) -> io::Result<Self> {
         let meta = opened.file.metadata()?;
         let core = Core {

@@ -336,6 +336,39 @@ async fn whoever_comes_back_with_any_event_id_goes_on_there() {
 }
 
 #[tokio::test]
+async fn fault_73_an_event_id_in_the_query_resumes() {
+    for Store { name, layer, .. } in stores() {
+        let server = serve(layer).await;
+        let out = open(&server, "a", "0123456789").await;
+        let life = out.life();
+        for (query, headers, from) in [
+            (format!("lastEventId={life}:4"), vec![], 4),
+            (format!("Last-Event-ID={life}%3A4"), vec![], 4),
+            (format!("lastEventId={life}:4&Last-Event-ID={life}:4"), vec![], 4),
+            // `EventSource` updates only the header when it connects again.
+            (format!("lastEventId={life}:4"), vec![("last-event-id", format!("{life}:7"))], 7),
+            // Before the first event there is no id.
+            ("lastEventId=".to_owned(), vec![], 0),
+            (format!("lastEventId={life}:4"), vec![("last-event-id", String::new())], 4),
+            ("lastEventId=&tail=3".to_owned(), vec![], 7),
+        ] {
+            let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, &**value)).collect();
+            let target = format!("/a?verb=FOLLOW&{query}");
+            let mut source = Source::open(&server, Http::One, &target, &headers).await;
+            assert_eq!(source.next().await.json()["offset"], from, "{name} {query}");
+            assert_eq!(bytes(&source.data(10 - from).await), b"0123456789"[from..], "{name} {query}");
+        }
+        for query in ["lastEventId=x", "Last-Event-ID=7", &format!("lastEventId={life}:4&lastEventId={life}:5")] {
+            let answer = server.request("GET", &format!("/a?verb=FOLLOW&{query}"), &[ACCEPT]).await;
+            assert_eq!((answer.status, &*problem(&answer)), (400, "bad-request"), "{name} {query}");
+        }
+        // Only events have ids.
+        out.finish().await.unwrap();
+        assert_eq!(server.get("/a?verb=FOLLOW&lastEventId=x").await.text(), "0123456789");
+    }
+}
+
+#[tokio::test]
 async fn event_source_is_told_to_stop_where_there_is_no_more_and_only_there() {
     for Store { name, layer, .. } in stores() {
         let server = serve(layer).await;

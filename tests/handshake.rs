@@ -279,7 +279,7 @@ async fn fault_19_a_denied_request_is_answered_before_the_upgrade_and_its_token_
 }
 
 #[tokio::test]
-async fn a_refusal_does_not_reveal_whether_the_resource_exists() {
+async fn fault_55_a_refusal_does_not_reveal_whether_the_resource_exists() {
     // Tenants: `/a` is `mine/a`, for those who may do anything at all.
     let spy = Spy::new(MemoryStorage::new(1 << 20));
     let watch = spy.watch.clone();

@@ -83,6 +83,24 @@ async fn fault_15_ranges_are_exact_or_416() {
 }
 
 #[tokio::test]
+async fn fault_74_more_than_there_is_from_the_end_is_all() {
+    for store in stores() {
+        let server = serve(store.layer).await;
+        write(&server, "finished.txt", pattern(0, 1000)).await;
+        let mut live = server.streams.open_append("live.txt").await.unwrap();
+        live.append(pattern(0, 1000)).await.unwrap();
+        for suffix in ["1000", "1001", "18446744073709551615", "18446744073709551616", "99999999999999999999"] {
+            for key in ["/finished.txt", "/live.txt", "/finished.txt?verb=FOLLOW"] {
+                let answer = get(&server, key, &[("Range", &format!("bytes=-{suffix}"))]).await;
+                let told = (206, &pattern(0, 1000)[..], Some("bytes 0-999/1000"));
+                assert_eq!(range(&answer), told, "{} {key} {suffix}", store.name);
+            }
+        }
+        live.finish().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn fault_15_an_empty_resource_has_no_range() {
     for store in stores() {
         let server = serve(store.layer).await;

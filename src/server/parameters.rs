@@ -132,11 +132,26 @@ impl FollowHeaders {
             .get_all(header::ACCEPT)
             .into_iter()
             .any(|value| tokens(value.as_bytes()).any(|range| is_media_type(range, "text/event-stream")));
-        let last = head.headers.get("last-event-id").filter(|value| accepts_events && !value.is_empty());
-        let last =
-            last.map(|value| value.to_str().ok().and_then(EventId::parse).ok_or_else(|| malformed("Last-Event-ID")));
-        Ok(Self { range: range(&head.headers), accepts_events, last_event_id: last.transpose()? })
+        let last_event_id = if accepts_events { last_event_id(head)? } else { None };
+        Ok(Self { range: range(&head.headers), accepts_events, last_event_id })
     }
+}
+
+/// The id of the last event that the client has seen: from its header, else from the query, where polyfills and htmx put it.
+/// The header wins, because `EventSource` keeps the query of its first request, and updates only the header.
+fn last_event_id(head: &request::Parts) -> Result<Option<EventId>> {
+    let sources = [("Last-Event-ID", true), ("lastEventId", false), ("Last-Event-ID", false)];
+    for (name, in_header) in sources {
+        let value = match in_header {
+            true => header_value(head, name, HeaderName::from_static("last-event-id"))?,
+            false => single_value(head, name, None)?,
+        };
+        // Empty before the first event.
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            return EventId::parse(&value).map(Some).ok_or_else(|| malformed(name));
+        }
+    }
+    Ok(None)
 }
 
 impl EventId {
@@ -168,7 +183,7 @@ fn range(headers: &HeaderMap) -> Range {
             Range::From(StartPosition::Offset(first))
         }
         (_, Some(first), _, Some(last)) if first <= last => Range::Bounded,
-        ("", _, _, Some(bytes)) => Range::From(StartPosition::Tail(bytes)),
+        ("", _, last, _) if is_digits(last) => Range::From(StartPosition::Tail(suffix_len(last))),
         _ => Range::Malformed,
     }
 }
@@ -193,7 +208,16 @@ pub(crate) fn malformed(name: &str) -> Error {
 
 /// A decimal number of digits alone. (`str::parse` would accept a `+`.)
 pub(crate) fn unsigned(text: &str) -> Option<u64> {
-    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+    text.parse().ok().filter(|_| is_digits(text))
+}
+
+pub(crate) fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// How many bytes the range `-N` asks for, counted from the end. More than there can be means all (RFC 9110 section 14.1.2).
+pub(crate) fn suffix_len(digits: &str) -> u64 {
+    digits.parse().unwrap_or(u64::MAX)
 }
 
 fn number(head: &request::Parts, name: &'static str, header: Option<HeaderName>) -> Result<Option<u64>> {
@@ -207,13 +231,25 @@ fn parsed<T: FromStr>(head: &request::Parts, name: &'static str, header: Option<
 /// The parameter's value, from its header and the query. An error if it is given with different values.
 fn single_value(head: &request::Parts, name: &'static str, header: Option<HeaderName>) -> Result<Option<String>> {
     let mut values = Vec::new();
-    for value in header.iter().flat_map(|header| head.headers.get_all(header)) {
-        values.push(value.to_str().map_err(|_| malformed(name))?.trim().to_owned());
+    if let Some(header) = header {
+        values.extend(header_value(head, name, header)?);
     }
     for (_, value) in query(head.uri.query().unwrap_or("")).filter(|(found, _)| found == name) {
         let value: Cow<'_, [u8]> = percent_decode_str(value).into();
         values.push(String::from_utf8(value.into_owned()).map_err(|_| malformed(name))?);
     }
+    same_value(name, values)
+}
+
+/// The header's value. An error if it is given with different values.
+fn header_value(head: &request::Parts, name: &'static str, header: HeaderName) -> Result<Option<String>> {
+    let values = head.headers.get_all(header).into_iter();
+    let values: Result<Vec<_>> =
+        values.map(|value| Ok(value.to_str().map_err(|_| malformed(name))?.trim().to_owned())).collect();
+    same_value(name, values?)
+}
+
+fn same_value(name: &'static str, mut values: Vec<String>) -> Result<Option<String>> {
     if values.windows(2).any(|pair| pair[0] != pair[1]) {
         return Err(bad_request(format!("`{name}` is given more than once, with different values")));
     }

@@ -3,6 +3,7 @@
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::server::checks::lists;
+use crate::server::parameters::{is_digits, suffix_len};
 
 /// Evaluates the conditions on our own entity tag, and returns the status if they decide the response. The other
 /// headers are copied to `forwarded`, for tower-http, whose tags are its own.
@@ -10,7 +11,7 @@ pub(super) fn evaluate(
     request: &HeaderMap,
     tag: &str,
     live: bool,
-    empty: bool,
+    len: u64,
     forwarded: &mut HeaderMap,
 ) -> Option<StatusCode> {
     let if_match = lists(request, header::IF_MATCH, tag);
@@ -38,25 +39,26 @@ pub(super) fn evaluate(
     // A date is no strong validator here, so an `If-Range` with one never yields a range. A malformed range is ignored,
     // as RFC 9110 section 14.2 asks for.
     let unchanged = request.get(header::IF_RANGE).is_none_or(|value| value.as_bytes() == tag.as_bytes());
-    if unchanged && request.get(header::RANGE).is_some_and(is_single_range) {
-        forward(header::RANGE);
+    if unchanged && let Some(range) = request.get(header::RANGE).and_then(|range| single_range(range, len)) {
+        forwarded.insert(header::RANGE, range);
     }
     // tower-http would serve the first byte of an empty resource.
-    (empty && forwarded.contains_key(header::RANGE)).then_some(StatusCode::RANGE_NOT_SATISFIABLE)
+    (len == 0 && forwarded.contains_key(header::RANGE)).then_some(StatusCode::RANGE_NOT_SATISFIABLE)
 }
 
-/// Whether it is `bytes=N-M`, `bytes=N-` or `bytes=-N`.
-fn is_single_range(value: &HeaderValue) -> bool {
-    let range = value.to_str().ok().and_then(|value| value.split_once('='));
-    let Some((first, last)) = range.filter(|(unit, _)| *unit == "bytes").and_then(|(_, range)| range.split_once('-'))
-    else {
-        return false;
-    };
-    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    match (number(first), number(last)) {
-        (true, true) => first.parse::<u64>().ok().zip(last.parse().ok()).is_some_and(|(first, last)| first <= last),
-        (true, false) => last.is_empty(),
-        (false, true) => first.is_empty(),
-        (false, false) => false,
+/// The range for tower-http, if it is `bytes=N-M`, `bytes=N-` or `bytes=-N`.
+fn single_range(value: &HeaderValue, len: u64) -> Option<HeaderValue> {
+    let (first, last) = value.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
+    match (is_digits(first), is_digits(last)) {
+        (true, true) => {
+            let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+            (first <= last).then(|| value.clone())
+        }
+        (true, false) if last.is_empty() => Some(value.clone()),
+        // tower-http can't read a number that is larger than any length.
+        (false, true) if first.is_empty() => {
+            HeaderValue::try_from(format!("bytes=-{}", suffix_len(last).min(len))).ok()
+        }
+        _ => None,
     }
 }

@@ -61,7 +61,7 @@ pub(crate) async fn serve(
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.method_mut() = if head.method == Method::HEAD { Method::HEAD } else { Method::GET };
     let tag = etag(stat);
-    let decided = conditions::evaluate(&head.headers, &tag, live, stat.len == 0, request.headers_mut());
+    let decided = conditions::evaluate(&head.headers, &tag, live, stat.len, request.headers_mut());
     let mut response = match decided {
         Some(status) => empty(status),
         None => body(hub, key, stat, request).await?,

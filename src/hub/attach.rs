@@ -75,7 +75,7 @@ enum Attempt {
     RetryNow,
     /// Retry when this token is cancelled.
     RetryAfter(CancellationToken),
-    /// The resource is open, and kept for this appender.
+    /// The resource is open, and this appender may take it over, even if its older connection is still attached.
     TakeOver(Takeover),
     /// The resource is not open here. The key is locked, and counts as one more open resource.
     Open(KeyLock),
@@ -92,7 +92,6 @@ impl Hub {
             if self.shutting_down.is_cancelled() {
                 return Err(ErrorKind::ShuttingDown.into());
             }
-            // Spawned, so that neither a dropped future nor a panic leaves the key locked.
             let opened = match self.try_attach(key, &request).await? {
                 Attempt::Done(attached) => return Ok(attached),
                 Attempt::RetryNow => continue,
@@ -100,6 +99,7 @@ impl Hub {
                     self.wait_until_cancelled(&token).await?;
                     continue;
                 }
+                // Spawned, so that neither a dropped future nor a panic leaves the key locked.
                 Attempt::TakeOver(takeover) => self.tasks.spawn(takeover.run(request.clone())),
                 Attempt::Open(lock) => self.tasks.spawn(lock.open(request.clone())),
             };

@@ -170,7 +170,8 @@ pub(super) async fn finish_and_close(
     let finished = hub.cut_if_unresponsive(&resource, append.finish(end)).await;
     match &finished {
         Ok(stat) => {
-            // An appender that was lost without a byte leaves the resource in the state before it; followers get that one.
+            // An appender that was lost without a byte leaves the resource in its earlier state. Followers get that state, not
+            // `interrupted`.
             hub.close(&resource, stat.len, Phase::Ended(stat.state));
             let untouched = end == End::Interrupted && resource.len_at_open == Some(stat.len);
             let (key, stat) = (resource.key.clone(), stat.clone());

@@ -321,7 +321,8 @@ impl LeaseWatch {
     /// delete, [`Storage`](ErrorKind::Storage) after a failed sync or a storage that stopped responding, and
     /// [`ShuttingDown`](ErrorKind::ShuttingDown) already when a shutdown begins, while the lease can still append and finish.
     ///
-    /// Once the lease itself was finished, parked or dropped, it resolves with `Fenced` when the resource is closed.
+    /// After the lease itself was finished, parked or dropped, it resolves with `Fenced` once the resource is closed: the reason
+    /// is no longer known then.
     ///
     /// Cancel safe: nothing but waiting is lost when the future is dropped.
     pub(crate) fn closed(&self) -> impl Future<Output = ErrorKind> + Send + use<> {

@@ -28,7 +28,7 @@ impl Keepalive {
     /// Ticks every `interval`, and gives up once the peer was silent for `silence`, which is rounded up to whole
     /// intervals.
     pub(crate) fn new(interval: Duration, silence: Duration) -> Self {
-        // The tick that notices activity may come right behind it, and isn't counted: only the ones after it are.
+        // The tick that first sees activity resets the count, so a peer is given up between `silence` and one interval later.
         let ticks = silence.as_nanos().div_ceil(interval.as_nanos().max(1)).clamp(1, u32::MAX.into());
         Self {
             sleep: Box::pin(sleep_until(Instant::now() + interval)),

@@ -46,7 +46,7 @@ pub(crate) async fn follow(
         }
         Ok(Found::Closed(cursor, stat)) => (cursor, stat),
         Err(error) if follow_headers.accepts_events && error.kind() == ErrorKind::ShuttingDown => {
-            return Ok(retry_later());
+            return Ok(empty_event_stream());
         }
         Err(error) => return Err(error),
     };
@@ -98,7 +98,7 @@ pub(crate) async fn follow(
 }
 
 /// A stream of events that ends at once, upon which `EventSource` reconnects. After a 503 it would give up for good.
-fn retry_later() -> Response<OwnBody> {
+fn empty_event_stream() -> Response<OwnBody> {
     let mut response = Response::new(full(events::RETRY));
     forbid_buffering(response.headers_mut(), false);
     response.headers_mut().insert(header::CONTENT_TYPE, EVENT_STREAM);
@@ -176,7 +176,7 @@ struct BodyLimits {
     heartbeat: Option<Duration>,
     /// When the grant expires.
     until: Option<Instant>,
-    /// An abort no longer waits for a reader that takes nothing for this long.
+    /// How long an abort waits for a reader that takes nothing. It never disconnects a reader by itself.
     stall: Duration,
     /// The length of the body, if it is known: the resource is closed, and the headers say in which state.
     len: Option<u64>,

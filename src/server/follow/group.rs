@@ -66,7 +66,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> IdleFollower<IO> {
     ) -> Wakeup {
         {
             let mut slot = self.shared.slot();
-            // A wakeup to flush the rest of a write stays due until that is done.
+            // Stays woken until the rest of the last write is flushed.
             slot.woken &= !connection.conn.is_flushed();
             (slot.connection, slot.at) = (Some(connection), cursor.at());
         }

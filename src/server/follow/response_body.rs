@@ -18,8 +18,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::BoxError;
 
-/// How long a connection must be idle before an abort. Bytes that were copied on their way, by TLS for example, have no
-/// token any more.
+/// After the last token is gone, an abort waits until the body was not polled for this long: TLS, for example, may still hold
+/// copies of the last bytes.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A body whose bytes a future writes through a [`BodyWriter`].

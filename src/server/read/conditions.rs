@@ -5,8 +5,8 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use crate::server::checks::lists;
 use crate::server::parameters::{is_digits, suffix_len};
 
-/// Evaluates the conditions on our own entity tag, and returns the status if they decide the response. The other
-/// headers are copied to `forwarded`, for tower-http, whose tags are its own.
+/// Evaluates the conditions on our entity tag, and returns the status if they decide the response. A range, and of a closed
+/// resource dates, are copied to `forwarded` for tower-http. Tags are not, since tower-http would compare its own.
 pub(super) fn evaluate(
     request: &HeaderMap,
     tag: &str,

@@ -41,9 +41,9 @@ impl Root {
         }
         let older = {
             let mut table = self.table();
-            // Checked under the lock, which an open that begins after the caller was dropped takes as well. If that one
-            // is first, this one sees that the caller is gone. If it is second, it finds the key taken until the
-            // appender opened here has been dropped.
+            // The caller may have given up and opened the key again. If that newer open takes this lock first, this one
+            // sees here that nobody waits for it. Otherwise the newer one gets `Busy` until the appender that is opened here
+            // has been dropped.
             if caller.strong_count() == 0 {
                 return Err(ErrorKind::Busy.into());
             }

@@ -90,8 +90,9 @@ impl Slot {
         }
         let rebooted = self.boot != boot;
         let len = if rebooted { size.min(self.durable) } else { size };
-        // A record is written before its first byte. In another boot, bytes may have been read and be gone, whatever the
-        // length says. In the same boot only another program can have cut the file.
+        // A record is written before its first byte. After a reboot, bytes that a reader has seen may be lost even if the
+        // length looks right, so a new life begins, unless the resource was new and nothing of it is left. In the same boot
+        // only another program can have cut the file.
         let cut = match rebooted {
             true => self.existed || len > 0,
             false => size < self.durable || self.status == Status::Open && size < self.len,

@@ -38,8 +38,9 @@ impl Root {
         Ok(())
     }
 
-    /// Recovers a resource whose appender is gone: cuts bytes that may be corrupt, and records its state. One that is
-    /// kept for its owner keeps its open record, with all its bytes. Idempotent.
+    /// Recovers a resource whose appender is gone: cuts bytes that may be corrupt, and records its state. In the same boot a
+    /// resource that is kept for its owner keeps its open record and all its bytes; after a reboot it too is cut to the durable
+    /// length, and begins a new life. Idempotent.
     pub(super) fn recover(&self, key: &Key) -> io::Result<()> {
         let (open, closed) = (open_record_name(key), closed_record_name(key));
         let mut record = match Record::load(&self.records, &open, true)? {

@@ -183,7 +183,7 @@ impl HttpFStreamLayer {
         self
     }
 
-    /// How long a follower may accept nothing of what is to be sent to it before it is disconnected (close code 4002). A
+    /// How long a follower may accept no bytes while some wait for it, before it is disconnected (close code 4002). A
     /// follower that reads slowly is not.
     ///
     /// Default: 60 seconds.

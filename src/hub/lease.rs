@@ -252,7 +252,7 @@ impl Lease {
         let _ = self.hub.tasks.spawn(closing).await;
     }
 
-    /// Schedules a sync of what is committed now, within the configured time.
+    /// Schedules a sync of the bytes committed so far, within the configured time.
     fn schedule_sync(&self) {
         let within = match self.hub.config.durability {
             Durability::Interval(within) => within,

@@ -45,9 +45,9 @@ pub(crate) enum Intent {
     Http { verb: Verb, key: Key },
     /// A CORS preflight for one of our requests.
     Preflight,
-    /// A GET or HEAD of what may be a resource, without a verb.
+    /// A GET or HEAD without a verb. The path may name a resource.
     Read { key: Key },
-    /// A DELETE of what may be a resource, without a verb.
+    /// A DELETE without a verb. The path may name a resource.
     Delete { key: Key },
 }
 
